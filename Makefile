@@ -1,0 +1,53 @@
+# Two commands do everything on a machine with git, make and Python >= 3.11:
+#   make quickstart   set up .venv, then train on handwritten digits and look at the result
+#   make test         the same set-up, then all tests
+# PYTHON=python3.12 make ... chooses the interpreter that .venv is made with.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# uv does not read pip's settings; hand it the local wheel folders that pip knows, if there are any.
+LINKS = $${UV_FIND_LINKS:-$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null || true)}}
+INSTALL = UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
+# Without byte code every process compiles every library again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help quickstart test test-slow check format clean
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+.venv/base.stamp: Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "illama needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install -q "uv>=0.9"
+	@touch $@
+
+.venv/run.stamp: .venv/base.stamp pyproject.toml constraints.txt
+	@echo "Installing illama and what it needs into .venv (about a minute, more where torch has to be downloaded)"
+	$(INSTALL) -e ".[timm,data]"
+	@touch $@
+
+.venv/dev.stamp: .venv/run.stamp
+	$(INSTALL) -e ".[dev]"
+	@touch $@
+
+quickstart: .venv/run.stamp
+	$(BIN)/illama quickstart
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest -n 2
+
+test-slow: .venv/dev.stamp
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build dist
