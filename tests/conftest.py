@@ -1,0 +1,27 @@
+"""Shared by all tests: one thread per worker, and where the large optional data lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # the suite runs one worker per core
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder with the numbers of the authors' implementation."""
+    return GOLDEN
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with the large optional image sets; a test that needs it is skipped where it is absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip(f"optional data folder {SHARED / 'data'} is absent")
+    return SHARED / "data"
