@@ -1,1 +1,53 @@
-"""illama"""
+"""illama: the image LLaMA. Importing it is quick, silent and offline; names load what they need on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from illama.errors import UserError
+from illama.timm_bridge import register_with_timm
+
+if TYPE_CHECKING:
+    from illama.attention import soft_causal_attention
+    from illama.checkpoint import load_model
+    from illama.evaluate import evaluate, predict
+    from illama.models import ILlama, ModelConfig
+    from illama.recipes import load_recipe
+    from illama.train import train
+
+__version__ = "0.1.0"
+__all__ = [
+    "ILlama",
+    "ModelConfig",
+    "UserError",
+    "evaluate",
+    "load_model",
+    "load_recipe",
+    "predict",
+    "soft_causal_attention",
+    "train",
+]
+
+_HOME = {
+    "ILlama": "illama.models",
+    "ModelConfig": "illama.models",
+    "evaluate": "illama.evaluate",
+    "load_model": "illama.checkpoint",
+    "load_recipe": "illama.recipes",
+    "predict": "illama.evaluate",
+    "soft_causal_attention": "illama.attention",
+    "train": "illama.train",
+}
+
+register_with_timm()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
