@@ -9,7 +9,7 @@ import torch
 
 torch.set_num_threads(1)  # the suite runs one worker per core
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "golden" / "data"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -1,0 +1,1 @@
+"""Numbers of the authors' implementation; `data/index.json` describes every file and its tolerance."""

@@ -127,7 +127,10 @@ class ModelConfig:
         sides = self.height_width
         if len(sides) != 2 or any(not isinstance(s, int) or s < 1 or s % self.patch_size for s in sides):
             wrong.append(
-                ("img_size", f"{self.img_size!r} is not a positive multiple of patch_size ({self.patch_size})")
+                (
+                    "img_size",
+                    f"{self.img_size!r} is not a positive multiple of patch_size ({self.patch_size})",
+                )
             )
         if self.embed_dim % self.num_heads:
             wrong.append(("num_heads", f"{self.num_heads} does not divide embed_dim ({self.embed_dim})"))
@@ -135,7 +138,10 @@ class ModelConfig:
             step = {"learned": 1, "rope2d": 4}.get(self.position, 2)
             if self.head_dim % step:
                 wrong.append(
-                    ("num_heads", f"head width {self.head_dim} must be divisible by {step} for position {self.position}")
+                    (
+                        "num_heads",
+                        f"head width {self.head_dim} must be divisible by {step} for position {self.position}",
+                    )
                 )
         return wrong
 

@@ -1,0 +1,114 @@
+"""The parts of a block that are not attention: norms, feed-forwards, LayerScale, stochastic depth, patches."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from illama.errors import UserError
+from illama.models.config import ModelConfig
+
+NORM_EPS = 1e-6
+
+
+class RMSNorm(nn.Module):
+    """x * rsqrt(mean(x^2) + eps) over the last axis in at least float32, cast back, times a learned weight."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + NORM_EPS)
+        return normed.to(x.dtype) * self.weight
+
+
+class SwiGLU(nn.Module):
+    """LLaMA's feed-forward W2(SiLU(W1 x) * W3 x) without biases; fc1 is the gate, fc3 the value."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden, bias=False)
+        self.fc2 = nn.Linear(hidden, dim, bias=False)
+        self.fc3 = nn.Linear(dim, hidden, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))
+
+
+class Mlp(nn.Module):
+    """ViT's feed-forward: two linear layers with biases around a GELU."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch."""
+
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.initial = initial
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops a residual branch per sample with probability `rate`, scales up the survivors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = 0.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.rate
+        survivors = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
+        return x * (survivors / keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.4g}"
+
+
+class PatchEmbed(nn.Module):
+    """Images (B, in_chans, H, W) to patch tokens (B, n, D) in raster order: a convolution with kernel = stride."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.proj = nn.Conv2d(config.in_chans, config.embed_dim, config.patch_size, stride=config.patch_size)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        expected = (self.config.in_chans, *self.config.height_width)
+        if tuple(images.shape[1:]) != expected:
+            raise UserError(
+                f"images have shape {tuple(images.shape)}, the model was built for (B, {', '.join(map(str, expected))}); "
+                f"call model.set_input_size((height, width)) first, or resize the images"
+            )
+        return self.proj(images).flatten(2).transpose(1, 2)
+
+
+def build_norm(config: ModelConfig) -> nn.Module:
+    """RMSNorm or LayerNorm of width D."""
+    return RMSNorm(config.embed_dim) if config.norm == "rms" else nn.LayerNorm(config.embed_dim, eps=NORM_EPS)
+
+
+def build_ffn(config: ModelConfig) -> nn.Module:
+    """SwiGLU or MLP from width D through the hidden width of the configuration."""
+    kind = SwiGLU if config.ffn == "swiglu" else Mlp
+    return kind(config.embed_dim, config.hidden_dim)
+
+
+def build_layer_scale(config: ModelConfig) -> nn.Module:
+    """LayerScale, or the identity when the configuration has none."""
+    return nn.Identity() if config.layer_scale is None else LayerScale(config.embed_dim, config.layer_scale)

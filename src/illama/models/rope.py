@@ -1,0 +1,75 @@
+"""Rotary position embedding, 1-D (LLaMA) and 2-D (VisionLLaMA), as real cos/sin tables.
+
+Letters: B batch, h heads, N tokens, d head width, n patches. A table row belongs to a token; column j rotates
+the interleaved pair of channels (2j, 2j + 1).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from illama.models.config import ModelConfig
+
+BASE = 10000.0  # theta of RoPE, in LLaMA and in both published vision models
+
+
+def angles_1d(tokens: int, head_dim: int) -> torch.Tensor:
+    """Angles t * theta^(-2i/d) of the sequence index t, class token included: (N, d/2), float64, radians."""
+    frequencies = BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+    return torch.outer(torch.arange(tokens, dtype=torch.float64), frequencies)
+
+
+def angles_2d(config: ModelConfig) -> torch.Tensor:
+    """VisionLLaMA's angles: even pairs rotate by x, odd pairs by y: (N, d/2), float64, radians, in token order.
+
+    The class token counts as patch -1 of the raster order: x = columns - 1, y = `rope2d_cls_y`.
+    """
+    _, columns = config.grid
+    patch = torch.arange(config.num_patches)
+    x = torch.cat([patch % columns, torch.tensor([columns - 1])])
+    y = torch.cat([patch // columns, torch.tensor([config.rope2d_cls_y])])
+    if config.cls_position == "first":
+        x, y = x.roll(1), y.roll(1)
+    scale = 224 / config.height_width[0] if config.rope2d_auto_scale else 1.0
+    frequencies = BASE ** (-torch.arange(0, config.head_dim, 4, dtype=torch.float64) / config.head_dim)
+    by_x, by_y = torch.outer(x * scale, frequencies), torch.outer(y * scale, frequencies)
+    return torch.stack((by_x, by_y), dim=-1).flatten(1)
+
+
+class RotaryTable(nn.Module):
+    """cos and sin of the rotation angles as non-persistent buffers (N, d/2).
+
+    The tables are float32, and float64 in a double model; half precision never reaches them, for positions up to
+    N - 1 need more digits than it has.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        angles = (
+            angles_2d(config)
+            if config.position == "rope2d"
+            else angles_1d(config.num_patches + 1, config.head_dim)
+        )
+        self._angles = angles
+        self.register_buffer("cos", angles.cos().float(), persistent=False)
+        self.register_buffer("sin", angles.sin().float(), persistent=False)
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        super()._apply(fn, recurse)
+        dtype = torch.float64 if self.cos.dtype == torch.float64 else torch.float32
+        if self.cos.device.type != "meta":
+            self.cos = self._angles.cos().to(self.cos.device, dtype)
+            self.sin = self._angles.sin().to(self.sin.device, dtype)
+        return self
+
+    def forward(self, x_BhNd: torch.Tensor) -> torch.Tensor:
+        """Rotate the interleaved channel pairs of q or k, in the table's precision, back to the input's dtype."""
+        even, odd = (
+            x_BhNd.unflatten(-1, (-1, 2)).to(torch.promote_types(x_BhNd.dtype, self.cos.dtype)).unbind(-1)
+        )
+        rotated = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), dim=-1)
+        return rotated.flatten(-2).to(x_BhNd.dtype)

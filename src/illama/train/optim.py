@@ -1,0 +1,60 @@
+"""The optimizer: which tensors decay, layer-wise learning rates, AdamW."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from illama.models.illama import ILlama
+
+
+def param_groups(
+    model: ILlama, weight_decay: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer.
+
+    Tensors of one dimension, every `.bias`, `pos_embed` and `cls_token` do not decay; everything else does. With
+    `layer_decay`, group 0 is class token, position and patch embedding, group i + 1 is block i, the last group is
+    the final norm and the head, and group g of G has `lr_scale` = layer_decay^(G - 1 - g).
+
+    Returns:
+        Groups with the keys params, names, weight_decay, lr_scale; only trainable tensors, no empty group.
+    """
+    last = model.config.depth + 1
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in model.no_weight_decay()
+        depth = last if layer_decay is None else _layer(name, last)
+        scale = 1.0 if layer_decay is None else layer_decay ** (last - depth)
+        group = groups.setdefault(
+            (depth, decays),
+            {"params": [], "names": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale},
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def build_adamw(
+    groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+) -> torch.optim.AdamW:
+    """AdamW over `param_groups`; its learning rate is set before every step by `set_lr`."""
+    # Fused does the same arithmetic in one kernel; it exists for floating types on these devices only.
+    fused = all(p.device.type in ("cpu", "cuda", "mps") for g in groups for p in g["params"])
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=fused)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group the step's learning rate times the group's scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def _layer(name: str, last: int) -> int:
+    parts = name.split(".")
+    if parts[0] == "blocks":
+        return int(parts[1]) + 1
+    return last if parts[0] in ("norm", "head") else 0

@@ -1,0 +1,33 @@
+"""The roadmap's first row is timm's ViT: same weights, same numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from illama.models import ILlama, roadmap_config
+from illama.timm_bridge import import_timm
+
+
+@pytest.mark.parametrize(("variant", "img_size"), [("tiny", 224), ("tiny", (64, 96)), ("base", 64)])
+def test_logits_and_gradients(variant: str, img_size: int | tuple[int, int]) -> None:
+    timm = import_timm()
+    theirs = (
+        timm.create_model(f"vit_{variant}_patch16_224", img_size=img_size, num_classes=11).double().eval()
+    )
+    with (
+        torch.no_grad()
+    ):  # timm starts norms at 1, biases and the head at 0: too plain to find a swapped pair
+        for parameter in theirs.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    ours = ILlama(roadmap_config("vit", variant, img_size=img_size, num_classes=11)).double().eval()
+    ours.load_state_dict(theirs.state_dict())
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    weight = torch.randn(2, 11, dtype=torch.float64)
+    for model in (ours, theirs):
+        (model(images) * weight).sum().backward()
+    torch.testing.assert_close(ours(images), theirs(images), rtol=1e-11, atol=1e-11)
+    expected = {name: p.grad for name, p in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-11)
