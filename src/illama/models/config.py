@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 from illama.errors import UserError
 
@@ -48,6 +48,9 @@ class ModelConfig:
         rope2d_auto_scale: Whether `rope2d` multiplies coordinates by 224 / height (AS2D).
         attention_backend: A name of `illama.attention.BACKENDS`, or "auto".
     """
+
+    # How recipes read this section: nothing unknown, nothing converted.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
     img_size: int | tuple[int, int] = 224
     patch_size: int = 16

@@ -1,0 +1,33 @@
+"""Recipes: typed, checked descriptions of training runs, one YAML file per published or measured run."""
+
+from illama.recipes.batches import BatchPlan, plan_batches
+from illama.recipes.diff import Change, recipe_diff
+from illama.recipes.load import list_recipes, load_recipe, parse_recipe
+from illama.recipes.schema import (
+    AugmentConfig,
+    DataConfig,
+    DropPathConfig,
+    OptimizerConfig,
+    Recipe,
+    ScheduleConfig,
+    SoftnessConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "BatchPlan",
+    "Change",
+    "DataConfig",
+    "DropPathConfig",
+    "OptimizerConfig",
+    "Recipe",
+    "ScheduleConfig",
+    "SoftnessConfig",
+    "TrainConfig",
+    "list_recipes",
+    "load_recipe",
+    "parse_recipe",
+    "plan_batches",
+    "recipe_diff",
+]

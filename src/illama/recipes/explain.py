@@ -1,0 +1,213 @@
+"""All that is wrong with a recipe, in words: dotted key, what is allowed, what was given."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from illama.errors import UserError
+from illama.models.config import ModelConfig
+from illama.recipes.rules import broken_rules, flatten
+from illama.recipes.schema import Recipe, Section
+
+Problem = tuple[str, str]  # (dotted key, what is wrong and what to do)
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a recipe key may hold; `default` is missing (`...`) where the recipe has to say."""
+
+    annotation: Any
+    metadata: tuple[Any, ...]
+    default: Any
+
+
+def all_keys() -> dict[str, Key]:
+    """Every key of a recipe by its dotted name, in the order of the schema."""
+    return dict(_section_keys(Recipe, ""))
+
+
+def _section_keys(section: type[Section], prefix: str) -> Iterator[tuple[str, Key]]:
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if kind is ModelConfig:
+            hints = get_type_hints(ModelConfig)
+            for part in dataclasses.fields(ModelConfig):
+                yield f"{prefix}{name}.{part.name}", Key(hints[part.name], (), part.default)
+        elif isinstance(kind, type) and issubclass(kind, Section):
+            yield from _section_keys(kind, f"{prefix}{name}.")
+        else:
+            default = ... if field.is_required() else field.default
+            hint = get_type_hints(section, include_extras=True)[name]
+            yield f"{prefix}{name}", Key(hint, tuple(_limits([field])), default)
+
+
+def find_problems(tree: Mapping[str, Any]) -> list[Problem]:
+    """Everything wrong with the tree of a recipe: types, ranges, unknown and missing keys, impossible pairs.
+
+    Args:
+        tree: A recipe in JSON's types, variant already expanded.
+    """
+    keys = all_keys()
+    problems: dict[str, str] = {}
+    try:
+        Recipe.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        for detail in error.errors():
+            key, text = _explain(detail["type"], detail["loc"], detail.get("input"), keys)
+            problems.setdefault(key, text)
+    problems.pop("", None)  # impossible pairs: told below, also where other keys are wrong
+    problems.pop("model", None) if isinstance(tree.get("model"), Mapping) else None
+    for key, text in _model_problems(tree.get("model"), problems):
+        problems.setdefault(key, text)
+    flat = {key: spec.default for key, spec in keys.items() if spec.default is not ...}
+    flat |= {key: value for key, value in flatten(tree).items() if key in keys}
+    wrong = [key for key in keys if any(key == bad or key.startswith(f"{bad}.") for bad in problems)]
+    for key, text in broken_rules(flat, ignore=wrong):
+        problems.setdefault(key, text)
+    order = {key: place for place, key in enumerate(keys)}
+    return sorted(problems.items(), key=lambda item: order.get(item[0], -1))
+
+
+def raise_problems(label: str, problems: Iterable[Problem]) -> None:
+    """Raise one `UserError` for all problems: one line for one problem, an aligned list for more."""
+    found = list(problems)
+    if not found:
+        return
+    if len(found) == 1:
+        raise UserError(f"{label}: {found[0][0]}: {found[0][1]}")
+    width = max(len(key) for key, _ in found)
+    lines = [f"  {key:<{width}}  {text}" for key, text in found]
+    raise UserError("\n".join([f"{label} has {len(found)} problems", *lines]))
+
+
+def hint(key: str) -> str:
+    """The nearest known key for an unknown one, or the keys of its section."""
+    known = list(all_keys())
+    sections = {name[: name.rindex(".")] for name in known if "." in name}
+    candidates = [*known, *sorted(sections), "model.variant"]
+    section, _, last = key.rpartition(".")
+    near = [name for name in candidates if name.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(key, candidates, n=1, cutoff=0.8)
+    if not near:
+        ends = {name.rpartition(".")[2]: name for name in reversed(candidates)}
+        near = [ends[end] for end in difflib.get_close_matches(last, ends, n=1, cutoff=0.7)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    here = [name.rpartition(".")[2] for name in candidates if name.rpartition(".")[0] == section]
+    return f"known here: {', '.join(here or sorted(Recipe.model_fields))}"
+
+
+def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """In words, the values that a type with limits allows."""
+    limits = list(_limits(metadata))
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        base, *inner = get_args(annotation)
+        return allowed(base, [*inner, *limits])
+    if origin in (Union, UnionType):
+        return " or ".join(allowed(part, limits) for part in get_args(annotation))
+    if origin is Literal:
+        *most, last = map(str, get_args(annotation))
+        return f"{', '.join(most)} or {last}" if most else last
+    if origin is tuple:
+        parts = [part for part in get_args(annotation) if part is not ...]
+        if Ellipsis in get_args(annotation):
+            return f"a list of values, each {allowed(parts[0])}"
+        return f"a list of {len(parts)} values, each {allowed(parts[0])}"
+    if annotation is NoneType:
+        return "null"
+    if annotation is bool:
+        return "true or false"
+    if annotation is str:
+        return _text(metadata)
+    if isinstance(annotation, type) and issubclass(annotation, Section | ModelConfig):
+        return "a section of keys"
+    return _range(limits, "whole number" if annotation is int else "number")
+
+
+def _explain(kind: str, loc: tuple[int | str, ...], given: Any, keys: Mapping[str, Key]) -> Problem:
+    """One of pydantic's complaints in our words; `loc` may end in union branches and list positions."""
+    if kind in _UNKNOWN_KEY:
+        key = ".".join(map(str, loc))
+        return key, f"unknown key; {hint(key)}"
+    sections = {name[:place] for name in keys for place, letter in enumerate(name) if letter == "."}
+    for length in range(len(loc), 0, -1):
+        key = ".".join(map(str, loc[:length]))
+        if key in keys or key in sections or key in Recipe.model_fields:
+            break
+    else:
+        return "", "values that do not fit together"
+    if kind == "missing":
+        return key, "missing; " + (f"allowed: {_allowed_at(key, keys)}" if key in keys else "the section is required")
+    return key, f"allowed: {_allowed_at(key, keys)}, given {_shown(given)}"
+
+
+def _allowed_at(key: str, keys: Mapping[str, Key]) -> str:
+    return allowed(keys[key].annotation, keys[key].metadata) if key in keys else "a section of keys"
+
+
+def _model_problems(model: Any, known: Mapping[str, str]) -> list[Problem]:
+    """What `ModelConfig` itself refuses; its shapes are judged only once all its types are right."""
+    if not isinstance(model, Mapping):
+        return []
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    wrong = {key.partition(".")[2] for key in known if key.startswith("model.")}
+    values = {name: value for name, value in model.items() if name in fields - wrong}
+    if isinstance(values.get("img_size"), list):
+        values["img_size"] = tuple(values["img_size"])
+    found = _Unchecked(**values).problems()
+    shapes = ("img_size", "num_heads")
+    return [(f"model.{name}", text) for name, text in found if not (wrong & fields and name in shapes)]
+
+
+class _Unchecked(ModelConfig):
+    """A configuration that may be wrong, to be asked what is wrong with it."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def _limits(metadata: Iterable[Any]) -> Iterator[Any]:
+    for item in metadata:
+        if isinstance(item, FieldInfo):
+            yield from item.metadata
+            if item.examples:
+                yield item
+        else:
+            yield item
+
+
+def _text(metadata: Iterable[Any]) -> str:
+    for item in metadata:
+        if isinstance(item, FieldInfo) and item.examples:
+            return f"text like {', '.join(item.examples)}"
+    return "text"
+
+
+def _range(limits: list[Any], noun: str) -> str:
+    bounds = {
+        name: getattr(limit, name) for limit in limits for name in ("ge", "gt", "le", "lt") if hasattr(limit, name)
+    }
+    low, high = bounds.get("ge", bounds.get("gt")), bounds.get("le", bounds.get("lt"))
+    if low is None:
+        return f"a {noun}"
+    kind = "whole numbers " if noun == "whole number" else ""
+    if high is None:
+        return f"{kind}at least {low}" if "ge" in bounds else f"{kind}above {low}"
+    excluded = [f"{bounds[name]}" for name in ("gt", "lt") if name in bounds]
+    return f"{kind}{low} to {high}" + (f" ({' and '.join(excluded)} excluded)" if excluded else "")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,185 @@
+"""From a packaged name or a file to a checked `Recipe`: base, overrides, variant, and one message for all mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from illama.errors import UserError
+from illama.models.variants import VARIANTS
+from illama.recipes import yaml_text
+from illama.recipes.explain import Problem, find_problems, hint, raise_problems
+from illama.recipes.schema import Recipe
+from illama.registry import closest
+
+Tree = dict[str, Any]
+
+# What a variant decides: the fields in which the variants differ.
+_VARIANT_FIELDS = tuple(
+    field.name
+    for field in dataclasses.fields(VARIANTS["tiny"])
+    if len({getattr(config, field.name) for config in VARIANTS.values()}) > 1
+)
+
+
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply overrides, check everything.
+
+    Args:
+        name_or_path: A name of `list_recipes()`, or the path of a YAML file (it ends in .yaml or has a folder).
+        overrides: `section.key=value`, the value written as in YAML; they win over the file.
+
+    Raises:
+        UserError: No such recipe or file, or a recipe with problems; the message lists all of them.
+    """
+    source = _find(name_or_path)
+    tree = _read_with_base(source, ())
+    tree.setdefault("name", Path(source.name).stem)
+    edits, problems = _parse_overrides(overrides)
+    return _build(_merge(tree, edits), _label(source), problems)
+
+
+def parse_recipe(tree: Mapping[str, Any], label: str = "recipe") -> Recipe:
+    """A recipe from nested dictionaries, for instance those that a checkpoint stores.
+
+    Args:
+        tree: What `Recipe.to_dict` gave, or a part of it; `model.variant` is understood.
+        label: What the message calls it.
+
+    Raises:
+        UserError: As `load_recipe`.
+    """
+    return _build(json.loads(json.dumps(tree)), label, [])
+
+
+def list_recipes() -> list[str]:
+    """Names of the packaged recipes; files that only serve as a base (leading underscore) are left out."""
+    return sorted(Path(name).stem for name in _packaged() if not name.startswith("_"))
+
+
+def _packaged() -> dict[str, Traversable]:
+    return {entry.name: entry for entry in files("illama.recipes").iterdir() if entry.name.endswith(".yaml")}
+
+
+def _find(name_or_path: str | Path) -> Traversable:
+    """The file behind a packaged name or a path."""
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text:
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise UserError(f"recipe file {text} does not exist; packaged recipes are called by name alone")
+        return path
+    if text not in list_recipes():
+        raise UserError(
+            f"unknown recipe {text!r}; {closest(text, list_recipes())} (a file needs its ending: {text}.yaml)"
+        )
+    return _packaged()[f"{text}.yaml"]
+
+
+def _label(source: Traversable) -> str:
+    return str(source) if isinstance(source, Path) and not _is_packaged(source) else f"recipe {Path(source.name).stem}"
+
+
+def _is_packaged(source: Path) -> bool:
+    return source.resolve().parent == Path(str(files("illama.recipes"))).resolve()
+
+
+def _read_with_base(source: Traversable, children: tuple[str, ...]) -> Tree:
+    """The tree of a file on top of its base's, which may have a base itself."""
+    if str(source) in children:
+        raise UserError(f"{_label(source)}: base: the recipes name each other in a circle")
+    tree = _read(source)
+    if "base" not in tree:
+        return tree
+    base = tree.pop("base")
+    if not isinstance(base, str):
+        raise UserError(f"{_label(source)}: base: allowed: the name or path of one recipe; given {json.dumps(base)}")
+    below = _read_with_base(_find_base(base, source), (*children, str(source)))
+    below.pop("name", None)
+    return _merge(below, tree)
+
+
+def _find_base(base: str, source: Traversable) -> Traversable:
+    """A base is a packaged recipe (bare ones included) or a file relative to the recipe that names it."""
+    if f"{base}.yaml" in _packaged():
+        return _packaged()[f"{base}.yaml"]
+    if base.endswith((".yaml", ".yml")) and isinstance(source, Path):
+        path = source.parent / base
+        if path.is_file():
+            return path
+        raise UserError(f"{_label(source)}: base: file {path} does not exist")
+    raise UserError(f"{_label(source)}: base: unknown recipe {base!r}; {closest(base, list_recipes())}")
+
+
+def _read(source: Traversable) -> Tree:
+    try:
+        tree = yaml_text.parse(source.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{_label(source)} is not YAML: {yaml_text.complaint(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{_label(source)} cannot be read: {error}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{_label(source)} is no recipe: it holds no `key: value` lines")
+    return tree
+
+
+def _parse_overrides(overrides: Sequence[str]) -> tuple[Tree, list[Problem]]:
+    """Overrides as a tree, and those that are none; the last one for a key wins."""
+    tree: Tree = {}
+    problems: list[Problem] = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            problems.append((text, f"an override is key=value; {hint(key)}"))
+            continue
+        try:
+            parsed = yaml_text.parse(value)
+        except yaml.YAMLError as error:
+            problems.append((key, f"not a YAML value: {yaml_text.complaint(error)}; quote text with special signs"))
+            continue
+        node = tree
+        *sections, last = key.split(".")
+        for section in sections:
+            if not isinstance(node.get(section), dict):
+                node[section] = {}
+            node = node[section]
+        node[last] = parsed
+    return tree, problems
+
+
+def _merge(below: Tree, above: Tree) -> Tree:
+    """Sections are merged key by key, everything else is replaced; a variant replaces the sizes below it."""
+    merged = dict(below)
+    for key, value in above.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            under = merged[key]
+            if key == "model" and "variant" in value:
+                under = {name: size for name, size in under.items() if name not in _VARIANT_FIELDS}
+            merged[key] = _merge(under, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _build(tree: Tree, label: str, problems: list[Problem]) -> Recipe:
+    """The recipe of a merged tree, or one message with all its problems."""
+    found = list(problems)
+    model = tree.get("model")
+    if isinstance(model, dict) and "variant" in model:
+        rest = {name: value for name, value in model.items() if name != "variant"}
+        try:
+            sizes = {name: getattr(VARIANTS[str(model["variant"])], name) for name in _VARIANT_FIELDS}
+        except UserError as error:
+            sizes = {}
+            found.append(("model.variant", str(error)))
+        tree = {**tree, "model": {**sizes, **rest}}
+    raise_problems(label, [*found, *find_problems(tree)])
+    return Recipe.model_validate_json(json.dumps(tree))

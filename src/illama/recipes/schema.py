@@ -1,0 +1,233 @@
+"""What a recipe is: frozen, strictly typed sections; every range stands at its field.
+
+A recipe holds everything that decides a training run except where its results go. Pairs of values that
+cannot stand together are listed in `illama.recipes.rules`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from illama.models.config import ModelConfig
+from illama.recipes import yaml_text
+from illama.recipes.rules import broken_rules, flatten
+
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0, le=1)]
+AtLeastZero = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# What timm's reader of RandAugment strings understands: m(agnitude), n(umber), w(eights), p(robability), inc, ...
+_RANDAUGMENT = r"^rand(-(mstd|mmax|inc|m|n|w|p)[0-9]+(\.[0-9]+)?)+$"
+_DATA_NAME = r"^(auto|digits|parquet|folder|(torch|hfds|hfids|tfds|wds)/.+)$"
+_DATA_EXAMPLES = ["auto", "digits", "parquet", "folder", "torch/cifar10", "hfds/...", "wds/..."]
+
+
+class Section(BaseModel):
+    """Common behaviour: nothing unknown, nothing converted, nothing changed afterwards."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class DataConfig(Section):
+    """Where the images come from and how evaluation looks at them."""
+
+    name: str = Field("auto", pattern=_DATA_NAME, examples=_DATA_EXAMPLES)
+    """`digits` (embedded), `parquet` (Hugging Face image layout), `folder` (a folder per class), a timm string
+    (`torch/...`, `hfds/...`, `wds/...`), or `auto`: parquet or folder, whichever `path` holds."""
+    path: str | None = None
+    """Folder of the data set; the command line's `--data` sets it."""
+    train_split: str = Field("train", min_length=1)
+    """Name of the split to train on; its classes number the outputs."""
+    eval_split: str = Field("auto", min_length=1)
+    """Name of the split to evaluate on; `auto` takes the first that exists of validation, val, test."""
+    val_fraction: float = Field(0.0, ge=0, lt=1)
+    """Share of the training split that the seed sets aside and that is evaluated instead of `eval_split`."""
+    storage: Literal["auto", "memory", "stream"] = "auto"
+    """Decoded images in memory, or read from disk each time; `auto` decides by size."""
+    num_train_images: Count | None = None
+    """Published number of training images, for `--print` without the data; the run counts its own."""
+    max_train_images: Count | None = None
+    """Train on the first so many images of the seed's order only."""
+    max_eval_images: Count | None = None
+    """Evaluate on so many images only."""
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that decode images; `auto` fits the machine."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel, of values from 0 to 1, subtracted before the model."""
+    std: tuple[AboveZero, ...] = IMAGENET_STD
+    """Deviation of each channel, divided by after subtraction."""
+    crop_pct: float = Field(0.875, gt=0, le=1)
+    """Evaluation at 33 to 383 px resizes the shorter side to size / crop_pct and crops the centre; other sizes
+    do without: warped to the size from 384 px on, taken as they are up to 32 px."""
+
+
+class AugmentConfig(Section):
+    """What training does to images and targets."""
+
+    crop: Literal["auto", "resized", "pad", "none"] = "auto"
+    """Random resized crop, random crop after padding, or neither; `auto` pads up to 32 px and resizes above."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of a resized crop as a share of the image's, least and most."""
+    crop_ratio: tuple[AboveZero, AboveZero] = (0.75, 4 / 3)
+    """Width / height of a resized crop, least and most."""
+    crop_padding: int = Field(4, ge=0)
+    """Pixels added on each side before a padded crop."""
+    hflip: Rate = 0.5
+    """Probability of a horizontal flip."""
+    rotate: float = Field(0.0, ge=0, le=180)
+    """Degrees; each image turns by a random angle of at most this."""
+    randaugment: str | None = Field(None, pattern=_RANDAUGMENT, examples=["rand-m9-mstd0.5-inc1"])
+    """RandAugment as timm spells it; needs timm."""
+    color_jitter: AtLeastZero = 0.0
+    """Strength of brightness, contrast and saturation changes; not together with RandAugment."""
+    erase_prob: Rate = 0.0
+    """Probability of random erasing."""
+    erase_mode: Literal["pixel", "const", "rand"] = "pixel"
+    """Erased areas become noise per pixel, zero, or one random colour."""
+    erase_count: Count = 1
+    """Erased areas per image at most."""
+    mixup: AtLeastZero = 0.0
+    """Alpha of mixup's Beta distribution; 0 is off."""
+    cutmix: AtLeastZero = 0.0
+    """Alpha of cutmix's Beta distribution; 0 is off."""
+    mix_prob: Rate = 1.0
+    """Probability that a batch is mixed at all."""
+    mix_switch_prob: Rate = 0.5
+    """Probability of cutmix rather than mixup where both are on."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of the target that is spread over all classes."""
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning rate, which belongs to a total batch."""
+
+    name: Literal["adamw"] = "adamw"
+    """The one optimizer of the published runs."""
+    lr: AboveZero
+    """Highest learning rate, for a total batch of `lr_batch`."""
+    lr_batch: Count
+    """The total batch that `lr` belongs to."""
+    lr_scaling: Literal["linear", "none"] | None = None
+    """What happens at another total batch: `linear` multiplies lr by total / lr_batch, `none` keeps lr, null refuses."""
+    min_lr: AtLeastZero = 1e-6
+    """Where the cosine ends (it stops one step short of it)."""
+    weight_decay: AtLeastZero = 0.05
+    """Decoupled weight decay of all matrices; vectors, biases, position and class token have none."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of the running mean and of the running square of gradients."""
+    eps: AboveZero = 1e-8
+    """Added to the root of the running square."""
+    clip_grad: AboveZero | None = None
+    """Largest norm of the whole gradient; null does not clip."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor on lr from each layer to the one before it; null gives all layers the same."""
+
+
+class SoftnessConfig(Section):
+    """How much of later tokens attention sees during training: 1 bidirectional, 0 causal."""
+
+    mode: Literal["soft", "standard"] = "soft"
+    """`soft`: falls to 0 at `cutoff_epochs`; `standard`: `value` for the whole run."""
+    shape: Literal["constant", "linear"] = "constant"
+    """`soft` only: stays at `value` until the cutoff, or falls linearly to 0 there."""
+    cutoff_epochs: int = Field(0, ge=0)
+    """`soft` only: epochs until the mask is causal; 0 is causal from the start."""
+    value: Rate = 1.0
+    """Softness at the start."""
+
+
+class DropPathConfig(Section):
+    """When stochastic depth acts; its rate is `model.drop_path`."""
+
+    mode: Literal["standard", "early", "late"] = "standard"
+    """The whole run, only before `cutoff_epochs`, or only from there on."""
+    shape: Literal["constant", "linear"] = "constant"
+    """`early` only: constant until the cutoff, or falling linearly to 0 there."""
+    cutoff_epochs: int = Field(0, ge=0)
+    """`early` and `late` only: the epoch of the change."""
+
+
+class ScheduleConfig(Section):
+    """Everything that changes with the optimizer step."""
+
+    epochs: Count
+    """Passes over the training images."""
+    warmup_epochs: int = Field(0, ge=0)
+    """Epochs in which lr rises linearly from 0."""
+    softness: SoftnessConfig = SoftnessConfig()
+    """The soft mask."""
+    drop_path: DropPathConfig = DropPathConfig()
+    """Stochastic depth over time."""
+
+
+class TrainConfig(Section):
+    """How the loop runs."""
+
+    total_batch: Count
+    """Images per optimizer step = devices x device_batch x accumulation."""
+    device_batch: Count | None = None
+    """Images that one device holds at a time; null: whatever accumulation leaves."""
+    accumulation: Count | None = None
+    """Micro-batches per optimizer step; null: whatever `device_batch` needs."""
+    precision: Literal["float32", "bf16", "auto"] = "float32"
+    """Type of the forward pass; `auto` takes bf16 where the device is faster with it."""
+    compile: bool = False
+    """Whether `torch.compile` prepares the model."""
+    grad_checkpointing: bool = False
+    """Whether blocks are computed again in the backward pass to save memory."""
+    loss: Literal["auto", "cross_entropy", "soft_target"] = "auto"
+    """`auto`: soft targets with mixup or cutmix, otherwise cross-entropy; both with label smoothing."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of a running mean of the weights; null keeps none."""
+    log_every_steps: Count = 50
+    """Optimizer steps between two log lines; the loss is read from the device only there."""
+    eval_every_epochs: Count = 1
+    """Epochs between two evaluations; the last epoch is always evaluated."""
+    eval_batch: Count = 256
+    """Images per evaluation batch and device."""
+    save_every_steps: Count | None = None
+    """Optimizer steps between two checkpoints, besides the one at each epoch's end."""
+
+
+class Recipe(Section):
+    """A training run, complete; `illama.recipes.load_recipe` reads one."""
+
+    name: str = Field(pattern=r"^[^/\\]+$", examples=["imagenet1k_tiny"])
+    """What the run is called; a recipe file's own name unless it says otherwise."""
+    seed: int = Field(0, ge=0, le=2**32 - 1)
+    """Decides initial weights, data order, augmentation and drop path."""
+    model: ModelConfig
+    """The network; in a file `variant` stands for the width, depth and heads of tiny, small, base or large."""
+    data: DataConfig = DataConfig()
+    """The images."""
+    augment: AugmentConfig = AugmentConfig()
+    """Their augmentation."""
+    optimizer: OptimizerConfig
+    """The optimizer."""
+    schedule: ScheduleConfig
+    """What changes over time."""
+    train: TrainConfig
+    """The loop."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        broken = broken_rules(flatten(self.to_dict()))
+        if broken:
+            raise ValueError("; ".join(f"{key}: {text}" for key, text in broken))
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole recipe in JSON's types, defaults included."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The whole recipe as YAML; loading that text gives an equal recipe."""
+        return yaml_text.dump(self.to_dict())

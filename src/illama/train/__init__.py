@@ -1,0 +1,1 @@
+"""Training: schedules, optimizer, losses, and the one loop that runs every recipe."""
