@@ -39,16 +39,16 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where the images come from and how evaluation looks at them."""
 
-    name: str = Field("auto", pattern=_DATA_NAME, examples=_DATA_EXAMPLES)
+    name: str = Field(default="auto", pattern=_DATA_NAME, examples=_DATA_EXAMPLES)
     """`digits` (embedded), `parquet` (Hugging Face image layout), `folder` (a folder per class), a timm string
     (`torch/...`, `hfds/...`, `wds/...`), or `auto`: parquet or folder, whichever `path` holds."""
     path: str | None = None
     """Folder of the data set; the command line's `--data` sets it."""
-    train_split: str = Field("train", min_length=1)
+    train_split: str = Field(default="train", min_length=1)
     """Name of the split to train on; its classes number the outputs."""
-    eval_split: str = Field("auto", min_length=1)
+    eval_split: str = Field(default="auto", min_length=1)
     """Name of the split to evaluate on; `auto` takes the first that exists of validation, val, test."""
-    val_fraction: float = Field(0.0, ge=0, lt=1)
+    val_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training split that the seed sets aside and that is evaluated instead of `eval_split`."""
     storage: Literal["auto", "memory", "stream"] = "auto"
     """Decoded images in memory, or read from disk each time; `auto` decides by size."""
@@ -64,7 +64,7 @@ class DataConfig(Section):
     """Mean of each channel, of values from 0 to 1, subtracted before the model."""
     std: tuple[AboveZero, ...] = IMAGENET_STD
     """Deviation of each channel, divided by after subtraction."""
-    crop_pct: float = Field(0.875, gt=0, le=1)
+    crop_pct: float = Field(default=0.875, gt=0, le=1)
     """Evaluation at 33 to 383 px resizes the shorter side to size / crop_pct and crops the centre; other sizes
     do without: warped to the size from 384 px on, taken as they are up to 32 px."""
 
@@ -78,13 +78,13 @@ class AugmentConfig(Section):
     """Area of a resized crop as a share of the image's, least and most."""
     crop_ratio: tuple[AboveZero, AboveZero] = (0.75, 4 / 3)
     """Width / height of a resized crop, least and most."""
-    crop_padding: int = Field(4, ge=0)
+    crop_padding: int = Field(default=4, ge=0)
     """Pixels added on each side before a padded crop."""
     hflip: Rate = 0.5
     """Probability of a horizontal flip."""
-    rotate: float = Field(0.0, ge=0, le=180)
+    rotate: float = Field(default=0.0, ge=0, le=180)
     """Degrees; each image turns by a random angle of at most this."""
-    randaugment: str | None = Field(None, pattern=_RANDAUGMENT, examples=["rand-m9-mstd0.5-inc1"])
+    randaugment: str | None = Field(default=None, pattern=_RANDAUGMENT, examples=["rand-m9-mstd0.5-inc1"])
     """RandAugment as timm spells it; needs timm."""
     color_jitter: AtLeastZero = 0.0
     """Strength of brightness, contrast and saturation changes; not together with RandAugment."""
@@ -102,7 +102,7 @@ class AugmentConfig(Section):
     """Probability that a batch is mixed at all."""
     mix_switch_prob: Rate = 0.5
     """Probability of cutmix rather than mixup where both are on."""
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes."""
 
 
@@ -116,7 +116,7 @@ class OptimizerConfig(Section):
     lr_batch: Count
     """The total batch that `lr` belongs to."""
     lr_scaling: Literal["linear", "none"] | None = None
-    """What happens at another total batch: `linear` multiplies lr by total / lr_batch, `none` keeps lr, null refuses."""
+    """At another total batch `linear` multiplies lr by total / lr_batch, `none` keeps lr, null refuses to run."""
     min_lr: AtLeastZero = 1e-6
     """Where the cosine ends (it stops one step short of it)."""
     weight_decay: AtLeastZero = 0.05
@@ -138,7 +138,7 @@ class SoftnessConfig(Section):
     """`soft`: falls to 0 at `cutoff_epochs`; `standard`: `value` for the whole run."""
     shape: Literal["constant", "linear"] = "constant"
     """`soft` only: stays at `value` until the cutoff, or falls linearly to 0 there."""
-    cutoff_epochs: int = Field(0, ge=0)
+    cutoff_epochs: int = Field(default=0, ge=0)
     """`soft` only: epochs until the mask is causal; 0 is causal from the start."""
     value: Rate = 1.0
     """Softness at the start."""
@@ -151,7 +151,7 @@ class DropPathConfig(Section):
     """The whole run, only before `cutoff_epochs`, or only from there on."""
     shape: Literal["constant", "linear"] = "constant"
     """`early` only: constant until the cutoff, or falling linearly to 0 there."""
-    cutoff_epochs: int = Field(0, ge=0)
+    cutoff_epochs: int = Field(default=0, ge=0)
     """`early` and `late` only: the epoch of the change."""
 
 
@@ -160,7 +160,7 @@ class ScheduleConfig(Section):
 
     epochs: Count
     """Passes over the training images."""
-    warmup_epochs: int = Field(0, ge=0)
+    warmup_epochs: int = Field(default=0, ge=0)
     """Epochs in which lr rises linearly from 0."""
     softness: SoftnessConfig = SoftnessConfig()
     """The soft mask."""
@@ -202,7 +202,7 @@ class Recipe(Section):
 
     name: str = Field(pattern=r"^[^/\\]+$", examples=["imagenet1k_tiny"])
     """What the run is called; a recipe file's own name unless it says otherwise."""
-    seed: int = Field(0, ge=0, le=2**32 - 1)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Decides initial weights, data order, augmentation and drop path."""
     model: ModelConfig
     """The network; in a file `variant` stands for the width, depth and heads of tiny, small, base or large."""
