@@ -52,9 +52,7 @@ def run(model: ILlama, images: torch.Tensor, targets: torch.Tensor) -> dict[str,
     """One forward and backward pass; every item under its golden name."""
     images = images.clone().requires_grad_()
     found = {"tokens.embed": model.embed(images)}
-    x = model.run_blocks(
-        found["tokens.embed"], after_block=lambda i, x: found.update({f"tokens.block{i}": x})
-    )
+    x = model.run_blocks(found["tokens.embed"], after_block=lambda i, x: found.update({f"tokens.block{i}": x}))
     found["tokens.norm"] = model.norm(x)
     logits = model.forward_head(found["tokens.norm"])
     loss = F.cross_entropy(logits, targets)

@@ -100,15 +100,11 @@ class TestVisionLlama:
                 rope2d_auto_scale=True,
             )
         )
-        torch.testing.assert_close(
-            scaled[[0, 1, 2, 3, 4, 784]], stored["f64/angles_as448"], rtol=0, atol=1e-13
-        )
+        torch.testing.assert_close(scaled[[0, 1, 2, 3, 4, 784]], stored["f64/angles_as448"], rtol=0, atol=1e-13)
 
 
 def test_index_lists_the_tolerances_used_here() -> None:
     suggested = read_json("index.json")["suggested_tolerances_rel_l2"]
     assert suggested["float64, everything double"]["all f64 items"] == TOLERANCE[torch.float64][0]
     single = suggested["float32 against f64 items, micro"]
-    assert (single["logits, tokens, attn"], single["gradient per tensor, grad_input"]) == TOLERANCE[
-        torch.float32
-    ]
+    assert (single["logits, tokens, attn"], single["gradient per tensor, grad_input"]) == TOLERANCE[torch.float32]

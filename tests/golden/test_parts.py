@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 import torch.nn.functional as F
 
 from illama.models import ILlama, ModelConfig
@@ -21,13 +20,9 @@ def test_position_resize(old: int, new: int) -> None:
     assert relative_l2(first.roll(-1, dims=1), after) < 5e-6
 
 
-@pytest.mark.parametrize(
-    "row", read_json("drop_path.json")["constructed"], ids=lambda r: f"{r['depth']}-{r['rate']}"
-)
+@pytest.mark.parametrize("row", read_json("drop_path.json")["constructed"], ids=lambda r: f"{r['depth']}-{r['rate']}")
 def test_drop_path_of_each_block(row: dict) -> None:
-    config = ModelConfig(
-        img_size=32, patch_size=16, embed_dim=4, num_heads=1, num_classes=2, depth=row["depth"]
-    )
+    config = ModelConfig(img_size=32, patch_size=16, embed_dim=4, num_heads=1, num_classes=2, depth=row["depth"])
     built_without = ILlama(config)
     built_without.set_drop_path(row["rate"])
     rates = [(block.drop_path1.rate, block.drop_path2.rate) for block in built_without.blocks]

@@ -12,12 +12,8 @@ from illama.timm_bridge import import_timm
 @pytest.mark.parametrize(("variant", "img_size"), [("tiny", 224), ("tiny", (64, 96)), ("base", 64)])
 def test_logits_and_gradients(variant: str, img_size: int | tuple[int, int]) -> None:
     timm = import_timm()
-    theirs = (
-        timm.create_model(f"vit_{variant}_patch16_224", img_size=img_size, num_classes=11).double().eval()
-    )
-    with (
-        torch.no_grad()
-    ):  # timm starts norms at 1, biases and the head at 0: too plain to find a swapped pair
+    theirs = timm.create_model(f"vit_{variant}_patch16_224", img_size=img_size, num_classes=11).double().eval()
+    with torch.no_grad():  # timm starts norms at 1, biases and the head at 0: too plain to find a swapped pair
         for parameter in theirs.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     ours = ILlama(roadmap_config("vit", variant, img_size=img_size, num_classes=11)).double().eval()

@@ -43,9 +43,7 @@ class AttentionRequest:
             raise UserError(f"q, k and v must share one shape (B, h, N, d); got {found}")
         if isinstance(softness, torch.Tensor):  # its value stays on the device: reading it would wait for it
             if softness.dim() != 0:
-                raise UserError(
-                    f"softness must be a number or a 0-d tensor; got shape {tuple(softness.shape)}"
-                )
+                raise UserError(f"softness must be a number or a 0-d tensor; got shape {tuple(softness.shape)}")
         elif not 0.0 <= softness <= 1.0:
             raise UserError(f"softness must lie between 0 (causal) and 1 (bidirectional); got {softness}")
         if mask not in get_args(Mask):

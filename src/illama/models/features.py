@@ -30,7 +30,6 @@ class Features:
     head: nn.Module
     softness: torch.Tensor
     rope: RotaryTable | None
-    cls_index: int
     embed: Callable[[torch.Tensor], torch.Tensor]
     run_blocks: Callable[..., torch.Tensor]
     reset_classifier: Callable[..., None]
@@ -132,13 +131,9 @@ class Features:
             x_BND = self.norm(x_BND) if norm else x_BND
             patches = self.patch_tokens(x_BND)
             patches = self._as_map(patches) if output_fmt == "NCHW" else patches
-            found.append(
-                (patches, x_BND[:, self.cls_index].unsqueeze(1)) if return_prefix_tokens else patches
-            )
+            found.append((patches, x_BND[:, self.cls_index].unsqueeze(1)) if return_prefix_tokens else patches)
 
-        final = self.run_blocks(
-            self.embed(x), after_block=keep, stop_after=max(wanted) if stop_early else None
-        )
+        final = self.run_blocks(self.embed(x), after_block=keep, stop_after=max(wanted) if stop_early else None)
         return found if intermediates_only else (self.norm(final), found)
 
     def prune_intermediate_layers(
@@ -152,6 +147,11 @@ class Features:
         if prune_head:
             self.reset_classifier(0)
         return wanted
+
+    @property
+    def cls_index(self) -> int:
+        """Position of the class token in the sequence."""
+        return -1 if self.config.cls_position == "last" else 0
 
     @property
     def num_features(self) -> int:

@@ -102,9 +102,7 @@ class ILlama(Features, nn.Module):
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         learned = "learned" in config.position
-        self.pos_embed = (
-            nn.Parameter(torch.zeros(1, config.num_patches + 1, config.embed_dim)) if learned else None
-        )
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches + 1, config.embed_dim)) if learned else None
         self.rope = None if config.position == "learned" else RotaryTable(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = build_norm(config)
@@ -164,11 +162,6 @@ class ILlama(Features, nn.Module):
             return tokens_BND[:, self.cls_index]
         return self.patch_tokens(tokens_BND).mean(dim=1) if self.config.global_pool == "avg" else tokens_BND
 
-    @property
-    def cls_index(self) -> int:
-        """Position of the class token in the sequence."""
-        return -1 if self.config.cls_position == "last" else 0
-
     def set_softness(self, softness: float) -> None:
         """Set how much of later tokens is seen, 0 (causal) to 1 (bidirectional), in place and without a host sync."""
         if not 0.0 <= softness <= 1.0:
@@ -180,10 +173,10 @@ class ILlama(Features, nn.Module):
         if not 0.0 <= rate < 1.0:
             raise UserError(f"drop path must be a rate from 0 to 1 (1 excluded); got {rate}")
         for index, block in enumerate(self.blocks):
-            share = (
-                1.0 if self.config.drop_path_shape == "constant" else index / max(1, self.config.depth - 1)
-            )
-            block.drop_path1.rate = block.drop_path2.rate = rate * share
+            share = 1.0 if self.config.drop_path_shape == "constant" else index / max(1, self.config.depth - 1)
+            for module in block.children():
+                if isinstance(module, DropPath):
+                    module.rate = rate * share
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
@@ -196,9 +189,7 @@ class ILlama(Features, nn.Module):
         self.head = self._new_head().to(self.cls_token)
         _init_linear(self.head)
 
-    def set_input_size(
-        self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None
-    ) -> None:
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
         """Take another image size: the position embedding is resized on its grid, the rotary table recomputed.
 
         Raises:
@@ -206,7 +197,8 @@ class ILlama(Features, nn.Module):
         """
         if patch_size not in (None, self.config.patch_size):
             raise UserError(
-                f"patch size {patch_size} needs other weights than this model's ({self.config.patch_size}); build a new model"
+                f"patch size {patch_size} needs other weights than this model's ({self.config.patch_size}); "
+                "build a new model for it"
             )
         if img_size is None:
             return
@@ -214,9 +206,7 @@ class ILlama(Features, nn.Module):
         old_grid = self.config.grid
         self.config = self.patch_embed.config = dataclasses.replace(self.config, img_size=size)
         if self.pos_embed is not None:
-            resized = resize_position(
-                self.pos_embed.data, old_grid, self.config.grid, self.config.cls_position
-            )
+            resized = resize_position(self.pos_embed.data, old_grid, self.config.grid, self.config.cls_position)
             self.pos_embed = nn.Parameter(resized, requires_grad=self.pos_embed.requires_grad)
         if self.rope is not None:
             self.rope = RotaryTable(self.config).to(self.cls_token)

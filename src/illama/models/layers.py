@@ -92,8 +92,8 @@ class PatchEmbed(nn.Module):
         expected = (self.config.in_chans, *self.config.height_width)
         if tuple(images.shape[1:]) != expected:
             raise UserError(
-                f"images have shape {tuple(images.shape)}, the model was built for (B, {', '.join(map(str, expected))}); "
-                f"call model.set_input_size((height, width)) first, or resize the images"
+                f"images have shape {tuple(images.shape)}, the model was built for (B, *{expected}); "
+                "call model.set_input_size((height, width)) first, or resize the images"
             )
         return self.proj(images).flatten(2).transpose(1, 2)
 

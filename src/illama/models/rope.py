@@ -50,9 +50,7 @@ class RotaryTable(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         angles = (
-            angles_2d(config)
-            if config.position == "rope2d"
-            else angles_1d(config.num_patches + 1, config.head_dim)
+            angles_2d(config) if config.position == "rope2d" else angles_1d(config.num_patches + 1, config.head_dim)
         )
         self._angles = angles
         self.register_buffer("cos", angles.cos().float(), persistent=False)
@@ -68,8 +66,6 @@ class RotaryTable(nn.Module):
 
     def forward(self, x_BhNd: torch.Tensor) -> torch.Tensor:
         """Rotate the interleaved channel pairs of q or k, in the table's precision, back to the input's dtype."""
-        even, odd = (
-            x_BhNd.unflatten(-1, (-1, 2)).to(torch.promote_types(x_BhNd.dtype, self.cos.dtype)).unbind(-1)
-        )
+        even, odd = x_BhNd.unflatten(-1, (-1, 2)).to(torch.promote_types(x_BhNd.dtype, self.cos.dtype)).unbind(-1)
         rotated = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), dim=-1)
         return rotated.flatten(-2).to(x_BhNd.dtype)

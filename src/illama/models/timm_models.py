@@ -15,9 +15,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # timm name -> configuration at 224 px.
 CONFIGS: dict[str, ModelConfig] = {f"illama_{size}": config for size, config in VARIANTS.items()}
-CONFIGS |= {
-    f"{peer}_{size}": roadmap_config(peer, size) for peer in PEERS for size in ("small", "base", "large")
-}
+CONFIGS |= {f"{peer}_{size}": roadmap_config(peer, size) for peer in PEERS for size in ("small", "base", "large")}
 
 
 def _data_config(config: ModelConfig) -> dict[str, Any]:
@@ -37,8 +35,7 @@ def _data_config(config: ModelConfig) -> dict[str, Any]:
 
 default_cfgs = generate_default_cfgs(
     {
-        name: _data_config(config)
-        | {"num_classes": 1000, "first_conv": "patch_embed.proj", "classifier": "head"}
+        name: _data_config(config) | {"num_classes": 1000, "first_conv": "patch_embed.proj", "classifier": "head"}
         for name, config in CONFIGS.items()
     }
 )
@@ -56,9 +53,7 @@ def _build(name: str, pretrained: bool, drop_path_rate: float | None = None, **k
     def build(**given: Any) -> ILlama:
         unknown = sorted(set(given) - fields)
         if unknown:
-            raise TypeError(
-                f"{name} has no argument {unknown[0]!r}; it takes the fields of illama.ModelConfig"
-            )
+            raise TypeError(f"{name} has no argument {unknown[0]!r}; it takes the fields of illama.ModelConfig")
         return ILlama(dataclasses.replace(config, **given))
 
     return build_model_with_cfg(

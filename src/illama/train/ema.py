@@ -1,0 +1,38 @@
+"""A running mean of the weights (EMA), with the counter that its warm-up depends on."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+
+class WeightAverage:
+    """Exponential moving average of a model's parameters, a model of its own.
+
+    Update n (from 0) uses the decay min(decay, (1 + n) / (10 + n)), so that early averages are not dominated by
+    the initial weights.
+
+    Attributes:
+        model: A copy of the model that holds the averaged weights, in evaluation mode.
+        updates: Number of updates so far.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's present weights."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1.0 - decay)
+        self.updates += 1
+
+    def load(self, state: Mapping[str, torch.Tensor], updates: int) -> None:
+        """Take over averaged weights and their counter."""
+        self.model.load_state_dict(dict(state))
+        self.updates = updates
