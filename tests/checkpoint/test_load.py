@@ -1,0 +1,71 @@
+"""A saved model comes back as the same function, from whatever path stands for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from illama.checkpoint import Meta, load_model, save_checkpoint, save_weights
+from illama.errors import UserError
+from illama.models import ILlama
+
+
+def save(run: Path, tag: str, model: ILlama, meta: Meta) -> Path:
+    return save_checkpoint(run, tag, model_state=model.state_dict(), training_state={}, meta=meta)
+
+
+def test_the_function_comes_back(tmp_path: Path, model: ILlama, meta: Meta) -> None:
+    folder = save(tmp_path, "last", model, meta)
+    model.set_softness(meta.softness)
+    images = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        expected = model.eval()(images)
+        for path in (tmp_path, folder, folder / "model.safetensors", str(tmp_path)):
+            loaded, about = load_model(path)
+            assert about == meta
+            assert not loaded.training
+            assert torch.equal(loaded(images), expected)
+
+
+def test_a_run_stands_for_its_best_checkpoint(tmp_path: Path, model: ILlama, meta: Meta) -> None:
+    save(tmp_path, "last", model, meta)
+    assert load_model(tmp_path)[1].step == meta.step
+    save(tmp_path, "best", model, dataclasses.replace(meta, step=3))
+    assert load_model(tmp_path)[1].step == 3
+
+
+def test_a_checkpoint_that_was_set_aside_is_found(tmp_path: Path, model: ILlama, meta: Meta) -> None:
+    folder = save(tmp_path, "best", model, meta)
+    folder.rename(folder.with_name(".best.old"))
+    assert load_model(tmp_path)[1] == meta
+    assert load_model(folder)[1] == meta
+
+
+def test_foreign_weights_lack_what_is_needed(tmp_path: Path, model: ILlama) -> None:
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"model configuration, class names and evaluation transform are missing"):
+        load_model(tmp_path / "w.pth")
+
+
+def test_a_description_that_contradicts_the_weights(tmp_path: Path, model: ILlama, meta: Meta) -> None:
+    deeper = dataclasses.replace(meta, config=dataclasses.replace(meta.config, depth=3))
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), deeper)
+    with pytest.raises(UserError, match="contradicts its own description"):
+        load_model(tmp_path / "w.safetensors")
+
+
+def test_damage_is_noticed(tmp_path: Path, model: ILlama, meta: Meta) -> None:
+    file = save(tmp_path, "last", model, meta) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UserError, match=r"damaged: .*model\.safetensors"):
+        load_model(tmp_path)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run, checkpoint or weights file"):
+        load_model(tmp_path / "absent")
+    with pytest.raises(UserError, match="neither a run"):
+        load_model(tmp_path)
