@@ -49,7 +49,9 @@ def plan_batches(recipe: Recipe, num_devices: int = 1) -> BatchPlan:
             f"train.total_batch is {total}, but optimizer.lr {optimizer.lr:g} belongs to a total batch of "
             f"{optimizer.lr_batch}; {_scaling_offer(recipe, total)}"
         )
-    lr = optimizer.lr * total / optimizer.lr_batch if optimizer.lr_scaling == "linear" else optimizer.lr
+    lr = _linear(recipe, total) if optimizer.lr_scaling == "linear" else optimizer.lr
+    if lr < optimizer.min_lr:
+        raise UserError(f"optimizer.lr scaled to {lr:g} is below optimizer.min_lr {optimizer.min_lr:g}; lower min_lr")
     return BatchPlan(device_batch, accumulation, total, lr, num_devices)
 
 
@@ -58,7 +60,7 @@ def train_image_count(recipe: Recipe) -> int | None:
     data = recipe.data
     if data.num_train_images is None:
         return None
-    left = data.num_train_images - int(data.num_train_images * data.val_fraction)
+    left = data.num_train_images - round(data.num_train_images * data.val_fraction)
     return left if data.max_train_images is None else min(left, data.max_train_images)
 
 
@@ -80,7 +82,7 @@ def _uneven(recipe: Recipe, num_devices: int, given: int) -> str:
     train = recipe.train
     named = "device_batch" if train.device_batch is not None else "accumulation"
     value = train.device_batch or train.accumulation or 1
-    split = f"{num_devices} devices x train.{named} {value} = {given}"
+    split = f"{_devices(num_devices)} x train.{named} {value} = {given}"
     fits = _nearest_divisor(train.total_batch // num_devices, value)
     if train.total_batch % num_devices == 0:
         return f"train.total_batch {train.total_batch} is not a multiple of {split}; type train.{named}={fits}"
@@ -95,7 +97,7 @@ def _uneven(recipe: Recipe, num_devices: int, given: int) -> str:
 def _other_total(recipe: Recipe, num_devices: int, device_batch: int, accumulation: int) -> str:
     total, wanted = num_devices * device_batch * accumulation, recipe.train.total_batch
     text = (
-        f"{num_devices} devices x train.device_batch {device_batch} x train.accumulation {accumulation} = {total}, "
+        f"{_devices(num_devices)} x train.device_batch {device_batch} x train.accumulation {accumulation} = {total}, "
         f"but train.total_batch is {wanted}; "
     )
     if wanted % (num_devices * device_batch) == 0:
@@ -108,6 +110,10 @@ def _scaling_offer(recipe: Recipe, total: int) -> str:
         f"type optimizer.lr_scaling=linear (lr {_linear(recipe, total):g}) or optimizer.lr_scaling=none "
         f"(lr stays {recipe.optimizer.lr:g})"
     )
+
+
+def _devices(count: int) -> str:
+    return f"{count} device{'s' if count > 1 else ''}"
 
 
 def _linear(recipe: Recipe, total: int) -> float:

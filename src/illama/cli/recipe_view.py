@@ -1,0 +1,80 @@
+"""What `illama train RECIPE --print` shows: the resolved recipe, its batch, its steps, its schedules' corner points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from illama.errors import UserError
+from illama.recipes.batches import BatchPlan, plan_batches, train_image_count
+from illama.recipes.schema import Recipe
+from illama.train.schedules import Schedules
+
+# Stands in for the steps of an epoch where the data is not known; values at corner points do not depend on it.
+_ANY_STEPS = 1000
+
+
+def describe(recipe: Recipe, num_devices: int = 1) -> str:
+    """The text of `--print`.
+
+    Args:
+        recipe: The resolved recipe.
+        num_devices: Devices that the run would use; they share the total batch.
+
+    Returns:
+        Lines ending in a newline. A batch that cannot be split is told in place of the schedules.
+    """
+    lines = [recipe.to_yaml()]
+    try:
+        plan = plan_batches(recipe, num_devices)
+    except UserError as error:
+        return "\n".join([*lines, f"total batch      not possible: {error}", ""])
+    lines += _batch_lines(recipe, plan)
+    images = train_image_count(recipe)
+    if images is None:
+        lines.append("steps            known once the data is opened (data.num_train_images is null)")
+        lines += ["", *_corner_lines(Schedules.of(recipe, _ANY_STEPS, plan.lr), with_steps=False)]
+    elif images < plan.total_batch:
+        lines.append(f"steps            none: {images} training images do not fill a total batch")
+    else:
+        steps = images // plan.total_batch
+        lines.append(
+            f"steps            {steps} per epoch ({images} training images, {images % plan.total_batch} left out), "
+            f"{steps * recipe.schedule.epochs} in {recipe.schedule.epochs} epochs"
+        )
+        lines += ["", *_corner_lines(Schedules.of(recipe, steps, plan.lr), with_steps=True)]
+    return "\n".join([*lines, ""])
+
+
+def _batch_lines(recipe: Recipe, plan: BatchPlan) -> Iterator[str]:
+    devices = f"{plan.num_devices} device{'s' if plan.num_devices > 1 else ''}"
+    yield (
+        f"total batch      {plan.total_batch} = {devices} x device batch {plan.device_batch} "
+        f"x accumulation {plan.accumulation}"
+    )
+    lr, lr_batch = recipe.optimizer.lr, recipe.optimizer.lr_batch
+    if plan.total_batch == lr_batch:
+        yield f"learning rate    {plan.lr:g}"
+    else:
+        scaling = recipe.optimizer.lr_scaling
+        yield f"learning rate    {plan.lr:g} (lr_scaling {scaling}; {lr:g} belongs to a total batch of {lr_batch})"
+
+
+def _corner_lines(schedules: Schedules, *, with_steps: bool) -> Iterator[str]:
+    """A table of the steps at which a schedule starts, bends and ends; epochs count from 0."""
+    step_title = f"{'step':>10}" if with_steps else ""
+    yield f"{'schedule':<15}{step_title}{'epoch':>8}  value"
+    curves: list[tuple[str, Callable[[int], float], int]] = [
+        ("learning rate", schedules.lr, schedules.warmup_steps),
+        ("softness", schedules.softness, schedules.softness_end_step),
+        ("drop path", schedules.drop_path, schedules.drop_path_change_step),
+    ]
+    for title, value, bend in curves:
+        for step in _corners(value, bend, schedules.total_steps):
+            shown = f"{step:>10}" if with_steps else ""
+            yield f"{title:<15}{shown}{step // schedules.steps_per_epoch:>8}  {value(step):.6g}"
+
+
+def _corners(value: Callable[[int], float], bend: int, total: int) -> list[int]:
+    """First and last step and, where the value changes, the two steps around the bend."""
+    steps = sorted({0, bend - 1, bend, total - 1} & set(range(total)))
+    return steps if len({value(step) for step in steps}) > 1 else [0, total - 1]
