@@ -1,0 +1,57 @@
+"""The embedded data set: scikit-learn's handwritten digits, 1797 real scans of 8 x 8 pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from illama.data.images import as_seen
+from illama.data.source import Source, number_classes
+from illama.data.splits import choose_split, stratified_choice
+
+# The held-out split is part of the data set: the same 360 images for every run, whatever its seed.
+HELD_OUT = 360
+HELD_OUT_SEED = 0
+
+
+class DigitsSource(Source):
+    """Images in memory, 8-bit grey."""
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        classes: tuple[str, ...],
+        split: str,
+        in_chans: int,
+    ) -> None:
+        self._images = images
+        self._rows = rows
+        self._in_chans = in_chans
+        self.labels = labels
+        self.classes = classes
+        self.description = (
+            f"scikit-learn's handwritten digits, split {split}: {len(labels)} images, {len(classes)} classes"
+        )
+
+    def read(self, i: int) -> Image.Image:
+        return as_seen(Image.fromarray(self._images[i]), self._in_chans)
+
+    def location(self, i: int) -> str:
+        return f"digits row {self._rows[i]}"
+
+
+def open_digits(split: str, in_chans: int = 3, classes: Sequence[str] | None = None) -> Source:
+    """Split "train" (1437 images) or "test" (360 images, stratified) of the digits; "auto" is "test"."""
+    from sklearn.datasets import load_digits  # a second of import that other data sets need not pay
+
+    split = choose_split(split, ("train", "test"), "digits")
+    digits = load_digits()
+    held = stratified_choice(digits.target, HELD_OUT, HELD_OUT_SEED)
+    rows = held if split == "test" else np.setdiff1d(np.arange(len(digits.target)), held)
+    grey = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)  # stored as 0 to 16
+    names, labels = number_classes([str(d) for d in range(10)], digits.target[rows], classes, "digits")
+    return DigitsSource(grey, labels, rows, names, split, in_chans)

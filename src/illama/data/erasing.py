@@ -1,0 +1,87 @@
+"""Random erasing (Zhong et al., 2017) of normalised batches, on their device, with timm's rules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from illama.recipes.schema import AugmentConfig
+
+# timm's defaults: area of all boxes together as a share of the image, least aspect, attempts to fit a box.
+MIN_AREA, MAX_AREA = 0.02, 1 / 3
+MIN_ASPECT = 0.3
+ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """Overwrites up to `count` boxes of some images.
+
+    Attributes:
+        prob: Probability that an image is erased.
+        mode: "pixel" (standard normal noise), "rand" (one random colour per box) or "const" (zero, the mean).
+        count: Most boxes per image.
+    """
+
+    prob: float
+    mode: str
+    count: int
+
+    @classmethod
+    def of(cls, augment: AugmentConfig) -> RandomErasing | None:
+        """The recipe's erasing; None when it is off."""
+        if augment.erase_prob <= 0:
+            return None
+        return cls(augment.erase_prob, augment.erase_mode, augment.erase_count)
+
+    def boxes(self, n: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw (n, count, 4) boxes as (top, bottom, left, right); empty ones where nothing is erased."""
+        erased = torch.rand(n, generator=generator) < self.prob
+        number = torch.randint(1, self.count + 1, (n, 1, 1), generator=generator)
+        shape = (n, self.count, ATTEMPTS)
+        share = MIN_AREA + (MAX_AREA - MIN_AREA) * torch.rand(shape, generator=generator)
+        area = share * height * width / number
+        aspect = torch.exp(math.log(MIN_ASPECT) * (2 * torch.rand(shape, generator=generator) - 1))
+        h, w = torch.round(torch.sqrt(area * aspect)), torch.round(torch.sqrt(area / aspect))
+        fits = (h < height) & (w < width)
+        first = fits.float().argmax(-1, keepdim=True)  # the first attempt that fits
+        h, w = h.gather(-1, first)[..., 0], w.gather(-1, first)[..., 0]
+        top = torch.floor(torch.rand((n, self.count), generator=generator) * (height - h + 1))
+        left = torch.floor(torch.rand((n, self.count), generator=generator) * (width - w + 1))
+        used = erased[:, None] & fits.any(-1) & (torch.arange(self.count) < number[..., 0])
+        boxes = torch.stack([top, top + h, left, left + w], -1).long()
+        return boxes * used[..., None]
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Erase in place.
+
+        Args:
+            images: Normalised images (B, C, H, W), any device.
+            generator: A CPU generator; decides everything.
+        """
+        n, channels, height, width = images.shape
+        boxes = self.boxes(n, height, width, generator)
+        for box in range(self.count):
+            top, bottom, left, right = boxes[:, box].unbind(-1)
+            rows = torch.nonzero(bottom > top)[:, 0]
+            if not len(rows):
+                continue
+            y, x = torch.arange(height), torch.arange(width)
+            in_y = (y >= top[rows, None]) & (y < bottom[rows, None])
+            in_x = (x >= left[rows, None]) & (x < right[rows, None])
+            inside = (in_y[:, :, None] & in_x[:, None, :])[:, None].to(images.device)
+            fill = self._fill((len(rows), channels, height, width), generator).to(images.device, images.dtype)
+            rows = rows.to(images.device)
+            images[rows] = torch.where(inside, fill, images[rows])
+        return images
+
+    def _fill(self, shape: tuple[int, int, int, int], generator: torch.Generator) -> torch.Tensor:
+        if self.mode == "pixel":
+            return torch.randn(shape, generator=generator)
+        if self.mode == "rand":
+            return torch.randn((*shape[:2], 1, 1), generator=generator)
+        return torch.zeros(1)

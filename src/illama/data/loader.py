@@ -1,0 +1,238 @@
+"""The loaders of training and evaluation: where images are kept, and how batches leave for the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from illama.data.augment_batched import BatchedAugment
+from illama.data.batch import Batch, MicroBatch, TrainingOrder
+from illama.data.erasing import RandomErasing
+from illama.data.memory import (
+    MEMORY_MAX_BYTES,
+    MEMORY_MAX_SIDE,
+    DecodedImages,
+    UnequalSizes,
+    cpu_count,
+    decode,
+    first_image,
+)
+from illama.data.mixing import Mixing
+from illama.data.rng import Purpose, numpy_generator, torch_generator
+from illama.data.source import Source
+from illama.data.stream import RawBatch, TrainSamples, fit, stream_evaluation, stream_training, train_transform
+from illama.data.transforms import SMALL_PX, EvalTransform, normalize, to_tensor
+from illama.errors import UserError
+
+if TYPE_CHECKING:
+    from illama.recipes import BatchPlan, Recipe
+
+# Evaluation sets up to this size after the transform are decoded once and kept.
+EVAL_MAX_BYTES = 256 << 20
+
+
+class TrainLoader:
+    """Training batches without end; every random number is a function of the seed and the step (or image).
+
+    Attributes:
+        steps_per_epoch: floor(images / total batch).
+        skipped: Location of each unreadable image met so far, and why.
+        description: Where the images are kept, for people.
+    """
+
+    def __init__(self, recipe: Recipe, source: Source, device: torch.device, plan: BatchPlan) -> None:
+        num_classes = recipe.model.num_classes
+        if num_classes < len(source.classes):
+            raise UserError(
+                f"model.num_classes is {num_classes}, but {source.description}; "
+                f"give model.num_classes={len(source.classes)}"
+            )
+        self._recipe = recipe
+        self._device = device
+        self._workers = resolve_workers(recipe.data.workers)
+        crop = resolve_crop(recipe)
+        self._memory, self.description = _keep_in_memory(recipe, source, crop)
+        if self._memory is None:
+            self._samples = TrainSamples(source, train_transform(recipe, crop), recipe.seed)
+            self.skipped: dict[str, str] = {}
+        else:
+            self._augment = BatchedAugment.of(recipe, crop)
+            self.skipped = dict(self._memory.skipped)
+            if self._memory.images.numel() <= MEMORY_MAX_BYTES:
+                self._memory.images = self._memory.images.to(device)
+        count = len(source) if self._memory is None else len(self._memory.labels)
+        self._order = TrainingOrder(count, plan.device_batch, plan.accumulation, recipe.seed)
+        self.steps_per_epoch = self._order.steps_per_epoch
+        if self.steps_per_epoch == 0:
+            step = plan.device_batch * plan.accumulation
+            raise UserError(
+                f"{source.description}: {count} readable images are fewer than the {step} of one step; "
+                f"give train.total_batch={count} or less"
+            )
+        self._erasing = RandomErasing.of(recipe.augment)
+        self._mixing = Mixing.of(recipe.augment, num_classes)
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Micro-batches from optimizer step `start_step` on, `accumulation` of them per step, without end."""
+        feed = self._from_memory if self._memory is not None else self._from_workers
+        for micro, images, labels, indices in feed(start_step):
+            yield self._finish(micro, images, labels, indices)
+
+    def _from_memory(self, start_step: int) -> Iterator[tuple[MicroBatch, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        memory, seed = self._memory, self._recipe.seed
+        assert memory is not None
+        for micro in self._order.from_step(start_step):
+            chosen = torch.from_numpy(micro.chosen)
+            images = memory.images[chosen.to(memory.images.device)].to(self._device)
+            images = self._augment(images, torch_generator(Purpose.AUGMENT, seed, micro.step, micro.part))
+            yield micro, images, memory.labels[chosen].to(self._device), memory.indices[chosen]
+
+    def _from_workers(self, start_step: int) -> Iterator[tuple[MicroBatch, torch.Tensor, torch.Tensor, torch.Tensor]]:
+        pin = self._device.type == "cuda"
+        for micro, raw in stream_training(self._samples, self._order, start_step, self._workers, pin_memory=pin):
+            self.skipped.update(raw.broken)
+            yield (micro, *_to(raw, self._device))
+
+    def _finish(self, micro: MicroBatch, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> Batch:
+        """Normalise, erase, mix: the part that both ways of keeping images share."""
+        data, seed, at = self._recipe.data, self._recipe.seed, (micro.step, micro.part)
+        images = normalize(images, data.mean, data.std)
+        if self._erasing is not None:
+            images = self._erasing(images, torch_generator(Purpose.ERASE, seed, *at))
+        if self._mixing is None:
+            return Batch(images, labels, indices)
+        mix = self._mixing.draw(numpy_generator(Purpose.MIX, seed, *at), *images.shape[2:])
+        return Batch(*self._mixing.apply(images, labels, mix), indices)
+
+
+class EvalLoader:
+    """Every readable image of a source once, in order; can be iterated again.
+
+    Attributes:
+        skipped: Location of each unreadable image met so far, and why.
+    """
+
+    def __init__(
+        self, source: Source, transform: EvalTransform, batch_size: int, device: torch.device, workers: int
+    ) -> None:
+        self._source = source
+        self._transform = transform
+        self._batch_size = batch_size
+        self._device = device
+        self._workers = workers
+        self._memory: DecodedImages | None = None
+        self.skipped: dict[str, str] = {}
+        height, width = transform.img_size
+        if len(source) * transform.in_chans * height * width <= EVAL_MAX_BYTES:
+            self._memory = decode(source, transform, threads=workers or 1)
+            self.skipped.update(self._memory.skipped)
+
+    def __len__(self) -> int:
+        """Batches per pass, when no image is broken."""
+        return -(-len(self._source) // self._batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for raw in self._from_memory() if self._memory is not None else self._from_workers():
+            self.skipped.update(raw.broken)
+            if len(raw.labels):
+                images, labels, indices = _to(raw, self._device)
+                yield Batch(self._transform.normalize(images, self._device), labels, indices)
+
+    def _from_memory(self) -> Iterator[RawBatch]:
+        memory = self._memory
+        assert memory is not None
+        for at in range(0, len(memory.labels), self._batch_size):
+            rows = slice(at, at + self._batch_size)
+            yield RawBatch(memory.images[rows], memory.labels[rows], memory.indices[rows], {})
+
+    def _from_workers(self) -> Iterator[RawBatch]:
+        pin = self._device.type == "cuda"
+        return stream_evaluation(self._source, self._transform, self._batch_size, self._workers, pin_memory=pin)
+
+
+def build_train_loader(recipe: Recipe, source: Source, device: torch.device | str, plan: BatchPlan) -> TrainLoader:
+    """Training batches of a recipe.
+
+    Args:
+        recipe: Its sections data, augment and seed decide.
+        source: The training split.
+        device: Where batches are needed.
+        plan: Images per micro-batch and micro-batches per step.
+
+    Raises:
+        UserError: Fewer images than one step takes, none readable, or a storage that cannot serve the recipe.
+    """
+    return TrainLoader(recipe, source, torch.device(device), plan)
+
+
+def build_eval_loader(
+    source: Source,
+    transform: EvalTransform,
+    batch_size: int,
+    device: torch.device | str,
+    workers: int | str = "auto",
+) -> EvalLoader:
+    """Batches of normalised images, every readable image once; small sets are decoded here and kept.
+
+    Args:
+        source: The images.
+        transform: How evaluation looks at them.
+        batch_size: Images per batch.
+        device: Where batches are needed.
+        workers: Processes (threads for a small set) that decode; "auto" fits the machine.
+
+    Raises:
+        UserError: No image can be read.
+    """
+    return EvalLoader(source, transform, batch_size, torch.device(device), resolve_workers(workers))
+
+
+def resolve_workers(workers: int | str) -> int:
+    """Number of decoding processes; "auto" is one per CPU, 16 at most."""
+    return min(cpu_count(), 16) if isinstance(workers, str) else workers
+
+
+def resolve_crop(recipe: Recipe) -> str:
+    """The random crop that `augment.crop` stands for: images up to 32 px are padded, larger ones resized."""
+    if recipe.augment.crop != "auto":
+        return recipe.augment.crop
+    return "pad" if max(recipe.model.height_width) <= SMALL_PX else "resized"
+
+
+def _keep_in_memory(recipe: Recipe, source: Source, crop: str) -> tuple[DecodedImages | None, str]:
+    """Decode the source when `data.storage` and its size say so; else None; and what was decided, in words."""
+    storage, size = recipe.data.storage, recipe.model.height_width
+    if storage == "stream":
+        return None, "streamed from disk, as asked"
+    if crop == "resized":
+        if storage == "memory":
+            raise UserError(
+                "data.storage=memory cannot make the random resized crops of augment.crop; "
+                "give augment.crop=pad or none, or data.storage=stream"
+            )
+        return None, "streamed from disk: random resized crops need the whole images"
+    first = first_image(source)
+    decoded_bytes = len(source) * len(first.getbands()) * first.width * first.height
+    if storage == "auto" and (max(first.size) > MEMORY_MAX_SIDE or max(size) > MEMORY_MAX_SIDE):
+        return None, f"streamed from disk: more than {MEMORY_MAX_SIDE} px a side"
+    if storage == "auto" and decoded_bytes > MEMORY_MAX_BYTES:
+        return None, f"streamed from disk: {decoded_bytes / 2**30:.1f} GiB decoded"
+
+    def fitted(image: Image.Image) -> torch.Tensor:
+        if storage == "auto" and image.size != first.size:
+            raise UnequalSizes
+        return to_tensor(fit(image, size))
+
+    try:
+        memory = decode(source, fitted)
+    except UnequalSizes:
+        return None, "streamed from disk: the images differ in size"
+    mib = memory.images.numel() / 2**20
+    return memory, f"{len(memory.labels)} images in memory, {mib:.0f} MiB, decoded in {memory.seconds:.1f} s"
+
+
+def _to(raw: RawBatch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return raw.images.to(device, non_blocking=True), raw.labels.to(device, non_blocking=True), raw.indices

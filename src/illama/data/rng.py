@@ -1,0 +1,52 @@
+"""Random numbers as pure functions of (purpose, seed, position), so that any step can be drawn again."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+class Purpose(enum.IntEnum):
+    """What a stream of random numbers is for: two purposes never share one."""
+
+    ORDER = 1
+    AUGMENT = 2
+    MIX = 3
+    SAMPLE = 4
+    ERASE = 5
+
+
+def _state(purpose: Purpose, seed: int, *position: int) -> int:
+    return int(np.random.SeedSequence((purpose, seed, *position)).generate_state(1, np.uint64)[0])
+
+
+def torch_generator(purpose: Purpose, seed: int, *position: int) -> torch.Generator:
+    """A CPU generator whose numbers depend on nothing but the arguments (all of them 0 or more)."""
+    return torch.Generator().manual_seed(_state(purpose, seed, *position) >> 1)
+
+
+def numpy_generator(purpose: Purpose, seed: int, *position: int) -> np.random.Generator:
+    """As `torch_generator`, for the distributions that torch draws only from its global state."""
+    return np.random.Generator(np.random.PCG64(_state(purpose, seed, *position)))
+
+
+@contextlib.contextmanager
+def global_seed(purpose: Purpose, seed: int, *position: int) -> Iterator[None]:
+    """Seed Python's, numpy's and torch's global CPU generators for a while, then put back what they were."""
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    state = _state(purpose, seed, *position)
+    random.seed(state)
+    np.random.seed(state & 0xFFFFFFFF)
+    # torch.manual_seed would reseed the accelerators too
+    torch.default_generator.manual_seed(state >> 1)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.default_generator.set_state(before[2])

@@ -1,0 +1,253 @@
+"""Image sets by position: `Source`, and the one door `open_source` to every kind of data set."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from illama.data.images import check_channels
+from illama.data.splits import TRAIN_SPLITS, stratified_choice
+from illama.errors import UserError
+from illama.registry import Registry, closest
+
+if TYPE_CHECKING:
+    from illama.recipes.schema import DataConfig
+
+
+class Source(ABC):
+    """One split of an image set, with random access. Reading is safe from several threads and processes.
+
+    Attributes:
+        classes: Class names; a label is a position in it.
+        labels: Class of each image, (n,) int64.
+        description: What this is, for people: kind, place, split, number of images.
+    """
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    description: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, i: int) -> Image.Image:
+        """Image `i` as a person sees it, "RGB" or "L".
+
+        Raises:
+            BrokenImage: It cannot be read completely.
+        """
+
+    @abstractmethod
+    def location(self, i: int) -> str:
+        """Where image `i` comes from: a path, or a file and a row."""
+
+
+class SubsetSource(Source):
+    """Some images of another source.
+
+    Args:
+        source: Where the images are.
+        chosen: Their positions there, (n,) integers.
+        why: What was chosen, appended to the description.
+    """
+
+    def __init__(self, source: Source, chosen: np.ndarray, why: str) -> None:
+        self._source = source
+        self._chosen = chosen
+        self.classes = source.classes
+        self.labels = source.labels[chosen]
+        self.description = f"{source.description}; {why}"
+
+    def read(self, i: int) -> Image.Image:
+        return self._source.read(int(self._chosen[i]))
+
+    def location(self, i: int) -> str:
+        return self._source.location(int(self._chosen[i]))
+
+
+def number_classes(
+    found: Sequence[str], labels: np.ndarray, classes: Sequence[str] | None, where: str
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Classes and labels in the numbering of the training split.
+
+    Args:
+        found: Class names of this split in its own numbering.
+        labels: Own class numbers, (n,).
+        classes: Numbering of the training split; None when this is the training split.
+        where: The data set, for messages.
+
+    Returns:
+        (class names, labels as int64).
+
+    Raises:
+        UserError: Two classes share a name, a label is no class number, or images belong to an unknown class.
+    """
+    names = tuple(found)
+    labels = np.asarray(labels, dtype=np.int64)
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{where} has two classes named {twice!r}; class names must differ")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+        bad = int(labels.min() if labels.min() < 0 else labels.max())
+        raise UserError(
+            f"{where} has the label {bad}, but its {len(names)} classes are numbered 0 to {len(names) - 1}; "
+            "images without a label cannot be used"
+        )
+    if classes is None or tuple(classes) == names:
+        return names, labels
+    number = {name: i for i, name in enumerate(classes)}
+    for own in np.unique(labels):
+        if names[own] not in number:
+            count = int((labels == own).sum())
+            raise UserError(
+                f"{where} has {count} images of class {names[own]!r}, which the model was not trained on "
+                f"({len(number)} classes; {closest(names[own], number)})"
+            )
+    to_training = np.array([number.get(name, -1) for name in names], dtype=np.int64)
+    return tuple(classes), to_training[labels]
+
+
+Opener = Callable[..., Source]
+
+
+def _open_digits(data: DataConfig, split: str, in_chans: int, classes: Sequence[str] | None) -> Source:
+    from illama.data.digits import open_digits
+
+    return open_digits(split, in_chans, classes)
+
+
+def _open_parquet(data: DataConfig, split: str, in_chans: int, classes: Sequence[str] | None) -> Source:
+    from illama.data.parquet import open_parquet
+
+    return open_parquet(needed_path(data), split, in_chans, classes)
+
+
+def _open_folder(data: DataConfig, split: str, in_chans: int, classes: Sequence[str] | None) -> Source:
+    from illama.data.folder import open_folder
+
+    return open_folder(needed_path(data), split, in_chans, classes, carved=data.val_fraction > 0)
+
+
+def _open_shards(data: DataConfig, split: str, in_chans: int, classes: Sequence[str] | None) -> Source:
+    from illama.data.shards import open_shards
+
+    return open_shards(needed_path(data), split, in_chans, classes)
+
+
+def _open_torch(data: DataConfig, split: str, in_chans: int, classes: Sequence[str] | None) -> Source:
+    from illama.data.named import open_torchvision
+
+    return open_torchvision(data.name, needed_path(data), split, in_chans, classes)
+
+
+def _open_hub(data: DataConfig, split: str, in_chans: int, classes: Sequence[str] | None) -> Source:
+    from illama.data.named import open_hub_data
+
+    return open_hub_data(data.name, data.path, split, in_chans, classes)
+
+
+# Kinds of data sets; those with a slash are the prefixes of timm's data set names.
+SOURCES: Registry[Opener] = Registry(
+    "data set",
+    {
+        "digits": _open_digits,
+        "parquet": _open_parquet,
+        "folder": _open_folder,
+        "torch/": _open_torch,
+        "hfds/": _open_hub,
+        "wds/": _open_shards,
+    },
+)
+
+
+def needed_path(data: DataConfig) -> Path:
+    """The data set's folder or file; an error when it is not given or does not exist."""
+    if data.path is None:
+        raise UserError(f"data set {data.name!r} needs a path; give data.path=FOLDER")
+    path = Path(data.path).expanduser()
+    if not path.exists():
+        raise UserError(f"data.path {data.path} does not exist")
+    return path
+
+
+def _kind(data: DataConfig) -> str:
+    """The key of SOURCES that reads this data set."""
+    if data.name != "auto":
+        prefix, slash, _ = data.name.partition("/")
+        return prefix.lower() + slash if slash else data.name
+    path = needed_path(data)
+    if path.suffix == ".parquet" or any(next(path.glob(at), None) for at in ("*.parquet", "data/*.parquet")):
+        return "parquet"
+    if path.is_dir() and any(entry.is_dir() for entry in path.iterdir()):
+        return "folder"
+    raise UserError(
+        f"data.path {data.path} is not a data set: expected *.parquet files, or a folder for each class "
+        "(train/CLASS/image.jpg), or set data.name to one of " + ", ".join(sorted(SOURCES))
+    )
+
+
+def open_source(
+    data: DataConfig,
+    split: str,
+    *,
+    in_chans: int = 3,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Source:
+    """Open one split of the data set that a recipe names.
+
+    Args:
+        data: The recipe's `data` section.
+        split: "train" (stands for `data.train_split`), "eval" or "auto" (for `data.eval_split`, or for the
+            carved share when `data.val_fraction` is set), or any split by its own name.
+        in_chans: Channels of the images, 1 or 3.
+        classes: Numbering of the training split, for every other split.
+        seed: Decides which images are carved out (`data.val_fraction`) and kept (`data.max_*_images`).
+
+    Raises:
+        UserError: The data set, the split or a class is missing or unknown; the message names what there is.
+    """
+    check_channels(in_chans)
+    training = split in ("train", data.train_split)
+    own_eval = split in ("eval", "auto")
+    carve = data.val_fraction > 0 and (training or own_eval)
+    if training or carve:
+        name = data.train_split
+    else:
+        name = data.eval_split if own_eval else split
+    source = SOURCES[_kind(data)](data, name, in_chans, classes)
+    if carve:
+        source = _carved(source, data.val_fraction, held_out=not training, seed=seed)
+    limit = data.max_train_images if training else data.max_eval_images
+    if limit is not None and limit < len(source):
+        chosen = stratified_choice(source.labels, limit, seed)
+        source = SubsetSource(source, chosen, f"{limit} of {len(source)} chosen by seed {seed}, classes in proportion")
+    if not len(source):
+        raise UserError(f"{source.description}: no images are left")
+    return source
+
+
+def _carved(source: Source, fraction: float, *, held_out: bool, seed: int) -> Source:
+    held = stratified_choice(source.labels, round(fraction * len(source)), seed)
+    if held_out:
+        return SubsetSource(source, held, f"{len(held)} held out by seed {seed} (val_fraction {fraction:g})")
+    kept = np.setdiff1d(np.arange(len(source)), held)
+    return SubsetSource(source, kept, f"{len(kept)} left for training (val_fraction {fraction:g}, seed {seed})")
+
+
+def split_in_name(file_name: str) -> str:
+    """The split that a shard belongs to: "train" for train-00000-of-00003.parquet, train.tar, train-0001.tar."""
+    stem = re.sub(r"(\.[A-Za-z]+)+$", "", file_name)
+    return re.sub(r"[-_.]\d+(-of-\d+)?(-[0-9a-f]+)?$", "", stem)
+
+
+def is_training_split(name: str) -> bool:
+    """Whether a split's name says that it is for training."""
+    return name in TRAIN_SPLITS

@@ -1,0 +1,137 @@
+"""The evaluation transform, which travels with the weights, and normalisation on the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from illama.data.images import as_seen, check_channels
+from illama.errors import UserError
+
+if TYPE_CHECKING:
+    from illama.recipes.schema import Recipe
+
+EvalMode = Literal["crop", "warp", "none"]
+MODES: tuple[EvalMode, ...] = ("crop", "warp", "none")
+
+# spec/training.md section 2: images up to 32 px are taken as they are, from 384 px on the whole image is warped.
+SMALL_PX = 32
+WARP_PX = 384
+
+
+@dataclass(frozen=True)
+class EvalTransform:
+    """How evaluation and prediction look at an image.
+
+    Attributes:
+        img_size: (height, width) of the model's input in pixels.
+        crop_pct: Share of the resized shorter side that the centre crop keeps; for mode "crop".
+        mean: Mean of each channel, of values from 0 to 1.
+        std: Deviation of each channel.
+        mode: "crop" (resize the shorter side to floor(size / crop_pct), crop the centre), "warp" (resize both
+            sides, changing the aspect) or "none" (the image has the size already; another one is resized so
+            that it just covers the input, and its centre cropped).
+        in_chans: 1 (grey) or 3 (RGB).
+    """
+
+    img_size: tuple[int, int]
+    crop_pct: float = 0.875
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mode: EvalMode = "crop"
+    in_chans: int = 3
+
+    def __post_init__(self) -> None:
+        check_channels(self.in_chans)
+        if self.mode not in MODES:
+            raise UserError(f"evaluation mode {self.mode!r} is not one of {', '.join(MODES)}")
+        if len(self.mean) != self.in_chans or len(self.std) != self.in_chans:
+            raise UserError(
+                f"data.mean and data.std have {len(self.mean)} and {len(self.std)} values; "
+                f"model.in_chans {self.in_chans} needs as many"
+            )
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> EvalTransform:
+        """The recipe's own: nothing up to 32 px, a warp from 384 px on, resize and centre crop between."""
+        size, data = recipe.model.height_width, recipe.data
+        mode: EvalMode = "none" if max(size) <= SMALL_PX else "warp" if max(size) >= WARP_PX else "crop"
+        return cls(size, data.crop_pct, tuple(data.mean), tuple(data.std), mode, recipe.model.in_chans)
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """The model's view of an image: (C, H, W) uint8."""
+        return to_tensor(self.geometry(as_seen(image, self.in_chans)))
+
+    def geometry(self, image: Image.Image) -> Image.Image:
+        """Resize and crop only."""
+        height, width = self.img_size
+        if image.size == (width, height) and self.mode != "crop":
+            return image
+        if self.mode == "warp":
+            return image.resize((width, height), Image.Resampling.BICUBIC)
+        return cover(image, self.img_size, self.crop_pct if self.mode == "crop" else 1.0)
+
+    def normalize(
+        self, images: torch.Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """uint8 images (B, C, H, W) as the model's input on `device`: (x / 255 - mean) / std, in `dtype`."""
+        return normalize(images.to(device, non_blocking=True), self.mean, self.std).to(dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; `from_dict` restores it."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, plain: dict[str, Any]) -> EvalTransform:
+        """Inverse of `to_dict`."""
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()})
+
+
+def cover(image: Image.Image, size: tuple[int, int], crop_pct: float = 1.0) -> Image.Image:
+    """Resize (bicubic) so that the image covers floor(size / crop_pct), and crop the centre of `size`.
+
+    The two are one step: only pixels inside the crop are computed, so a 4000 x 20 panorama costs no more than
+    a square image.
+
+    Args:
+        image: Any size of at least 1 x 1.
+        size: (height, width) of the result.
+        crop_pct: Share of the resized image that is kept along its tighter side.
+    """
+    height, width = size
+    target_h, target_w = math.floor(height / crop_pct), math.floor(width / crop_pct)
+    if target_h == target_w:  # the longer side is cut to whole pixels, as in the published transform
+        short = min(image.size)
+        full_w, full_h = (target_w * side // short for side in image.size)
+    else:
+        ratio = min(image.width / target_w, image.height / target_h)
+        full_w, full_h = round(image.width / ratio), round(image.height / ratio)
+    left, top = round((full_w - width) / 2), round((full_h - height) / 2)
+    step_x, step_y = image.width / full_w, image.height / full_h
+    box = (
+        left * step_x,
+        top * step_y,
+        min((left + width) * step_x, image.width),
+        min((top + height) * step_y, image.height),
+    )
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """An 8-bit image as (C, H, W) uint8."""
+    values = torch.from_numpy(np.array(image))  # a copy: Pillow's own memory is read-only
+    return values[None] if values.ndim == 2 else values.permute(2, 0, 1).contiguous()
+
+
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """(x / 255 - mean) / std of uint8 images (B, C, H, W), float32 on their device."""
+    mean_C11 = torch.tensor(mean, device=images.device).view(-1, 1, 1) * 255
+    scale_C11 = 1 / (torch.tensor(std, device=images.device).view(-1, 1, 1) * 255)
+    return images.float().sub_(mean_C11).mul_(scale_C11)
