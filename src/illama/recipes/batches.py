@@ -83,8 +83,8 @@ def _uneven(recipe: Recipe, num_devices: int, given: int) -> str:
     named = "device_batch" if train.device_batch is not None else "accumulation"
     value = train.device_batch or train.accumulation or 1
     split = f"{_devices(num_devices)} x train.{named} {value} = {given}"
-    fits = _nearest_divisor(train.total_batch // num_devices, value)
     if train.total_batch % num_devices == 0:
+        fits = _nearest_divisor(train.total_batch // num_devices, value)
         return f"train.total_batch {train.total_batch} is not a multiple of {split}; type train.{named}={fits}"
     total = max(1, round(train.total_batch / given)) * given
     return (
