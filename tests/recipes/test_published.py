@@ -34,7 +34,7 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
     # Table 15: quantization-aware training
     "qat_tiny": ("tiny", 1000, 224, 300, 4096, 3e-3, 0.05, 5, 0.0, 0.1, 0.1, "constant", 50),
     "qat_small": ("small", 1000, 224, 300, 4096, 4e-3, 0.05, 5, 0.1, 0.5, 0.5, "linear", 50),
-    # Table 16: CIFAR transfer (px, weight decay, mixup and cutmix are not stated there)
+    # Table 16: CIFAR transfer (px, weight decay, mixup and cutmix are not from there; see the recipes)
     "cifar10_transfer_tiny": ("tiny", 10, 224, 300, 1024, 2e-3, 0.05, 50, 0.0, 0.8, 1.0, "linear", 25),
     "cifar100_transfer_tiny": ("tiny", 100, 224, 300, 1024, 2e-3, 0.05, 50, 0.0, 0.8, 1.0, "linear", 50),
 }
