@@ -50,6 +50,9 @@ class LoadReport:
     differences: tuple[str, ...]
     description: str
 
+    def __str__(self) -> str:
+        return self.description
+
 
 def initialize_from(path: Path | str, model: ILlama) -> LoadReport:
     """Start a new run from weights: read a file of any origin and adapt it to the model.

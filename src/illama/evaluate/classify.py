@@ -1,0 +1,164 @@
+"""One pass over the data, and what it says of a classifier."""
+
+from __future__ import annotations
+
+import operator
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from illama.errors import UserError
+from illama.evaluate.metrics import Scores
+
+if TYPE_CHECKING:
+    from illama.data.loader import EvalLoader
+    from illama.models import ILlama
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """What an evaluation found.
+
+    Attributes:
+        top1, top5: Accuracy in percent. With five classes or fewer, top-5 is 100.
+        loss: Mean cross-entropy in nats.
+        count: Images evaluated, each exactly once.
+        class_hits: Images of each class that were classified correctly, in index order.
+        class_counts: Images of each class.
+        softness: Softness of the mask during the pass.
+        images_per_s: Images per second over the whole pass, reading included.
+        skipped: Images that could not be read: location -> reason. They are not counted.
+        classes: Class names in index order; () where they are unknown.
+        data: What was evaluated on, for people.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    count: int
+    class_hits: tuple[int, ...]
+    class_counts: tuple[int, ...]
+    softness: float
+    images_per_s: float
+    skipped: dict[str, str] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    data: str = ""
+
+    @property
+    def per_class(self) -> dict[str, float | None]:
+        """Accuracy in percent by class name (by number where names are unknown); None without images."""
+        names = self.classes or [str(i) for i in range(len(self.class_counts))]
+        pairs = zip(self.class_hits, self.class_counts, strict=True)
+        return {name: 100.0 * hits / count if count else None for name, (hits, count) in zip(names, pairs, strict=True)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "top1": self.top1,
+            "top5": self.top5,
+            "loss": self.loss,
+            "count": self.count,
+            "softness": self.softness,
+            "images_per_s": self.images_per_s,
+            "per_class": self.per_class,
+            "class_counts": list(self.class_counts),
+            "skipped": self.skipped,
+            "data": self.data,
+        }
+
+
+def evaluate_model(
+    model: ILlama,
+    loader: EvalLoader,
+    num_classes: int,
+    *,
+    softness: float | None = None,
+    progress: bool = False,
+) -> EvalResult:
+    """Classify every image once and judge the logits.
+
+    Args:
+        model: Left in the mode and at the softness that it came with.
+        loader: Batches of normalised images with integer targets, on the model's device.
+        num_classes: Classes to count by.
+        softness: Softness of the mask during the pass; the model's own when None.
+        progress: Draw a bar with the remaining time on stderr, where that is a terminal.
+
+    Raises:
+        UserError: There was no readable image.
+    """
+    parts: list[Scores] = []
+    started = time.perf_counter()
+    with evaluating(model, softness), _bar(loader, progress) as advance:
+        for batch in loader:
+            parts.append(Scores.of(model(batch.images), batch.targets))
+            advance()
+        used_softness = float(model.softness)
+    if not parts:
+        raise UserError(f"no image could be evaluated; {len(loader.skipped)} were skipped as unreadable")
+    scores = Scores.join(parts)  # waits for the device, so the time below is the pass's
+    seconds = time.perf_counter() - started
+    hits, counts = scores.per_class(num_classes)
+    return EvalResult(
+        top1=scores.top(1),
+        top5=scores.top(5),
+        loss=scores.mean_loss(),
+        count=len(scores.targets),
+        class_hits=tuple(hits),
+        class_counts=tuple(counts),
+        softness=used_softness,
+        images_per_s=len(scores.targets) / seconds,
+        skipped=dict(loader.skipped),
+    )
+
+
+def collect_logits(
+    model: ILlama, loader: EvalLoader, *, softness: float | None = None, progress: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same pass, keeping the logits for measures of one's own.
+
+    Returns:
+        Logits (N, C) float32, targets (N,) and positions in the source (N,), on the CPU.
+    """
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    with evaluating(model, softness), _bar(loader, progress) as advance:
+        for batch in loader:
+            parts.append((model(batch.images).float().cpu(), batch.targets.cpu(), batch.indices.cpu()))
+            advance()
+    logits, targets, indices = (torch.cat(column) for column in zip(*parts, strict=True))
+    return logits, targets, indices
+
+
+@contextmanager
+def evaluating(model: ILlama, softness: float | None) -> Iterator[None]:
+    """Evaluation mode, no gradients, the given softness; afterwards all is as before."""
+    was_training, before = model.training, float(model.softness)
+    model.eval()
+    if softness is not None:
+        model.set_softness(softness)
+    try:
+        with torch.no_grad():  # not inference_mode: what a module keeps from this pass may be trained on later
+            yield
+    finally:
+        model.set_softness(before)
+        model.train(was_training)
+
+
+@contextmanager
+def _bar(loader: EvalLoader, wanted: bool) -> Iterator[Any]:
+    """Yields a function to call after each batch."""
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal):
+        yield lambda: None
+        return
+    columns = (TextColumn("batch"), MofNCompleteColumn(), BarColumn(24), TextColumn("ETA"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=operator.length_hint(loader) or None)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,60 @@
+"""Accuracy and loss as pure functions of logits. Letters: N images, C classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What accuracy and loss need to know of each image; far smaller than the logits.
+
+    Attributes:
+        targets: Right class, (N,) int64.
+        ranks: How many classes come before the right one, (N,) int64; 0 is a hit.
+        losses: Cross-entropy of the right class in nats, (N,) float32.
+    """
+
+    targets: Tensor
+    ranks: Tensor
+    losses: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, targets: Tensor) -> Scores:
+        """Judge logits (N, C) by integer targets (N,), on their device.
+
+        Of equal logits the lower class number comes first, so a model that says nothing is right on class 0 only.
+        A row with a non-finite value ranks the right class last.
+        """
+        logits = logits.float()
+        own = logits.gather(1, targets[:, None])
+        before = torch.arange(logits.shape[1], device=logits.device) < targets[:, None]
+        ahead = (logits > own) | ((logits == own) & before)
+        finite = torch.isfinite(logits).all(dim=1)
+        ranks = torch.where(finite, ahead.sum(dim=1), logits.shape[1])
+        return cls(targets, ranks, F.cross_entropy(logits, targets, reduction="none"))
+
+    @classmethod
+    def join(cls, parts: Sequence[Scores]) -> Scores:
+        """All images of several batches, on the CPU."""
+        return cls(
+            *(torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("targets", "ranks", "losses"))
+        )
+
+    def top(self, k: int) -> float:
+        """Percent of images whose right class is among the first `k`; 100 when there are no more than k classes."""
+        return 100.0 * int((self.ranks < k).sum()) / len(self.ranks)
+
+    def mean_loss(self) -> float:
+        """Mean cross-entropy in nats, summed in double precision."""
+        return float(self.losses.double().mean())
+
+    def per_class(self, num_classes: int) -> tuple[list[int], list[int]]:
+        """(hits, images) of each class, in index order."""
+        hits = torch.bincount(self.targets[self.ranks == 0], minlength=num_classes)
+        return hits.tolist(), torch.bincount(self.targets, minlength=num_classes).tolist()

@@ -1,0 +1,128 @@
+"""Class names with probabilities for image files."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from illama.checkpoint import load_model
+from illama.errors import UserError
+from illama.evaluate.classify import evaluating
+from illama.evaluate.run import needed_transform
+
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+BATCH = 32  # images decoded at a time
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model sees in one image.
+
+    Attributes:
+        path: The image file.
+        classes: The most probable classes, best first; empty for an image that cannot be read.
+        probabilities: Their softmax probabilities, 0 to 1.
+        problem: Why the image cannot be read; None for a good one.
+    """
+
+    path: str
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        found = [{"class": n, "probability": p} for n, p in zip(self.classes, self.probabilities, strict=True)]
+        return {"path": self.path, "predictions": found, "problem": self.problem}
+
+
+def predict(
+    checkpoint: Path | str,
+    images: Path | str | Sequence[Path | str],
+    *,
+    top_k: int = 5,
+    device: str | None = None,
+) -> list[Prediction]:
+    """Classify image files.
+
+    Args:
+        checkpoint: A run folder, a checkpoint folder or a .safetensors file that illama wrote.
+        images: Files, folders (searched to the bottom) and patterns such as "photos/*.jpg".
+        top_k: How many classes to name; no more than there are.
+        device: "cpu", "cuda", "cuda:1", "mps"; the best there is when None.
+
+    Returns:
+        One prediction for each image in the order given, folders and patterns sorted. An image that cannot be read
+        has its `problem` set and does not stop the others.
+
+    Raises:
+        UserError: Checkpoint or device cannot be used, or a path, folder or pattern has no image.
+    """
+    from illama.data import EvalTransform
+    from illama.train.device import resolve_device  # imported here: the training loop evaluates too
+
+    if top_k < 1:
+        raise UserError(f"top_k must be at least 1; got {top_k}")
+    files = find_images([images] if isinstance(images, str | Path) else images)
+    target = resolve_device(device)
+    model, meta = load_model(checkpoint, target)
+    transform = EvalTransform.from_dict(needed_transform(meta, checkpoint))
+    names = meta.classes or tuple(str(i) for i in range(meta.config.num_classes))
+    found: list[Prediction] = []
+    with evaluating(model, softness=None):
+        for start in range(0, len(files), BATCH):
+            readable, broken = _read(files[start : start + BATCH], transform)
+            if readable:
+                batch = transform.normalize(torch.stack(list(readable.values())), target)
+                probabilities = torch.softmax(model(batch).float(), dim=1)
+                best, order = (t.cpu() for t in probabilities.topk(min(top_k, len(names)), dim=1))
+                for path, row, row_best in zip(readable, order.tolist(), best.tolist(), strict=True):
+                    broken[path] = Prediction(path, tuple(names[i] for i in row), tuple(row_best))
+            found += [broken[path] for path in files[start : start + BATCH]]
+    return found
+
+
+def find_images(given: Sequence[Path | str]) -> list[str]:
+    """Image files behind files, folders and patterns, each once.
+
+    Raises:
+        UserError: One of them has no image; a file that is named outright is taken whatever its ending.
+    """
+    found: dict[str, None] = {}
+    for item in given:
+        path = Path(item)
+        if path.is_file():
+            matches = [str(path)]
+        elif path.is_dir():
+            matches = sorted(map(str, _images_below(path)))
+        elif glob.has_magic(str(item)):
+            matches = sorted(m for m in glob.glob(str(item), recursive=True) if Path(m).is_file())
+        else:
+            raise UserError(f"there is no image {item}; give files, folders or patterns such as 'photos/*.jpg'")
+        if not matches:
+            raise UserError(f"{item} has no image in it; known endings: {', '.join(sorted(IMAGE_ENDINGS))}")
+        found |= dict.fromkeys(matches)
+    return list(found)
+
+
+def _images_below(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
+
+
+def _read(files: Sequence[str], transform: Any) -> tuple[dict[str, torch.Tensor], dict[str, Prediction]]:
+    """The model's view of each readable image, and a prediction with a problem for each other one."""
+    from illama.data.images import BrokenImage, read_image
+
+    readable: dict[str, torch.Tensor] = {}
+    broken: dict[str, Prediction] = {}
+    for file in files:
+        try:
+            readable[file] = transform(read_image(file, transform.in_chans))
+        except BrokenImage as error:
+            broken[file] = Prediction(file, problem=error.why)
+    return readable, broken
