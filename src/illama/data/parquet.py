@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from illama.data.images import BrokenImage, read_image
-from illama.data.source import Source, number_classes, split_in_name
-from illama.data.splits import choose_split
+from illama.data.source import Source, number_classes
+from illama.data.splits import choose_split, split_in_name
 from illama.errors import UserError
 
 # Encoded images of a split up to this many bytes stay in memory; beyond, row groups are read when needed.
@@ -74,13 +74,11 @@ class _RowGroups:
             self._held.move_to_end(position)
             return self._held[position]
 
-    def place(self, i: int) -> tuple[Path, int, int, int]:
-        """(file, row in the file, row group of all, row in the group)."""
-        position = bisect_right(self._ends, i)
-        first = self._ends[position - 1] if position else 0
-        number = self._groups[position][0]
-        start = next(p for p, (n, _) in enumerate(self._groups) if n == number)
-        return self.files[number], i - (self._ends[start - 1] if start else 0), position, i - first
+    def place(self, i: int) -> tuple[Path, int]:
+        """File, and row in that file."""
+        number = self._groups[bisect_right(self._ends, i)][0]
+        first = next(p for p, (n, _) in enumerate(self._groups) if n == number)
+        return self.files[number], i - (self._ends[first - 1] if first else 0)
 
     def value(self, i: int) -> Any:
         """The cell of image `i`: {"bytes", "path"} or bytes."""
@@ -114,7 +112,7 @@ class ParquetSource(Source):
             raise BrokenImage(self.location(i), broken.why) from None
 
     def location(self, i: int) -> str:
-        file, row, _, _ = self._rows.place(i)
+        file, row = self._rows.place(i)
         return f"{file} row {row}"
 
 

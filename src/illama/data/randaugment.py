@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ class RandAugment:
         Raises:
             UserError: The string has a part that batches do not know.
         """
-        keys = {
+        keys: dict[str, tuple[str, Callable[[str], float]]] = {
             "m": ("magnitude", float),
             "n": ("layers", int),
             "p": ("prob", float),
@@ -124,7 +125,7 @@ class RandAugment:
             "inc": ("increasing", lambda value: bool(int(value))),
         }
         name, *parts = text.split("-")
-        settings = {}
+        settings: dict[str, Any] = {}
         for part in parts:
             found = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
             if name != "rand" or found is None or found[1] not in keys:

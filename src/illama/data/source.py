@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from illama.data.images import check_channels
-from illama.data.splits import TRAIN_SPLITS, stratified_choice
+from illama.data.splits import stratified_choice
 from illama.errors import UserError
 from illama.registry import Registry, closest
 
@@ -153,6 +152,13 @@ def _open_hub(data: DataConfig, split: str, in_chans: int, classes: Sequence[str
     return open_hub_data(data.name, data.path, split, in_chans, classes)
 
 
+def _open_iterable(data: DataConfig, split: str, in_chans: int, classes: Sequence[str] | None) -> Source:
+    raise UserError(
+        f"data.name {data.name} is a stream without positions, so a stopped run could not continue exactly; "
+        "use hfds/..., wds/..., parquet files or an image folder"
+    )
+
+
 # Kinds of data sets; those with a slash are the prefixes of timm's data set names.
 SOURCES: Registry[Opener] = Registry(
     "data set",
@@ -163,6 +169,8 @@ SOURCES: Registry[Opener] = Registry(
         "torch/": _open_torch,
         "hfds/": _open_hub,
         "wds/": _open_shards,
+        "hfids/": _open_iterable,
+        "tfds/": _open_iterable,
     },
 )
 
@@ -218,10 +226,8 @@ def open_source(
     training = split in ("train", data.train_split)
     own_eval = split in ("eval", "auto")
     carve = data.val_fraction > 0 and (training or own_eval)
-    if training or carve:
-        name = data.train_split
-    else:
-        name = data.eval_split if own_eval else split
+    evaluated = data.eval_split if own_eval else split
+    name = data.train_split if training or carve else evaluated
     source = SOURCES[_kind(data)](data, name, in_chans, classes)
     if carve:
         source = _carved(source, data.val_fraction, held_out=not training, seed=seed)
@@ -240,14 +246,3 @@ def _carved(source: Source, fraction: float, *, held_out: bool, seed: int) -> So
         return SubsetSource(source, held, f"{len(held)} held out by seed {seed} (val_fraction {fraction:g})")
     kept = np.setdiff1d(np.arange(len(source)), held)
     return SubsetSource(source, kept, f"{len(kept)} left for training (val_fraction {fraction:g}, seed {seed})")
-
-
-def split_in_name(file_name: str) -> str:
-    """The split that a shard belongs to: "train" for train-00000-of-00003.parquet, train.tar, train-0001.tar."""
-    stem = re.sub(r"(\.[A-Za-z]+)+$", "", file_name)
-    return re.sub(r"[-_.]\d+(-of-\d+)?(-[0-9a-f]+)?$", "", stem)
-
-
-def is_training_split(name: str) -> bool:
-    """Whether a split's name says that it is for training."""
-    return name in TRAIN_SPLITS

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from illama.errors import UserError
-from illama.registry import closest
 
 EVAL_SPLITS = ("validation", "val", "valid", "test", "eval")
 TRAIN_SPLITS = ("train", "training")
+# Names of the same thing: whoever asks for one gets the other where only that exists.
+_SYNONYMS = (TRAIN_SPLITS, ("validation", "val", "valid", "eval"))
 
 
 def choose_split(wanted: str, existing: Sequence[str], where: str) -> str:
@@ -28,10 +30,19 @@ def choose_split(wanted: str, existing: Sequence[str], where: str) -> str:
             f"{where} has no split to evaluate on (looked for {', '.join(EVAL_SPLITS)}; found: {listed}); "
             "name one with data.eval_split, or carve one out of the training images with data.val_fraction=0.1"
         )
-    if wanted not in existing:
-        hint = f"; {closest(wanted, existing)}" if existing else ""
-        raise UserError(f"{where} has no split {wanted!r}; splits found: {listed}{hint}")
-    return wanted
+    if wanted in existing:
+        return wanted
+    for names in _SYNONYMS:
+        for name in names:
+            if wanted in names and name in existing:
+                return name
+    raise UserError(f"{where} has no split {wanted!r}; splits found: {listed}")
+
+
+def split_in_name(file_name: str) -> str:
+    """The split that a shard belongs to: "train" for train-00000-of-00003.parquet, train.tar, train-0001.tar."""
+    stem = re.sub(r"(\.[A-Za-z]+)+$", "", file_name)
+    return re.sub(r"[-_.]\d+(-of-\d+)?(-[0-9a-f]+)?$", "", stem)
 
 
 def stratified_choice(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

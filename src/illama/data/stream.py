@@ -115,7 +115,7 @@ def stream_training(
     """
     loader: DataLoader[Sample] = DataLoader(
         samples,
-        batch_sampler=_Keys(order, start_step),  # type: ignore[arg-type]
+        batch_sampler=_Keys(order, start_step),
         num_workers=workers,
         collate_fn=collate,
         pin_memory=pin_memory,
@@ -198,7 +198,7 @@ def train_transform(recipe: Recipe, crop: str) -> Transform:
         scale=augment.crop_scale,
         ratio=augment.crop_ratio,
         hflip=augment.hflip,
-        color_jitter=augment.color_jitter or None,
+        color_jitter=augment.color_jitter,
         auto_augment=augment.randaugment,
         interpolation="bicubic",
         mean=tuple(data.mean),

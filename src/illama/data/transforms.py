@@ -24,6 +24,8 @@ MODES: tuple[EvalMode, ...] = ("crop", "warp", "none")
 # spec/training.md section 2: images up to 32 px are taken as they are, from 384 px on the whole image is warped.
 SMALL_PX = 32
 WARP_PX = 384
+# Up to this many times the target's area an image is resized whole before it is cropped.
+MAX_GROWTH = 8
 
 
 @dataclass(frozen=True)
@@ -91,14 +93,12 @@ class EvalTransform:
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> EvalTransform:
         """Inverse of `to_dict`."""
-        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()})
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
+        return cls(**values)
 
 
 def cover(image: Image.Image, size: tuple[int, int], crop_pct: float = 1.0) -> Image.Image:
     """Resize (bicubic) so that the image covers floor(size / crop_pct), and crop the centre of `size`.
-
-    The two are one step: only pixels inside the crop are computed, so a 4000 x 20 panorama costs no more than
-    a square image.
 
     Args:
         image: Any size of at least 1 x 1.
@@ -114,14 +114,15 @@ def cover(image: Image.Image, size: tuple[int, int], crop_pct: float = 1.0) -> I
         ratio = min(image.width / target_w, image.height / target_h)
         full_w, full_h = round(image.width / ratio), round(image.height / ratio)
     left, top = round((full_w - width) / 2), round((full_h - height) / 2)
+    if full_w * full_h <= MAX_GROWTH * target_w * target_h:
+        whole = image.resize((full_w, full_h), Image.Resampling.BICUBIC)
+        return whole.crop((left, top, left + width, top + height))
+    # A 4000 x 20 panorama would become 51200 x 256: compute only what the crop keeps. Pillow holds the box in
+    # float32, so values may differ by a level or two from the long way; hence not for ordinary shapes.
     step_x, step_y = image.width / full_w, image.height / full_h
-    box = (
-        left * step_x,
-        top * step_y,
-        min((left + width) * step_x, image.width),
-        min((top + height) * step_y, image.height),
-    )
-    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    right = min((left + width) * step_x, image.width)
+    bottom = min((top + height) * step_y, image.height)
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=(left * step_x, top * step_y, right, bottom))
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

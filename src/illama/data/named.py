@@ -1,0 +1,148 @@
+"""Data sets by timm's names: torch/... (torchvision) and hfds/... (the Hugging Face `datasets` library)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from illama.data.images import BrokenImage, as_seen, read_image
+from illama.data.source import Source, number_classes
+from illama.data.splits import EVAL_SPLITS, TRAIN_SPLITS, choose_split
+from illama.errors import UserError
+from illama.timm_bridge import import_timm
+
+
+class TorchvisionSource(Source):
+    """A torchvision data set."""
+
+    def __init__(
+        self, dataset: Any, labels: np.ndarray, classes: tuple[str, ...], in_chans: int, description: str
+    ) -> None:
+        self._dataset = dataset
+        self._files: Sequence[tuple[str, int]] | None = getattr(dataset, "samples", getattr(dataset, "imgs", None))
+        self._in_chans = in_chans
+        self.labels = labels
+        self.classes = classes
+        self.description = description
+
+    def read(self, i: int) -> Image.Image:
+        if self._files is not None:  # torchvision itself would leave the EXIF orientation out
+            return read_image(self._files[i][0], self._in_chans)
+        try:
+            image, _ = self._dataset[i]
+        except Exception as error:  # each data set reads in its own way
+            raise BrokenImage(self.location(i), str(error)) from None
+        return as_seen(image, self._in_chans)
+
+    def location(self, i: int) -> str:
+        return self._files[i][0] if self._files is not None else f"{type(self._dataset).__name__} row {i}"
+
+
+def open_torchvision(
+    name: str, path: Path, split: str, in_chans: int = 3, classes: Sequence[str] | None = None
+) -> Source:
+    """Open torch/cifar10 and its like from a folder where torchvision finds the files; nothing is downloaded.
+
+    Raises:
+        UserError: Unknown name or split, or the files are not there.
+    """
+    known = (*TRAIN_SPLITS, *EVAL_SPLITS)
+    split = choose_split("validation" if split == "auto" else split, known, name)
+    import_timm()
+    from timm.data import create_dataset
+
+    try:
+        dataset = create_dataset(name, root=str(path), split=split, download=False)
+    except AssertionError as error:
+        raise UserError(f"data.name {name}: {error}; allowed: torch/cifar10, torch/cifar100, ...") from None
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{name} cannot be read from data.path {path}: {reason}; put its files there") from None
+    rows = getattr(dataset, "targets", None)
+    if rows is None:
+        rows = [row[1] for row in getattr(dataset, "samples", getattr(dataset, "imgs", []))]
+    labels = np.asarray(rows, dtype=np.int64)
+    labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST keeps the class in the first column
+    if len(labels) != len(dataset):
+        raise UserError(f"{name} has no list of labels, which random access needs; convert it to an image folder")
+    # of ImageNet's names two occur twice; its WordNet ids are unique
+    found = getattr(dataset, "wnids", None) or getattr(dataset, "classes", None)
+    found = [str(entry) for entry in found] if found else [str(c) for c in range(int(labels.max()) + 1)]
+    names, labels = number_classes(found, labels, classes, name)
+    description = f"{name} in {path}, split {split}: {len(labels)} images, {len(names)} classes"
+    return TorchvisionSource(dataset, labels, names, in_chans, description)
+
+
+class HubSource(Source):
+    """A map-style data set of the `datasets` library, through timm's reader."""
+
+    def __init__(
+        self, reader: Any, labels: np.ndarray, classes: tuple[str, ...], in_chans: int, description: str
+    ) -> None:
+        self._reader = reader
+        self._in_chans = in_chans
+        self.labels = labels
+        self.classes = classes
+        self.description = description
+
+    def read(self, i: int) -> Image.Image:
+        cell = self._reader.dataset[i][self._reader.image_key]
+        if not cell or not (cell.get("bytes") or cell.get("path")):
+            raise BrokenImage(self.location(i), "the row has no image")
+        return read_image(cell.get("bytes") or cell["path"], self._in_chans, self.location(i))
+
+    def location(self, i: int) -> str:
+        return f"{self.description.partition(':')[0]} row {i}"
+
+
+def open_hub_data(
+    name: str, cache: str | None, split: str, in_chans: int = 3, classes: Sequence[str] | None = None
+) -> Source:
+    """Open hfds/OWNER/NAME (or hfds/ and a local folder); `datasets` may download it.
+
+    Args:
+        name: timm's data set string.
+        cache: Folder where `datasets` keeps what it prepares; its own default when None.
+        split: Name of a split, or "auto".
+        in_chans: 1 or 3.
+        classes: Numbering of the training split.
+
+    Raises:
+        UserError: `datasets` is missing, or finds no such set, split, image or label column.
+    """
+    if importlib.util.find_spec("datasets") is None:
+        raise UserError(f'data.name {name} needs the datasets library; pip install "illama[hub-data]"')
+    import_timm()
+    import datasets
+    from timm.data import create_dataset
+
+    place = name.partition("/")[2]
+    try:
+        info = datasets.load_dataset_builder(place, cache_dir=cache).info
+        split = choose_split(split, sorted(info.splits or datasets.get_dataset_split_names(place)), name)
+        image_column, label_column = _columns(info.features, name)
+        reader = create_dataset(name, root=cache, split=split, input_key=image_column, target_key=label_column).reader
+    except UserError:
+        raise
+    except Exception as error:  # the library raises its own, requests' and file system errors alike
+        raise UserError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from None
+    labels = np.asarray(reader.dataset[label_column][:], dtype=np.int64)
+    found = list(reader.class_to_idx) or [str(c) for c in range(int(labels.max()) + 1)]
+    names, labels = number_classes(found, labels, classes, f"{name}, split {split}")
+    description = f"{name}, split {split}: {len(labels)} images, {len(names)} classes"
+    return HubSource(reader, labels, names, in_chans, description)
+
+
+def _columns(features: Any, where: str) -> tuple[str, str]:
+    """Names of the image and the label column, by their types."""
+    images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    labels = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    labels = ["label"] if "label" in features else labels
+    if not images or not labels:
+        raise UserError(f"{where} has no image or no class column; its columns: {', '.join(features)}")
+    return images[0], labels[0]

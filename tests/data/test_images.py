@@ -1,0 +1,206 @@
+"""Images are read as a person sees them; what cannot be read is named with the reason."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from illama.data.images import BrokenImage, as_seen, read_image
+from illama.errors import UserError
+
+
+def _encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def _quarters() -> Image.Image:
+    """32 x 16: red, green / blue, grey. Flat 8 x 16 blocks survive JPEG."""
+    image = Image.new("RGB", (32, 16))
+    for k, colour in enumerate([(200, 10, 10), (10, 200, 10), (10, 10, 200), (90, 90, 90)]):
+        image.paste(colour, (16 * (k % 2), 8 * (k // 2), 16 * (k % 2) + 16, 8 * (k // 2) + 8))
+    return image
+
+
+def _near(image: Image.Image, at: tuple[int, int], colour: tuple[int, ...], slack: int = 6) -> None:
+    assert np.abs(np.subtract(image.getpixel(at), colour)).max() <= slack, image.getpixel(at)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_undone(orientation: int) -> None:
+    seen = _quarters()
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # how a camera stores it: FLIP_LR, 180, FLIP_TB, ...
+    stored = seen.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else seen
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    read = read_image(_encoded(stored, "PNG", exif=exif))
+    assert read.size == seen.size
+    assert np.array_equal(np.asarray(read), np.asarray(seen))
+
+
+def test_unreadable_exif_is_ignored() -> None:
+    read = read_image(_encoded(_quarters(), "PNG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xffgarbage"))
+    assert np.array_equal(np.asarray(read), np.asarray(_quarters()))
+
+
+def test_cmyk_keeps_its_colours() -> None:
+    read = read_image(_encoded(_quarters().convert("CMYK"), "JPEG", quality=95))
+    assert read.mode == "RGB"
+    _near(read, (4, 4), (200, 10, 10), slack=12)
+    _near(read, (28, 12), (90, 90, 90), slack=12)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparent_parts_are_white(mode: str) -> None:
+    image = Image.new("RGBA", (8, 8), (255, 0, 255, 0))
+    image.paste((40, 40, 40, 255), (0, 0, 4, 8))
+    read = read_image(_encoded(image.convert(mode), "PNG"))
+    assert read.mode == "RGB"
+    assert read.getpixel((6, 2)) == (255, 255, 255)
+    _near(read, (1, 1), (40, 40, 40), slack=0 if mode != "P" else 12)
+
+
+def test_half_transparent_mixes_with_white() -> None:
+    read = read_image(_encoded(Image.new("RGBA", (2, 2), (0, 100, 200, 128)), "PNG"))
+    _near(read, (0, 0), (127, 177, 227), slack=1)
+
+
+def test_transparent_colour_of_an_opaque_mode_is_white() -> None:
+    image = _quarters()
+    read = read_image(_encoded(image, "PNG", transparency=(10, 200, 10)))
+    assert read.getpixel((20, 2)) == (255, 255, 255)
+    assert read.getpixel((2, 2)) == (200, 10, 10)
+
+
+def test_16_bits_are_scaled() -> None:
+    levels = np.array([[0, 257, 32896, 65535]], np.uint16)
+    for form in ("PNG", "TIFF"):
+        read = read_image(_encoded(Image.fromarray(levels), form))
+        assert np.asarray(read)[0, :, 0].tolist() == [0, 1, 128, 255], form
+        assert np.asarray(read).shape == (1, 4, 3)
+
+
+@pytest.mark.parametrize(("values", "seen"), [([0.0, 0.5, 1.0], [0, 128, 255]), ([0.0, 20.0, 255.0], [0, 20, 255])])
+def test_float_grey_uses_its_own_range(values: list[float], seen: list[int]) -> None:
+    read = read_image(_encoded(Image.fromarray(np.array([values], np.float32)), "TIFF"))
+    assert np.asarray(read)[0, :, 0].tolist() == seen
+
+
+def test_grey_is_repeated_or_kept() -> None:
+    grey = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    content = _encoded(grey, "PNG")
+    rgb = np.asarray(read_image(content, 3))
+    assert all(np.array_equal(rgb[..., c], np.asarray(grey)) for c in range(3))
+    assert np.array_equal(np.asarray(read_image(content, 1)), np.asarray(grey))
+
+
+def test_palette_is_never_taken_for_grey_levels() -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 250, 240, 230])
+    assert read_image(_encoded(image, "PNG"), 3).getpixel((0, 0)) == (250, 240, 230)
+    assert read_image(_encoded(image, "PNG"), 1).getpixel((0, 0)) == as_seen(
+        Image.new("RGB", (1, 1), (250, 240, 230)), 1
+    ).getpixel((0, 0))
+
+
+def test_first_frame_of_an_animation() -> None:
+    frames = [Image.new("RGB", (6, 6), c) for c in ("red", "lime", "blue")]
+    for form in ("GIF", "WEBP"):
+        options = {"lossless": True} if form == "WEBP" else {}
+        read = read_image(_encoded(frames[0], form, save_all=True, append_images=frames[1:], **options))
+        assert read.getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_content_decides_not_the_name(tmp_path: Path) -> None:
+    file = tmp_path / "été 猫 (1).jpg"
+    file.write_bytes(_encoded(_quarters(), "PNG"))
+    assert np.array_equal(np.asarray(read_image(file)), np.asarray(_quarters()))
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    whole = _encoded(Image.effect_noise((64, 64), 50), "JPEG")
+    cases = {"cut.jpg": whole[: len(whole) // 2], "empty.jpg": b"", "text.jpg": b"not an image at all\n"}
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BrokenImage) as caught:
+            read_image(tmp_path / name)
+        assert name in caught.value.where
+        assert caught.value.why
+        assert "\n" not in str(caught.value)
+    with pytest.raises(BrokenImage, match="No such file"):
+        read_image(tmp_path / "absent.jpg")
+    with pytest.raises(BrokenImage, match="row 7"):
+        read_image(b"", where="row 7")
+
+
+def test_every_cut_of_a_file_is_noticed() -> None:
+    whole = _encoded(Image.effect_noise((40, 40), 50).convert("RGB"), "PNG")
+    for length in range(0, len(whole) - 16, 97):  # the last bytes are the end mark, which holds no pixels
+        with pytest.raises(BrokenImage):
+            read_image(whole[:length])
+
+
+def test_other_channel_counts_are_refused() -> None:
+    with pytest.raises(UserError, match="in_chans is 4"):
+        read_image(b"", 4)
+
+
+def test_no_warning_leaks_and_the_filters_come_back() -> None:
+    image = Image.new("P", (4, 4))
+    image.putpalette([0, 0, 0] * 256)
+    content = _encoded(image, "PNG", transparency=bytes(range(256)))  # makes Pillow warn on conversion
+    before = list(warnings.filters)
+    problems: list[BaseException] = []
+
+    def read_some() -> None:
+        try:
+            for _ in range(50):
+                read_image(content)
+        except BaseException as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=read_some) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems
+    assert warnings.filters == before
+
+
+def test_messy_files_are_as_their_manifest_says(shared_data: Path) -> None:
+    folder = shared_data / "messy"
+    files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+    assert len(files) == 18
+    for entry in files:
+        for in_chans, mode in ((3, "RGB"), (1, "L")):
+            if not entry["readable"]:
+                with pytest.raises(BrokenImage, match=entry["file"]):
+                    read_image(folder / entry["file"], in_chans)
+                continue
+            read = read_image(folder / entry["file"], in_chans)
+            assert (read.mode, list(read.size)) == (mode, entry["size"]), entry["file"]
+
+
+def test_messy_pixels(shared_data: Path) -> None:
+    folder = shared_data / "messy"
+    corner = read_image(folder / "palette_transparent.png")
+    assert corner.getpixel((0, 0)) == (255, 255, 255)
+    assert 60 < np.asarray(read_image(folder / "gray16.png")).mean() < 200
+    pool = np.asarray(read_image(folder / "cmyk.jpg").crop((235, 135, 315, 160))).mean((0, 1))
+    assert pool[1] > pool[0] + 5  # dark green water; inverted it would be magenta
+    assert pool[1] > pool[2] + 5
+    # the same photographs lie there in another form, upright
+    for turned, upright in (("exif_6.jpg", "été 猫 photo (1) é.jpg"), ("exif_8.jpg", "png_named.jpg")):
+        first, second = (
+            np.asarray(read_image(folder / name).resize((24, 18)), np.float32) for name in (turned, upright)
+        )
+        assert np.abs(first - second).mean() < 10
