@@ -61,30 +61,35 @@ def import_timm() -> ModuleType:
 
 def register_with_timm() -> None:
     """Make the family known to timm, now or as soon as timm is imported."""
-    if "timm" in sys.modules:
+    if sys.modules.get("timm") is not None:
         importlib.import_module("illama.models.timm_models")
     elif not any(isinstance(finder, _TimmFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _TimmFinder())
 
 
 class _TimmFinder(importlib.abc.MetaPathFinder):
-    """Steps aside after timm's first import, having prepared torchvision and registered the models."""
+    """Finds timm where the other finders do, but has the models registered once it is loaded."""
+
+    def __init__(self) -> None:
+        self._asking_others = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != "timm":
+        if fullname != "timm" or self._asking_others:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec("timm")
+        self._asking_others = True
+        try:
+            spec = importlib.util.find_spec("timm")
+        finally:
+            self._asking_others = False
         if spec is not None and spec.loader is not None:
-            torchvision_ready()
             spec.loader = _RegisteringLoader(spec.loader)
         return spec
 
 
 class _RegisteringLoader(importlib.abc.Loader):
-    """Runs a module's own loader, then registers the models."""
+    """Prepares torchvision, runs timm's own loader, then registers the models."""
 
     def __init__(self, loader: Any) -> None:
         self._loader = loader
@@ -93,7 +98,9 @@ class _RegisteringLoader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        torchvision_ready()
         self._loader.exec_module(module)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _TimmFinder)]
         importlib.import_module("illama.models.timm_models")
 
     def __getattr__(self, name: str) -> Any:  # resources, source lines: whatever the real loader offers

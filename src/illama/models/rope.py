@@ -49,23 +49,37 @@ class RotaryTable(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        angles = (
-            angles_2d(config) if config.position == "rope2d" else angles_1d(config.num_patches + 1, config.head_dim)
-        )
-        self._angles = angles
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        self.config = config
+        angles = self.angles()
+        # Made where new tensors go by default (the meta device, for instance) and cast like any buffer.
+        self.register_buffer("cos", torch.empty(angles.shape), persistent=False)
+        self.register_buffer("sin", torch.empty(angles.shape), persistent=False)
+        self._fill()
+
+    def angles(self) -> torch.Tensor:
+        """The rotation angles in radians, (N, d/2), float64 on the CPU."""
+        with torch.device("cpu"):
+            if self.config.position == "rope2d":
+                return angles_2d(self.config)
+            return angles_1d(self.config.num_patches + 1, self.config.head_dim)
+
+    def _fill(self) -> None:
+        dtype = torch.float64 if self.cos.dtype == torch.float64 else torch.float32
+        self.cos = self.angles().cos().to(self.cos.device, dtype)
+        self.sin = self.angles().sin().to(self.sin.device, dtype)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         super()._apply(fn, recurse)
-        dtype = torch.float64 if self.cos.dtype == torch.float64 else torch.float32
-        if self.cos.device.type != "meta":
-            self.cos = self._angles.cos().to(self.cos.device, dtype)
-            self.sin = self._angles.sin().to(self.sin.device, dtype)
+        self._fill()
         return self
 
     def forward(self, x_BhNd: torch.Tensor) -> torch.Tensor:
-        """Rotate the interleaved channel pairs of q or k, in the table's precision, back to the input's dtype."""
-        even, odd = x_BhNd.unflatten(-1, (-1, 2)).to(torch.promote_types(x_BhNd.dtype, self.cos.dtype)).unbind(-1)
-        rotated = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), dim=-1)
-        return rotated.flatten(-2).to(x_BhNd.dtype)
+        """Rotate the interleaved channel pairs of q or k, in the table's precision, back to the input's dtype.
+
+        The result has the pairs' first channels, then their second ones. q and k come out in the same order, so
+        their products are those of the interleaved order, and writing two halves is twice as fast as interleaving.
+        """
+        pairs = x_BhNd.unflatten(-1, (-1, 2)).to(torch.promote_types(x_BhNd.dtype, self.cos.dtype))
+        first, second = pairs.unbind(-1)
+        rotated = (first * self.cos - second * self.sin, first * self.sin + second * self.cos)
+        return torch.cat(rotated, dim=-1).to(x_BhNd.dtype)

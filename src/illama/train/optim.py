@@ -9,9 +9,7 @@ import torch
 from illama.models.illama import ILlama
 
 
-def param_groups(
-    model: ILlama, weight_decay: float, layer_decay: float | None = None
-) -> list[dict[str, Any]]:
+def param_groups(model: ILlama, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer.
 
     Tensors of one dimension, every `.bias`, `pos_embed` and `cls_token` do not decay; everything else does. With

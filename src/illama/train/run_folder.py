@@ -61,7 +61,9 @@ def write_run_folder(run_dir: Path, recipe: Recipe, classes: tuple[str, ...], de
         (run_dir / ENVIRONMENT_FILE).write_text(json.dumps(environment(device), indent=1) + "\n")
         (run_dir / RECIPE_FILE).write_text(recipe.to_yaml())
     except OSError as error:
-        raise UserError(f"cannot write the run folder {run_dir}: {error.strerror}; choose another with --out") from error
+        raise UserError(
+            f"cannot write the run folder {run_dir}: {error.strerror}; choose another with --out"
+        ) from error
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,49 @@
+"""Where a run computes, and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from illama.errors import UserError
+
+Precision = Literal["float32", "bf16"]
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The device of that name; without a name the best there is: CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: No such device on this machine.
+    """
+    if name is None or name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise UserError(f"device {name!r} cannot be used on this machine; give cpu, cuda, cuda:N or mps") from None
+    return device
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32: by the device's own instructions."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return (
+        device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def resolve_precision(wanted: Literal["float32", "bf16", "auto"], device: torch.device) -> Precision:
+    """The recipe's precision; "auto" takes bf16 where the device has instructions for it."""
+    if wanted == "auto":
+        return "bf16" if has_fast_bf16(device) else "float32"
+    return wanted
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """bf16 autocast, or nothing for float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
