@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from illama.checkpoint import LoadReport, Meta, adapt_state_dict, initialize_from, save_weights
+from illama.checkpoint import LoadReport, Meta, adapt_state_dict, initialize_from, save_checkpoint, save_weights
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.models.position import resize_position
@@ -127,3 +127,11 @@ def test_init_from_names_the_file(tmp_path: Path, model: ILlama) -> None:
     torch.save({"model": other(model.config, depth=4).state_dict()}, tmp_path / "deep.pth")
     with pytest.raises(UserError, match=r"deep\.pth does not fit: weights of another architecture"):
         initialize_from(tmp_path / "deep.pth", model)
+
+
+def test_a_run_is_a_source_too(tmp_path: Path, model: ILlama) -> None:
+    meta = Meta(config=model.config)
+    save_checkpoint(tmp_path, "last", model_state=model.state_dict(), training_state={}, meta=meta)
+    target = other(model.config)
+    assert len(initialize_from(tmp_path, target).matched) == len(model.state_dict())
+    assert torch.equal(target.cls_token, model.cls_token)

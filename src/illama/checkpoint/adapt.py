@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from illama.checkpoint.foreign import read_weights
+from illama.checkpoint.io import find_weights
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.models.position import resize_position
@@ -55,12 +56,12 @@ class LoadReport:
 
 
 def initialize_from(path: Path | str, model: ILlama) -> LoadReport:
-    """Start a new run from weights: read a file of any origin and adapt it to the model.
+    """Start a new run from weights: read a file of any origin, or a run's best checkpoint, and adapt it to the model.
 
     Raises:
         UserError: As `read_weights` and `adapt_state_dict`.
     """
-    state, meta = read_weights(path)
+    state, meta = read_weights(find_weights(Path(path)))
     try:
         return adapt_state_dict(state, model, meta.config if meta else None)
     except UserError as error:

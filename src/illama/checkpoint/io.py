@@ -143,6 +143,25 @@ def checkpoint_folder(run_dir: Path, tag: str) -> Path:
     return Path(run_dir) / "checkpoints" / tag
 
 
+def find_weights(path: Path) -> Path:
+    """The weights file that a path stands for; of a run the best checkpoint's, else the last one's.
+
+    Raises:
+        UserError: Nothing there, or a checkpoint that differs from its checksums.
+    """
+    if path.is_file():
+        return path
+    if not path.exists() and current(path) is None:
+        raise UserError(f"there is no run, checkpoint or weights file {path}")
+    candidates = [checkpoint_folder(path, "best"), checkpoint_folder(path, "last"), path]
+    for candidate in candidates:
+        folder = current(candidate)
+        if folder is not None and (candidate != path or (folder / MODEL_FILE).is_file()):
+            read_meta(folder)
+            return folder / MODEL_FILE
+    raise UserError(f"{path} holds neither a run (checkpoints/best, checkpoints/last) nor a checkpoint ({MODEL_FILE})")
+
+
 def _save_state(path: Path, training_state: Mapping[str, Any]) -> None:
     with path.open("wb") as file:  # a file object: torch then keeps the operating system's error behind its own
         torch.save(dict(training_state), file)

@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from illama.checkpoint.adapt import demand_same_shapes
-from illama.checkpoint.folder import current, read_meta
 from illama.checkpoint.foreign import read_weights
-from illama.checkpoint.io import MODEL_FILE, checkpoint_folder
+from illama.checkpoint.io import find_weights
 from illama.checkpoint.meta import Meta
 from illama.errors import UserError
 from illama.models import ILlama
@@ -44,18 +43,3 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[IL
     model.load_state_dict(state)
     model.set_softness(meta.softness)
     return model.to(device).eval(), meta
-
-
-def find_weights(path: Path) -> Path:
-    """The weights file that a path stands for (see `load_model`); a checkpoint's checksums are compared."""
-    if path.is_file():
-        return path
-    if not path.exists() and current(path) is None:
-        raise UserError(f"there is no run, checkpoint or weights file {path}")
-    candidates = [checkpoint_folder(path, "best"), checkpoint_folder(path, "last"), path]
-    for candidate in candidates:
-        folder = current(candidate)
-        if folder is not None and (candidate != path or (folder / MODEL_FILE).is_file()):
-            read_meta(folder)
-            return folder / MODEL_FILE
-    raise UserError(f"{path} holds neither a run (checkpoints/best, checkpoints/last) nor a checkpoint ({MODEL_FILE})")

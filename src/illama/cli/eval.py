@@ -1,0 +1,80 @@
+"""`illama eval`: accuracy and loss of a trained model."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from illama.cli.options import Device, Json
+from illama.cli.output import STDOUT, check_targets, write_result
+
+if TYPE_CHECKING:
+    from illama.evaluate import EvalResult
+
+SHOWN_CLASSES = 20  # with more classes the terminal shows the weakest ones only
+WEAKEST = 10
+
+
+def eval_command(
+    checkpoint: Path,
+    /,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    batch_size: int | None = None,
+    softness: float | None = None,
+    device: Device = None,
+    json: Json = None,
+) -> None:
+    """Top-1, top-5, loss, per-class accuracy and speed. Each image counts once; unreadable ones are named.
+
+    Args:
+        checkpoint: A run folder (its best checkpoint), a checkpoint folder or a .safetensors file.
+        data: Another data set than the recipe's: a folder, a parquet file, or a name such as digits.
+        split: Which split; the recipe's evaluation split by default.
+        batch_size: Images at a time.
+        softness: Softness of the mask, 0 (causal) to 1; the one saved with the weights by default.
+    """
+    from illama.evaluate.run import evaluate
+
+    check_targets(json=json)
+    result = evaluate(
+        checkpoint,
+        data=data,
+        split=split,
+        batch_size=batch_size,
+        softness=softness,
+        device=device,
+        progress=True,
+    )
+    for where, why in result.skipped.items():
+        print(f"illama: skipped {where}: {why}", file=sys.stderr)
+    if json is not None:
+        about = {"checkpoint": str(checkpoint)} | result.to_dict()
+        write_result(json, json_format.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    if json != STDOUT:
+        print(report(result))
+
+
+def report(result: EvalResult) -> str:
+    """The result for people."""
+    skipped = f", {len(result.skipped)} unreadable images skipped" if result.skipped else ""
+    lines = [
+        result.data,
+        f"top-1 {result.top1:.2f} %   top-5 {result.top5:.2f} %   loss {result.loss:.4f}   "
+        f"softness {result.softness:g}",
+        f"{result.count} images{skipped}, {result.images_per_s:.0f} images/s",
+    ]
+    rows = [
+        (accuracy, name, count)
+        for (name, accuracy), count in zip(result.per_class.items(), result.class_counts, strict=True)
+        if accuracy is not None
+    ]
+    if len(rows) > SHOWN_CLASSES:
+        lines.append(f"the {WEAKEST} weakest of {len(rows)} classes (--json has all):")
+        rows = sorted(rows)[:WEAKEST]
+    width = max(len(name) for _, name, _ in rows)
+    lines += [f"  {name:<{width}}  {accuracy:6.2f} %  of {count}" for accuracy, name, count in rows]
+    return "\n".join(lines)

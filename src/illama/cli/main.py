@@ -1,0 +1,97 @@
+"""The `illama` command: which commands there are, and what becomes of errors.
+
+Commands are named by strings and imported when they run, so that help answers without importing torch.
+
+Exit codes: 0 done; 1 a bug of ours (with traceback); 2 something the user can fix (one line on stderr, `--debug` adds
+the traceback); 75 stopped by a signal after saving; 130 interrupted with nothing to save; 141 the reader of our output
+went away.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+
+import illama
+from illama.errors import Stopped, UserError
+
+USER_ERROR, STOPPED, INTERRUPTED, PIPE_CLOSED = 2, 75, 130, 141
+
+app = App(
+    name="illama",
+    help="iLLaMA, the image LLaMA: train it, evaluate it, ask it what is in a picture.",
+    help_epilogue="New here? Type: illama quickstart. With --debug every command shows the traceback of an error.",
+    version=illama.__version__,
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,
+)
+COMMANDS = {
+    "quickstart": "Train on handwritten digits (under a minute) and say what to type next.",
+    "train": "Train a recipe; the same command again continues a run that was stopped.",
+    "eval": "Accuracy and loss of a trained model.",
+    "predict": "Class names with probabilities for image files.",
+    "recipes": "List the packaged recipes.",
+    "version": "Versions of illama and of what it stands on.",
+}
+for _name, _help in COMMANDS.items():
+    app.command(f"illama.cli.{_name}:{_name}_command", name=_name, help=_help)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: The words after `illama`; those of the process when None.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    _log_to_stderr()
+    try:
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except UserError as error:
+        return _fail(str(error), USER_ERROR, debug)
+    except CycloptsError as error:
+        return _fail(f"{' '.join(str(error).split())} See illama {_command(words)}--help", USER_ERROR, debug)
+    except Stopped as stopped:
+        print(f"illama: {stopped}", file=sys.stderr)
+        return STOPPED
+    except KeyboardInterrupt:
+        print("illama: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at its end
+        return PIPE_CLOSED
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"illama: error: {message}", file=sys.stderr)
+    return code
+
+
+def _command(words: Sequence[str]) -> str:
+    return f"{words[0]} " if words and words[0] in COMMANDS else ""
+
+
+def _log_to_stderr() -> None:
+    """Show what the package logs (which backend, which weights in a file) as lines of ours."""
+    log = logging.getLogger("illama")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("illama: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)

@@ -1,0 +1,74 @@
+"""`illama predict`: what is in these pictures?"""
+
+from __future__ import annotations
+
+import csv as csv_format
+import io
+import json as json_format
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from illama.cli.options import Csv, Device, Json
+from illama.cli.output import STDOUT, check_targets, write_result
+from illama.errors import UserError
+
+if TYPE_CHECKING:
+    from illama.evaluate import Prediction
+
+
+def predict_command(
+    checkpoint: Path,
+    image: str,
+    /,
+    *images: str,
+    top_k: int = 5,
+    device: Device = None,
+    json: Json = None,
+    csv: Csv = None,
+) -> None:
+    """Class names with probabilities. Unreadable images are named, stop no other, and make the exit code 2.
+
+    Args:
+        checkpoint: A run folder (its best checkpoint), a checkpoint folder or a .safetensors file.
+        image: Image file, folder of images, or pattern such as 'photos/*.jpg'.
+        images: More of them.
+        top_k: How many classes to name.
+    """
+    from illama.evaluate.predict import predict
+
+    check_targets(json=json, csv=csv)
+    found = predict(checkpoint, [image, *images], top_k=top_k, device=device)
+    if json is not None:
+        plain = [one.to_dict() for one in found]
+        write_result(json, json_format.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+    if csv is not None:
+        write_result(csv, as_csv(found))
+    if STDOUT not in (json, csv):
+        for one in found:
+            print(line(one))
+    broken = [f"{one.path} ({one.problem})" for one in found if one.problem is not None]
+    if broken:
+        named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
+        raise UserError(f"{len(broken)} of {len(found)} images cannot be read: {named}; the others are done")
+
+
+def line(one: Prediction) -> str:
+    """One prediction for people."""
+    if one.problem is not None:
+        return f"{one.path}: cannot be read: {one.problem}"
+    pairs = zip(one.classes, one.probabilities, strict=True)
+    return f"{one.path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in pairs)
+
+
+def as_csv(found: Sequence[Prediction]) -> str:
+    """One row per image and class; an unreadable image has one row with its problem."""
+    text = io.StringIO()
+    writer = csv_format.writer(text, lineterminator="\n")
+    writer.writerow(["path", "rank", "class", "probability", "problem"])
+    for one in found:
+        if one.problem is not None:
+            writer.writerow([one.path, "", "", "", one.problem])
+        for rank, (name, probability) in enumerate(zip(one.classes, one.probabilities, strict=True), start=1):
+            writer.writerow([one.path, rank, name, probability, ""])
+    return text.getvalue()

@@ -1,0 +1,22 @@
+"""`illama recipes`: what can be trained."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+
+def recipes_command() -> None:
+    """List the packaged recipes, one line each. `illama train NAME --print` shows one in full."""
+    from illama.recipes import list_recipes
+
+    names = list_recipes()
+    width = max(map(len, names))
+    for name in names:
+        print(f"{name:<{width}}  {headline(name)}")
+
+
+def headline(name: str) -> str:
+    """The first sentence of a recipe file's header."""
+    text = files("illama.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    lines = [line.removeprefix("#").strip() for line in text.split("\n# Source:")[0].splitlines()]
+    return " ".join(lines).split(". ")[0].rstrip(".") + "."

@@ -1,0 +1,58 @@
+"""`illama train`: run a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from illama.cli.options import Device
+
+if TYPE_CHECKING:
+    from illama.train.loop import TrainResult
+
+
+def train_command(
+    recipe: str,
+    /,
+    *overrides: str,
+    data: str | None = None,
+    out: Path | None = None,
+    device: Device = None,
+    init_from: Path | None = None,
+    print_only: Annotated[bool, Parameter(name="--print", negative="")] = False,
+) -> None:
+    """Train a recipe. Running the same command again continues a run that was stopped, exactly.
+
+    Args:
+        recipe: A name that `illama recipes` lists, or the path of a YAML file.
+        overrides: Changes of the recipe such as optimizer.lr=1e-3 or train.total_batch=256.
+        data: Where the data set is; short for data.path=...
+        out: The run folder; runs/RECIPE by default.
+        init_from: Start a NEW run from these weights (a run, a checkpoint, .safetensors, .pth, .pt, .bin).
+        print_only: Show the resolved recipe, its batch, steps and schedules, and stop.
+    """
+    from illama.recipes import load_recipe
+
+    changes = list(overrides) if data is None else [*overrides, f"data.path={_quoted(data)}"]
+    resolved = load_recipe(recipe, changes)
+    if print_only:
+        from illama.cli.recipe_view import describe
+
+        print(describe(resolved), end="")
+        return
+    from illama.train.loop import train
+
+    print(summary(train(resolved, out=out, device=device, init_from=init_from)))
+
+
+def summary(result: TrainResult) -> str:
+    """The outcome of a run in one line."""
+    at = f" at softness {result.softness:g}, {result.top1_causal:.2f} % at softness 0" if result.softness else ""
+    return f"test accuracy {result.top1:.2f} %{at} after {result.steps} steps, {result.run_dir}"
+
+
+def _quoted(text: str) -> str:
+    """A path as YAML text, whatever signs are in it."""
+    return "'" + text.replace("'", "''") + "'"
