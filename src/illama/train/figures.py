@@ -1,0 +1,237 @@
+"""The two pictures of a run folder: curves.png and predictions.png. Colours are told apart by colour-blind people."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from illama.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # from the Okabe-Ito palette
+
+# Recipes whose curve the authors published, and what their run is called in published_curves.json.
+PUBLISHED_RUNS = {
+    "imagenet1k_tiny": "illama_tiny.in1k",
+    "imagenet1k_small": "illama_small.in1k",
+    "imagenet1k_base": "illama_base.in1k",
+    "imagenet1k_base_384": "illama_base.in1k_384",
+    "imagenet21k_base": "illama_base.in21k",
+    "imagenet21k_large": "illama_large.in21k",
+    "imagenet1k_base_from21k": "illama_base.in21k_ft_in1k",
+    "imagenet1k_base_from21k_384": "illama_base.in21k_ft_in1k_384",
+    "imagenet1k_large_from21k": "illama_large.in21k_ft_in1k",
+    "imagenet1k_large_from21k_384": "illama_large.in21k_ft_in1k_384",
+}
+Curves = dict[str, list[float]]
+
+
+def draw_curves(run_dir: Path) -> Path:
+    """Draw losses, accuracy, learning rate and softness of a run into its curves.png.
+
+    A vertical line marks where the soft mask ends; runs of published recipes have the published curve beside them.
+
+    Args:
+        run_dir: A run folder with recipe.yaml and metrics.jsonl.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        UserError: The folder is no run, or the picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    recipe = _read_recipe(run_dir)
+    train, evals = read_metrics(run_dir / "metrics.jsonl")
+    published = published_curves(recipe["name"])
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    ((loss, accuracy), (rate, softness)) = figure.subplots(2, 2, sharex=True)
+    _draw_loss(loss, train, evals, published)
+    _draw_accuracy(accuracy, evals, published)
+    _draw_schedule(rate, train, published, "lr", "learning rate")
+    _draw_schedule(softness, train, published, "softness", "softness (1 bidirectional, 0 causal)")
+    softness.set_ylim(-0.05, 1.05)
+    end = _soft_mask_end(recipe, max(train.get("epoch", [0.0]), default=0.0))
+    for axes in (loss, accuracy, rate, softness):
+        if end is not None:
+            axes.axvline(end, color="black", linestyle=":", linewidth=1.2, label=f"soft mask ends, epoch {end}")
+        axes.set_xlabel("epoch")
+        axes.tick_params(labelbottom=True)
+        axes.grid(alpha=0.25)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    figure.suptitle(recipe["name"], parse_math=False)
+    return _save(figure, run_dir / "curves.png", dpi=100)
+
+
+def read_metrics(path: Path) -> tuple[Curves, Curves]:
+    """Columns of the "train" and of the "eval" lines of a metrics.jsonl; a line that was cut off is left out.
+
+    A value that a line lacks is NaN, so that all columns of a kind are equally long.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    kinds = ([r for r in records if r["kind"] == kind] for kind in ("train", "eval"))
+    train, evals = (
+        {key: [r.get(key, math.nan) for r in kept] for key in dict.fromkeys(k for r in kept for k in r if k != "kind")}
+        for kept in kinds
+    )
+    return train, evals
+
+
+def published_curves(recipe_name: str) -> Curves | None:
+    """The authors' curve for a recipe, at the ends of epochs 1, 2, ...; None where they published none."""
+    if recipe_name not in PUBLISHED_RUNS:
+        return None
+    stored = json.loads(files("illama.recipes").joinpath("published_curves.json").read_text(encoding="utf-8"))
+    rows = stored["runs"][PUBLISHED_RUNS[recipe_name]]
+    curves = {name: list(column) for name, column in zip(stored["columns"], zip(*rows, strict=True), strict=True)}
+    curves["epoch"] = [epoch + 1 for epoch in curves["epoch"]]
+    return curves
+
+
+def draw_predictions(
+    images: ArrayLike,
+    truths: Sequence[int],
+    predicted: Sequence[int],
+    probabilities: Sequence[float],
+    classes: Sequence[str],
+    path: Path,
+) -> Path:
+    """Draw a grid of images with what the model says of them; wrong answers differ by colour, frame, sign and words.
+
+    Args:
+        images: (n, C, H, W) uint8, at least one image, one or three channels.
+        truths: Right classes, (n,).
+        predicted: The model's classes, (n,).
+        probabilities: The model's probability of its answer, (n,), 0 to 1.
+        classes: Class names.
+        path: The picture to write.
+
+    Raises:
+        UserError: The picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    pictures = np.asarray(images)
+    columns = min(8, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
+    cell = 1.6 * pictures.shape[2] / pictures.shape[3] + 0.5  # inches: the image, and two lines of text above it
+    figure = Figure(figsize=(max(1.6 * columns, 4.0), cell * rows + 0.4), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid[len(pictures) :]:
+        axes.set_visible(False)
+    wrong = 0
+    for axes, image, truth, answer, probability in zip(grid, pictures, truths, predicted, probabilities, strict=False):
+        wrong += truth != answer
+        _draw_answer(axes, image, classes[truth], classes[answer], float(probability))
+    figure.suptitle(f"{len(pictures)} test images, {wrong} wrong (\N{BALLOT X})")
+    return _save(figure, path, dpi=110)
+
+
+def _draw_answer(axes: Axes, image: np.ndarray, truth: str, answer: str, probability: float) -> None:
+    right = truth == answer
+    shown = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
+    smooth = "nearest" if max(image.shape[1:]) <= 64 else "antialiased"
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set_color(BLUE if right else ORANGE)
+        side.set_linewidth(1.0 if right else 4.0)
+        side.set_linestyle("solid" if right else "dashed")
+    sign = "\N{CHECK MARK}" if right else "\N{BALLOT X}"
+    said = f"{sign} {_short(answer)} ({100 * probability:.0f} %)"
+    axes.set_title(
+        said if right else f"{said}\nis {_short(truth)}",
+        color=BLUE if right else ORANGE,
+        fontsize=9,
+        weight="normal" if right else "bold",
+        parse_math=False,
+    )
+
+
+def _draw_loss(axes: Axes, train: Curves, evals: Curves, published: Curves | None) -> None:
+    _line(axes, train, "loss", BLUE, "training")
+    _line(axes, evals, "loss", ORANGE, "test, softness in force")
+    if _was_soft(evals):
+        _line(axes, evals, "loss_causal", GREEN, "test, softness 0", style="--")
+    if published is not None:
+        _line(axes, published, "train_loss", GREY, "published, training", style="--")
+        _line(axes, published, "val_loss", GREY, "published, test", style="-.")
+    axes.set_ylabel("cross-entropy (nats)")
+
+
+def _draw_accuracy(axes: Axes, evals: Curves, published: Curves | None) -> None:
+    _line(axes, evals, "top1", ORANGE, "softness in force")
+    if _was_soft(evals):
+        _line(axes, evals, "top1_causal", GREEN, "softness 0", style="--")
+    _line(axes, evals, "ema_top1", BLUE, "averaged weights")
+    if published is not None:
+        _line(axes, published, "val_top1_percent", GREY, "published", style="--")
+    axes.set_ylabel("test top-1 (%)")
+
+
+def _draw_schedule(axes: Axes, train: Curves, published: Curves | None, key: str, label: str) -> None:
+    _line(axes, train, key, BLUE, "this run")
+    if published is not None:
+        _line(axes, published, f"mean_{key}", GREY, "published, mean of the epoch", style="--")
+    axes.set_ylabel(label)
+
+
+def _line(axes: Axes, curves: Curves, key: str, color: str, label: str, style: str = "-") -> None:
+    if key not in curves:
+        return
+    few = len(curves[key]) <= 60 and color != GREY
+    axes.plot(
+        curves["epoch"], curves[key], style, color=color, label=label, linewidth=1.6, marker="o" if few else None, ms=3
+    )
+
+
+def _was_soft(evals: Curves) -> bool:
+    return any(value > 0 for value in evals.get("softness", []))
+
+
+def _soft_mask_end(recipe: dict[str, Any], reached: float) -> int | None:
+    """Epoch from which on the mask is causal; None where it never was soft or the run has not come so far."""
+    softness = recipe["schedule"]["softness"]
+    end = softness["cutoff_epochs"]
+    return end if softness["mode"] == "soft" and softness["value"] > 0 and 0 < end <= reached else None
+
+
+def _read_recipe(run_dir: Path) -> dict[str, Any]:
+    path = Path(run_dir) / "recipe.yaml"
+    if not path.is_file():
+        raise UserError(f"{run_dir} is not a run folder: it has no recipe.yaml")
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 14 else f"{name[:13]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def _save(figure: Figure, path: Path, dpi: int) -> Path:
+    """Write the picture; it appears only when it is complete."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box is drawn in its place
+            figure.savefig(partial, dpi=dpi, format="png")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
