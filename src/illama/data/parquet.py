@@ -28,7 +28,7 @@ def _pyarrow() -> Any:
         import pyarrow.parquet
     except ImportError:
         raise UserError('parquet files need pyarrow; pip install "illama[data]"') from None
-    return pyarrow.parquet
+    return pyarrow
 
 
 class _RowGroups:
@@ -41,7 +41,7 @@ class _RowGroups:
         self._groups: list[tuple[int, int]] = []
         self._ends: list[int] = []
         for number, file in enumerate(files):
-            metadata = _pyarrow().read_metadata(file)
+            metadata = _pyarrow().parquet.read_metadata(file)
             for group in range(metadata.num_row_groups):
                 self._groups.append((number, group))
                 self._ends.append((self._ends[-1] if self._ends else 0) + metadata.row_group(group).num_rows)
@@ -66,7 +66,7 @@ class _RowGroups:
             if position not in self._held:
                 number, group = self._groups[position]
                 # threads of pyarrow's pool do not survive a fork
-                with _pyarrow().ParquetFile(self.files[number]) as file:
+                with _pyarrow().parquet.ParquetFile(self.files[number]) as file:
                     table = file.read_row_group(group, columns=[self._column], use_threads=False)
                 self._held[position] = table.column(self._column).combine_chunks()
                 while len(self._held) > self._cached:
@@ -127,13 +127,13 @@ def open_parquet(path: Path, split: str, in_chans: int = 3, classes: Sequence[st
         by_split.setdefault(split_in_name(file.name), []).append(file)
     split = choose_split(split, sorted(by_split), str(path))
     files = by_split[split]
-    parquet = _pyarrow()
+    pyarrow = _pyarrow()
     try:
-        schema = parquet.read_schema(files[0])
+        schema = pyarrow.parquet.read_schema(files[0])
         features = _features(schema)
         image_column, label_column = _columns(schema, features, str(files[0]))
-        labels = parquet.read_table(files, columns=[label_column], use_threads=False).column(label_column)
-    except (OSError, parquet.pa.ArrowException) as error:
+        labels = pyarrow.parquet.read_table(files, columns=[label_column], use_threads=False).column(label_column)
+    except (OSError, pyarrow.lib.ArrowException) as error:
         raise UserError(f"{path}: {split} cannot be read as parquet: {str(error).splitlines()[0]}") from None
     found, numbers = _numbered(labels, features.get(label_column, {}), f"{path}, column {label_column}")
     names, numbers = number_classes(found, numbers, classes, f"{path}, split {split}")
