@@ -6,7 +6,8 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+
+from illama.models import ILlama
 
 
 class WeightAverage:
@@ -20,13 +21,13 @@ class WeightAverage:
         updates: Number of updates so far.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: ILlama, decay: float) -> None:
         self.decay = decay
         self.updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: ILlama) -> None:
         """Move the average towards the model's present weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1.0 - decay)

@@ -15,17 +15,18 @@ from illama.checkpoint import Meta, initialize_from, load_checkpoint, save_check
 from illama.data import EvalTransform, build_eval_loader, build_train_loader, open_source
 from illama.data.loader import EvalLoader, TrainLoader
 from illama.data.source import Source
+from illama.device import autocast, resolve_device, resolve_precision
 from illama.errors import Stopped, UserError
 from illama.evaluate import EvalResult, evaluate_model
 from illama.models import ILlama
 from illama.recipes import BatchPlan, Recipe, plan_batches
-from illama.train.device import autocast, resolve_device, resolve_precision
 from illama.train.ema import WeightAverage
+from illama.train.figures import draw_curves
 from illama.train.guard import LossGuard
 from illama.train.log import RunLog, eta
 from illama.train.losses import build_loss
 from illama.train.optim import build_adamw, param_groups, set_lr
-from illama.train.pictures import draw_run
+from illama.train.predictions import draw_test_predictions
 from illama.train.run_folder import check_run_folder, write_run_folder
 from illama.train.schedules import Schedules
 from illama.train.signals import stop_signals
@@ -135,12 +136,13 @@ class Run:
                 self.log.say("This run is finished; its results are read from its folder.")
                 self.last_eval = self._evaluate(write=False)
             self._report()
-        draw_run(self.run_dir, self.model, self.eval_source, self.transform, self.device)
+        draw_curves(self.run_dir)
+        draw_test_predictions(self.run_dir, self.model, self.eval_source, self.transform, self.device)
         return self._result()
 
     def _train_steps(self, stop_asked: threading.Event) -> None:
         progress, per_epoch = self.state.progress, self.schedules.steps_per_epoch
-        batches = iter(self.train_loader.batches(progress.step))
+        batches = self.train_loader.batches(progress.step)
         since = Stopwatch()
         try:
             while progress.step < self.schedules.total_steps:
@@ -276,13 +278,8 @@ class Run:
         return record
 
     def _accuracy(self, model: ILlama, softness: float) -> EvalResult:
-        before = float(model.softness)
-        model.set_softness(softness)
-        try:
-            with autocast(self.device, self.precision):
-                return evaluate_model(model, self.eval_loader, len(self.classes), progress=False)
-        finally:
-            model.set_softness(before)
+        with autocast(self.device, self.precision):
+            return evaluate_model(model, self.eval_loader, len(self.classes), softness=softness)
 
     def _save(self, tag: str, since: Stopwatch) -> None:
         self._check_finite()
