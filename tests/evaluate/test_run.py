@@ -69,7 +69,8 @@ def test_limits_belong_to_the_recipes_own_data(tmp_path: Path) -> None:
     other = choose_data(recipe, str(tmp_path / "b"))
     assert (other.path, other.max_eval_images, other.val_fraction) == (str(tmp_path / "b"), None, 0.0)
     assert choose_data(recipe, None) == recipe.data
-    assert choose_data(recipe, "digits").name == "digits"
+    digits = choose_data(recipe, "digits")
+    assert (digits.name, digits.path) == ("digits", None)
 
 
 @pytest.mark.parametrize("first", ["illama.evaluate.metrics", "illama"])

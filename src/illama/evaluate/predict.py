@@ -64,7 +64,7 @@ def predict(
         UserError: Checkpoint or device cannot be used, or a path, folder or pattern has no image.
     """
     from illama.data import EvalTransform
-    from illama.train.device import resolve_device  # imported here: the training loop evaluates too
+    from illama.device import resolve_device  # imported here: the training loop evaluates too
 
     if top_k < 1:
         raise UserError(f"top_k must be at least 1; got {top_k}")

@@ -40,7 +40,7 @@ def evaluate(
         UserError: Checkpoint, data or device cannot be used.
     """
     from illama.data import EvalTransform, build_eval_loader, open_source
-    from illama.train.device import resolve_device  # imported here: the training loop evaluates too
+    from illama.device import resolve_device  # imported here: the training loop evaluates too
 
     target = resolve_device(device)
     model, meta = load_model(checkpoint, target)
@@ -84,7 +84,8 @@ def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:
         name = "auto" if base.name == "digits" else base.name
         return base.model_copy(update={"name": name, "path": given} | whole)
     if given == "digits" or given.partition("/")[0] in ("torch", "hfds", "wds"):
-        return base.model_copy(update={"name": given} | whole)
+        path = None if given == "digits" else base.path
+        return base.model_copy(update={"name": given, "path": path} | whole)
     raise UserError(
         f"data {given!r} does not exist and is no data set's name; give a folder, a parquet file, or a name such as "
         "digits, torch/cifar10, hfds/..., wds/..."
