@@ -157,10 +157,12 @@ def _parquet(
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     labels = [int(DIGITS.target[i]) for i in rows] if label is None else label
     images = [{"bytes": _png(i), "path": None} for i in rows]
-    table = pa.table({column: images, "label": labels})
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table({column: pa.array(images, kind), "label": labels})
     if names is not None:
         features = {column: {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    file.parent.mkdir(exist_ok=True)
     pq.write_table(table, file, row_group_size=3)
 
 
@@ -364,3 +366,17 @@ def test_split_choice() -> None:
     assert choose_split("validation", ["val", "valid"], "x") == "val"
     with pytest.raises(UserError, match="x has no split 'dev'; splits found: train"):
         choose_split("dev", ["train"], "x")
+
+
+def test_hub_data_from_local_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    names = [f"digit {d}" for d in range(10)]
+    _parquet(tmp_path / "set" / "train-00000-of-00001.parquet", list(range(6)), names=names, column="img")
+    _parquet(tmp_path / "set" / "test-00000-of-00001.parquet", [20], names=names, column="img")
+    config = _config(tmp_path / "cache", name=f"hfds/{tmp_path / 'set'}")
+    train = open_source(config, "train", in_chans=1)
+    assert (train.classes, train.labels.tolist()) == (tuple(names), DIGITS.target[:6].tolist())
+    assert np.array_equal(np.asarray(train.read(4)), (DIGITS.images[4] * 15).astype(np.uint8))
+    assert len(open_source(config, "eval", classes=train.classes)) == 1
+    with pytest.raises(UserError, match="no split 'val2'; splits found: test, train"):
+        open_source(config, "val2")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -75,7 +75,7 @@ class TrainLoader:
         self._erasing = RandomErasing.of(recipe.augment)
         self._mixing = Mixing.of(recipe.augment, num_classes)
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """Micro-batches from optimizer step `start_step` on, `accumulation` of them per step, without end."""
         feed = self._from_memory if self._memory is not None else self._from_workers
         for micro, images, labels, indices in feed(start_step):

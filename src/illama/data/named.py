@@ -61,8 +61,9 @@ def open_torchvision(
     except AssertionError as error:
         raise UserError(f"data.name {name}: {error}; allowed: torch/cifar10, torch/cifar100, ...") from None
     except (RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{name} cannot be read from data.path {path}: {reason}; put its files there") from None
+        raise UserError(
+            f"{name} cannot be read from data.path {path}: {_first_line(error)}; put its files there"
+        ) from None
     rows = getattr(dataset, "targets", None)
     if rows is None:
         rows = [row[1] for row in getattr(dataset, "samples", getattr(dataset, "imgs", []))]
@@ -123,14 +124,14 @@ def open_hub_data(
 
     place = name.partition("/")[2]
     try:
-        info = datasets.load_dataset_builder(place, cache_dir=cache).info
-        split = choose_split(split, sorted(info.splits or datasets.get_dataset_split_names(place)), name)
-        image_column, label_column = _columns(info.features, name)
+        split = choose_split(split, sorted(datasets.get_dataset_split_names(place)), name)
+        features = datasets.load_dataset(place, split=split, cache_dir=cache).features
+        image_column, label_column = _columns(features, name)
         reader = create_dataset(name, root=cache, split=split, input_key=image_column, target_key=label_column).reader
     except UserError:
         raise
     except Exception as error:  # the library raises its own, requests' and file system errors alike
-        raise UserError(f"{name} cannot be opened: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{name} cannot be opened: {_first_line(error)}") from None
     labels = np.asarray(reader.dataset[label_column][:], dtype=np.int64)
     found = list(reader.class_to_idx) or [str(c) for c in range(int(labels.max()) + 1)]
     names, labels = number_classes(found, labels, classes, f"{name}, split {split}")
@@ -146,3 +147,7 @@ def _columns(features: Any, where: str) -> tuple[str, str]:
     if not images or not labels:
         raise UserError(f"{where} has no image or no class column; its columns: {', '.join(features)}")
     return images[0], labels[0]
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
