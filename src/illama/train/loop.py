@@ -110,7 +110,7 @@ class Run:
         self.loss = build_loss(recipe.train.loss, recipe.augment)
         torch.manual_seed(recipe.seed)
         self.model = ILlama(recipe.model)
-        self.notes = [train_source.description, eval_source.description]
+        self.notes = [train_source.description, self.train_loader.description, eval_source.description]
         if init_from is not None:
             self.notes.append(str(initialize_from(init_from, self.model)))
         self.model.to(device).set_grad_checkpointing(recipe.train.grad_checkpointing)
