@@ -33,6 +33,7 @@ def test_eval_prints_and_writes_the_same_numbers(run: Run, digits_run: Path, tmp
     assert result["count"] == 360
     assert f"top-1 {result['top1']:.2f} %" in out
     assert "360 images" in out
+    assert "checkpoints/last/model.safetensors, step 0" in out
     for name, accuracy in result["per_class"].items():
         assert re.search(rf"^  {name} +{accuracy:.2f} %", out, re.MULTILINE)
     code, out, _ = run("eval", digits_run, "--device", "cpu", "--json", "-", "--softness", "1")

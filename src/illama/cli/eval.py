@@ -52,8 +52,7 @@ def eval_command(
     for where, why in result.skipped.items():
         print(f"illama: skipped {where}: {why}", file=sys.stderr)
     if json is not None:
-        about = {"checkpoint": str(checkpoint)} | result.to_dict()
-        write_result(json, json_format.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        write_result(json, json_format.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
     if json != STDOUT:
         print(report(result))
 
@@ -62,7 +61,7 @@ def report(result: EvalResult) -> str:
     """The result for people."""
     skipped = f", {len(result.skipped)} unreadable images skipped" if result.skipped else ""
     lines = [
-        result.data,
+        f"{result.weights}, on {result.data}",
         f"top-1 {result.top1:.2f} %   top-5 {result.top5:.2f} %   loss {result.loss:.4f}   "
         f"softness {result.softness:g}",
         f"{result.count} images{skipped}, {result.images_per_s:.0f} images/s",

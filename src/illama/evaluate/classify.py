@@ -37,6 +37,7 @@ class EvalResult:
         skipped: Images that could not be read: location -> reason. They are not counted.
         classes: Class names in index order; () where they are unknown.
         data: What was evaluated on, for people.
+        weights: Which weights, for people: the file and its optimizer step.
     """
 
     top1: float
@@ -50,6 +51,7 @@ class EvalResult:
     skipped: dict[str, str] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     data: str = ""
+    weights: str = ""
 
     @property
     def per_class(self) -> dict[str, float | None]:
@@ -71,6 +73,7 @@ class EvalResult:
             "class_counts": list(self.class_counts),
             "skipped": self.skipped,
             "data": self.data,
+            "weights": self.weights,
         }
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from illama.checkpoint import Meta, load_model
+from illama.checkpoint.io import find_weights
 from illama.errors import UserError
 from illama.evaluate.classify import EvalResult, evaluate_model
 from illama.recipes import DataConfig, Recipe, parse_recipe
@@ -43,7 +44,8 @@ def evaluate(
     from illama.device import resolve_device  # imported here: the training loop evaluates too
 
     target = resolve_device(device)
-    model, meta = load_model(checkpoint, target)
+    file = find_weights(Path(checkpoint))
+    model, meta = load_model(file, target)
     recipe = None if meta.recipe is None else parse_recipe(meta.recipe, f"the recipe in {checkpoint}")
     config = choose_data(recipe, data)
     source = open_source(
@@ -57,7 +59,8 @@ def evaluate(
     size = batch_size or (256 if recipe is None else recipe.train.eval_batch)
     loader = build_eval_loader(source, transform, size, target, config.workers)
     result = evaluate_model(model, loader, meta.config.num_classes, softness=softness, progress=progress)
-    return dataclasses.replace(result, classes=meta.classes, data=source.description)
+    weights = f"{file}, step {meta.step}" + (", averaged" if meta.ema else "")
+    return dataclasses.replace(result, classes=meta.classes, data=source.description, weights=weights)
 
 
 def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:
