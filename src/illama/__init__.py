@@ -11,10 +11,10 @@ from illama.timm_bridge import register_with_timm
 if TYPE_CHECKING:
     from illama.attention import soft_causal_attention
     from illama.checkpoint import load_model
-    from illama.evaluate import evaluate, predict
+    from illama.evaluation import evaluate, predict
     from illama.models import ILlama, ModelConfig
     from illama.recipes import load_recipe
-    from illama.train import train
+    from illama.training import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,12 +32,12 @@ __all__ = [
 _HOME = {
     "ILlama": "illama.models",
     "ModelConfig": "illama.models",
-    "evaluate": "illama.evaluate",
+    "evaluate": "illama.evaluation",
     "load_model": "illama.checkpoint",
     "load_recipe": "illama.recipes",
-    "predict": "illama.evaluate",
+    "predict": "illama.evaluation",
     "soft_causal_attention": "illama.attention",
-    "train": "illama.train",
+    "train": "illama.training",
 }
 
 register_with_timm()

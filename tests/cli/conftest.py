@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from illama.cli.main import main
-from tests.evaluate.conftest import digits_run
+from tests.evaluation.conftest import digits_run
 
 __all__ = ["digits_run"]
 

@@ -12,7 +12,7 @@ import pytest
 from illama.cli.main import COMMANDS
 from illama.errors import Stopped, UserError
 from illama.recipes import list_recipes
-from illama.train import loop
+from illama.training import loop
 from tests.cli.conftest import Run
 
 LIGHT = """

@@ -42,7 +42,7 @@ def test_eval_prints_and_writes_the_same_numbers(run: Run, digits_run: Path, tmp
 
 def test_eval_with_many_classes_shows_the_weakest(digits_run: Path) -> None:
     from illama.cli.eval import report
-    from illama.evaluate import EvalResult
+    from illama.evaluation import EvalResult
 
     hits = tuple(range(30))
     result = EvalResult(50.0, 90.0, 1.0, 900, hits, (30,) * 30, 0.0, 10.0, {"bad.jpg": "cut off"})

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from illama.recipes import Recipe, list_recipes, load_recipe
-from illama.train.loop import train
+from illama.training.loop import train
 
 
 @pytest.fixture(scope="module")

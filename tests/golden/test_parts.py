@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from illama.models import ILlama, ModelConfig
 from illama.models.position import resize_position
-from illama.train.optim import build_adamw, param_groups, set_lr
+from illama.training.optim import build_adamw, param_groups, set_lr
 from tests.golden.common import STORED_FLOAT32, load, micro_config, read_json, relative_l2
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 
 from illama.models import ILlama, ModelConfig, roadmap_config
-from illama.train.optim import build_adamw, param_groups, set_lr
+from illama.training.optim import build_adamw, param_groups, set_lr
 
 SIZE = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 3, "num_heads": 2}
 

@@ -198,7 +198,7 @@ class TestSizes:
 
 @pytest.mark.parametrize("layer_decay", [None, 0.5])
 def test_layer_wise_groups(layer_decay: float | None) -> None:
-    from illama.train.optim import param_groups
+    from illama.training.optim import param_groups
 
     model = ILlama(SMALL)
     scales = {name: group["lr_scale"] for group in param_groups(model, 0.1, layer_decay) for name in group["names"]}

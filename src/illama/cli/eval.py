@@ -11,7 +11,7 @@ from illama.cli.options import Device, Json
 from illama.cli.output import STDOUT, check_targets, write_result
 
 if TYPE_CHECKING:
-    from illama.evaluate import EvalResult
+    from illama.evaluation import EvalResult
 
 SHOWN_CLASSES = 20  # with more classes the terminal shows the weakest ones only
 WEAKEST = 10
@@ -37,7 +37,7 @@ def eval_command(
         batch_size: Images at a time.
         softness: Softness of the mask, 0 (causal) to 1; the one saved with the weights by default.
     """
-    from illama.evaluate.run import evaluate
+    from illama.evaluation.run import evaluate
 
     check_targets(json=json)
     result = evaluate(

@@ -14,7 +14,7 @@ from illama.cli.output import STDOUT, check_targets, write_result
 from illama.errors import UserError
 
 if TYPE_CHECKING:
-    from illama.evaluate import Prediction
+    from illama.evaluation import Prediction
 
 
 def predict_command(
@@ -35,7 +35,7 @@ def predict_command(
         images: More of them.
         top_k: How many classes to name.
     """
-    from illama.evaluate.predict import predict
+    from illama.evaluation.predict import predict
 
     check_targets(json=json, csv=csv)
     found = predict(checkpoint, [image, *images], top_k=top_k, device=device)

@@ -22,7 +22,7 @@ def quickstart_command(*overrides: str, out: Path = Path("runs/quickstart"), dev
         out: The run folder.
     """
     from illama.recipes import load_recipe
-    from illama.train.loop import train
+    from illama.training.loop import train
 
     recipe = load_recipe(RECIPE, overrides)
     result = train(recipe, out=out, device=device)

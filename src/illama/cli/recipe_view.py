@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from illama.errors import UserError
 from illama.recipes.batches import BatchPlan, plan_batches, train_image_count
 from illama.recipes.schema import Recipe
-from illama.train.schedules import Schedules
+from illama.training.schedules import Schedules
 
 # Stands in for the steps of an epoch where the data is not known; values at corner points do not depend on it.
 _ANY_STEPS = 1000

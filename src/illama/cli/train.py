@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from illama.cli.options import Device
 
 if TYPE_CHECKING:
-    from illama.train.loop import TrainResult
+    from illama.training.loop import TrainResult
 
 
 def train_command(
@@ -42,7 +42,7 @@ def train_command(
 
         print(describe(resolved), end="")
         return
-    from illama.train.loop import train
+    from illama.training.loop import train
 
     print(summary(train(resolved, out=out, device=device, init_from=init_from)))
 

@@ -9,7 +9,7 @@ import torch
 
 from illama.errors import UserError
 from illama.recipes import AugmentConfig
-from illama.train.losses import build_loss, training_loss
+from illama.training.losses import build_loss, training_loss
 
 # softmax = (1/2, 1/4, 1/4) and (1/4, 1/2, 1/4)
 LOGITS = torch.log(torch.tensor([[2.0, 1.0, 1.0], [1.0, 2.0, 1.0]]))

@@ -9,7 +9,7 @@ import torch
 
 from illama.data import BrokenImage, EvalTransform, Source
 from illama.models import ILlama
-from illama.train.figures import draw_predictions
+from illama.training.figures import draw_predictions
 
 SHOWN = 32
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from illama.checkpoint import Meta, load_model
 from illama.checkpoint.io import find_weights
 from illama.errors import UserError
-from illama.evaluate.classify import EvalResult, evaluate_model
+from illama.evaluation.classify import EvalResult, evaluate_model
 from illama.recipes import DataConfig, Recipe, parse_recipe
 
 

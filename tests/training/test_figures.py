@@ -13,8 +13,8 @@ from PIL import Image
 
 from illama.errors import UserError
 from illama.recipes import list_recipes, load_recipe
-from illama.train import figures
-from illama.train.figures import PUBLISHED_RUNS, draw_curves, draw_predictions, published_curves, read_metrics
+from illama.training import figures
+from illama.training.figures import PUBLISHED_RUNS, draw_curves, draw_predictions, published_curves, read_metrics
 
 
 def start_run(run: Path, recipe: str, epochs: int, overrides: tuple[str, ...] = (), ema: bool = False) -> None:

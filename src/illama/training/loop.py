@@ -17,21 +17,21 @@ from illama.data.loader import EvalLoader, TrainLoader
 from illama.data.source import Source
 from illama.device import autocast, resolve_device, resolve_precision
 from illama.errors import Stopped, UserError
-from illama.evaluate import EvalResult, evaluate_model
+from illama.evaluation import EvalResult, evaluate_model
 from illama.models import ILlama
 from illama.recipes import BatchPlan, Recipe, plan_batches
-from illama.train.ema import WeightAverage
-from illama.train.figures import draw_curves
-from illama.train.guard import LossGuard
-from illama.train.log import RunLog, eta
-from illama.train.losses import build_loss
-from illama.train.optim import build_adamw, param_groups, set_lr
-from illama.train.predictions import draw_test_predictions
-from illama.train.run_folder import check_run_folder, write_run_folder
-from illama.train.schedules import Schedules
-from illama.train.signals import stop_signals
-from illama.train.state import TrainState
-from illama.train.stopwatch import Stopwatch
+from illama.training.ema import WeightAverage
+from illama.training.figures import draw_curves
+from illama.training.guard import LossGuard
+from illama.training.log import RunLog, eta
+from illama.training.losses import build_loss
+from illama.training.optim import build_adamw, param_groups, set_lr
+from illama.training.predictions import draw_test_predictions
+from illama.training.run_folder import check_run_folder, write_run_folder
+from illama.training.schedules import Schedules
+from illama.training.signals import stop_signals
+from illama.training.state import TrainState
+from illama.training.stopwatch import Stopwatch
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Run:
             if progress.step < total:
                 self._train_steps(stop_asked)
             else:
-                self.log.say("This run is finished; its results are read from its folder.")
+                self.log.say("This run is finished; it is evaluated again and nothing in its folder changes.")
                 self.last_eval = self._evaluate(write=False)
             self._report()
         draw_curves(self.run_dir)

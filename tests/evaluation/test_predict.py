@@ -12,7 +12,7 @@ from PIL import Image
 
 import illama
 from illama.errors import UserError
-from illama.evaluate.predict import BATCH, find_images
+from illama.evaluation.predict import BATCH, find_images
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import torch
 
 from illama.checkpoint import load_model
 from illama.errors import UserError
-from illama.evaluate.classify import evaluating
-from illama.evaluate.run import needed_transform
+from illama.evaluation.classify import evaluating
+from illama.evaluation.run import needed_transform
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 BATCH = 32  # images decoded at a time

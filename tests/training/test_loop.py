@@ -18,7 +18,7 @@ from illama.checkpoint import load_checkpoint, load_model
 from illama.errors import Stopped, UserError
 from illama.models import ILlama
 from illama.recipes import Recipe
-from illama.train.loop import Run, train
+from illama.training.loop import Run, train
 
 EVERYTHING = ("train.accumulation=2", "train.ema_decay=0.9", "train.save_every_steps=2", "augment.mixup=0.2")
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from illama.train.run_folder import METRICS_FILE
+from illama.training.run_folder import METRICS_FILE
 
 QUIET_SECONDS = 10.0  # least time between two lines where no progress bar can be drawn
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from illama.evaluate import Scores
+from illama.evaluation import Scores
 
 
 def random_case(seed: int, n: int, classes: int, levels: int) -> tuple[torch.Tensor, torch.Tensor]:

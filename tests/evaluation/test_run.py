@@ -13,7 +13,7 @@ from PIL import Image
 import illama
 from illama.checkpoint import load_model, save_weights
 from illama.errors import UserError
-from illama.evaluate.run import choose_data
+from illama.evaluation.run import choose_data
 from illama.recipes import load_recipe
 
 
@@ -73,7 +73,7 @@ def test_limits_belong_to_the_recipes_own_data(tmp_path: Path) -> None:
     assert (digits.name, digits.path) == ("digits", None)
 
 
-@pytest.mark.parametrize("first", ["illama.evaluate.metrics", "illama"])
+@pytest.mark.parametrize("first", ["illama.evaluation.metrics", "illama"])
 def test_the_public_name_is_a_function_whatever_was_imported_before(first: str) -> None:
     script = (
         f"import {first}, illama, illama.errors\n"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from illama.errors import UserError
 from illama.recipes import load_recipe
-from illama.train.schedules import Schedules, cosine, drop_path, learning_rate, softness
+from illama.training.schedules import Schedules, cosine, drop_path, learning_rate, softness
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "golden" / "data" / "schedules.json").read_text())
 RECIPES = {

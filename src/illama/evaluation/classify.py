@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from illama.errors import UserError
-from illama.evaluate.metrics import Scores
+from illama.evaluation.metrics import Scores
 
 if TYPE_CHECKING:
     from illama.data.loader import EvalLoader

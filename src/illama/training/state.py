@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from illama.train.ema import WeightAverage
+from illama.training.ema import WeightAverage
 
 
 @dataclass

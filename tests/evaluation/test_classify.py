@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from illama.errors import UserError
-from illama.evaluate import collect_logits, evaluate_model
+from illama.evaluation import collect_logits, evaluate_model
 from illama.models import ILlama, ModelConfig
 
 CONFIG = ModelConfig(img_size=8, patch_size=2, in_chans=1, num_classes=4, embed_dim=8, depth=2, num_heads=2)

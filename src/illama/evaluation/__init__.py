@@ -1,0 +1,17 @@
+"""Evaluation: one pass over the data, metrics as functions of logits, and predictions for single images."""
+
+from illama.evaluation.classify import EvalResult, collect_logits, evaluate_model, evaluating
+from illama.evaluation.metrics import Scores
+from illama.evaluation.predict import Prediction, predict
+from illama.evaluation.run import evaluate
+
+__all__ = [
+    "EvalResult",
+    "Prediction",
+    "Scores",
+    "collect_logits",
+    "evaluate",
+    "evaluate_model",
+    "evaluating",
+    "predict",
+]

@@ -1,1 +1,0 @@
-"""Training: schedules, optimizer, losses, and the one loop that runs every recipe."""

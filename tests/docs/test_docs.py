@@ -1,0 +1,77 @@
+"""The documentation tells what is there: recipes, links, commands, test names, and code that runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from illama.cli.main import COMMANDS
+from illama.recipes import list_recipes
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAPER_MAP = (ROOT / "docs" / "paper-map.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def table_rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("| `")]
+
+
+def commands(text: str) -> set[str]:
+    """Words after `illama` where it is typed: in backticks, or at the start of a line (after .venv/bin/)."""
+    return set(re.findall(r"(?m)(?:`|^(?:\.venv/bin/)?)illama ([a-z]+)\b", text))
+
+
+def test_every_recipe_stands_in_the_table_once() -> None:
+    named = [row.split("`")[1] for row in table_rows(README)]
+    assert sorted(named) == list_recipes()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if "://" not in link]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist_or_are_planned(page: Path) -> None:
+    planned = set(re.findall(r"planned: `illama ([a-z]+)", PAPER_MAP))
+    assert commands(page.read_text(encoding="utf-8")) <= COMMANDS.keys() | planned
+    assert not planned & COMMANDS.keys(), "the paper map calls a command planned that exists"
+    assert commands(README) <= COMMANDS.keys(), "the README shows what can be typed today"
+
+
+def test_commands_are_found_in_text() -> None:
+    assert commands("`illama train X`\n.venv/bin/illama eval R\nillama predict") == {"train", "eval", "predict"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    existing = set()
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        existing |= {file.name, *re.findall(r"(?m)^def (test_\w+)", file.read_text(encoding="utf-8"))}
+    named = set(re.findall(r"`(test_\w+(?:\.py)?)`", page.read_text(encoding="utf-8")))
+    assert named - existing == set()
+
+
+def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
+    """With 160 images instead of 1437, so that it takes seconds."""
+    pytest.importorskip("timm")
+    example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    smaller = example.replace('"schedule.epochs=10"', '"schedule.epochs=10", "data.max_train_images=160"')
+    assert smaller != example
+    (tmp_path / "photos").mkdir()
+    Image.new("L", (8, 8), 200).save(tmp_path / "photos" / "one.png")
+    monkeypatch.chdir(tmp_path)
+    values: dict[str, object] = {}
+    exec(smaller, values)
+    assert tuple(values["maps"].shape) == (1, 192, 8, 8)  # type: ignore[attr-defined]
+    assert (tmp_path / "runs" / "digits" / "curves.png").is_file()
+    top1, classes = capsys.readouterr().out.splitlines()[-1].split(" ", 1)
+    assert 0 <= float(top1) <= 100
+    assert classes.startswith("('")
