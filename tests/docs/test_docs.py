@@ -60,10 +60,11 @@ def test_tests_that_are_named_exist(page: Path) -> None:
 
 
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
-    """With 160 images instead of 1437, so that it takes seconds."""
+    """With 160 images for training instead of 1437, so that it takes seconds."""
     pytest.importorskip("timm")
     example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
-    smaller = example.replace('"schedule.epochs=10"', '"schedule.epochs=10", "data.max_train_images=160"')
+    limits = '"data.max_train_images=160", "data.max_eval_images=40"'
+    smaller = example.replace('"schedule.epochs=10"', f'"schedule.epochs=10", {limits}')
     assert smaller != example
     (tmp_path / "photos").mkdir()
     Image.new("L", (8, 8), 200).save(tmp_path / "photos" / "one.png")
