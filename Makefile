@@ -11,7 +11,7 @@ INSTALL = UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install -q --python $(BIN)/pyth
 # Without byte code every process compiles every library again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test test-slow check format clean
+.PHONY: help quickstart test check format clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
@@ -24,11 +24,11 @@ help:
 
 .venv/run.stamp: .venv/base.stamp pyproject.toml constraints.txt
 	@echo "Installing illama and what it needs into .venv (about a minute, more where torch has to be downloaded)"
-	$(INSTALL) -e ".[timm,data]"
+	@$(INSTALL) -e ".[timm,data]"
 	@touch $@
 
 .venv/dev.stamp: .venv/run.stamp
-	$(INSTALL) -e ".[dev]"
+	@$(INSTALL) -e ".[dev]"
 	@touch $@
 
 quickstart: .venv/run.stamp
@@ -36,9 +36,6 @@ quickstart: .venv/run.stamp
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2
-
-test-slow: .venv/dev.stamp
-	$(BIN)/python -m pytest -m slow
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

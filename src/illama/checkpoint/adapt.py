@@ -56,7 +56,7 @@ class LoadReport:
 
 
 def initialize_from(path: Path | str, model: ILlama) -> LoadReport:
-    """Start a new run from weights: read a file of any origin, or a run's best checkpoint, and adapt it to the model.
+    """Start a new run from weights: read a file of any origin, or a run's last checkpoint, and adapt it to the model.
 
     Raises:
         UserError: As `read_weights` and `adapt_state_dict`.

@@ -144,7 +144,10 @@ def checkpoint_folder(run_dir: Path, tag: str) -> Path:
 
 
 def find_weights(path: Path) -> Path:
-    """The weights file that a path stands for; of a run the best checkpoint's, else the last one's.
+    """The weights file that a path stands for; of a run the last checkpoint's.
+
+    The last weights are what the run reports. The best ones are chosen by the evaluation split, so their accuracy on
+    it flatters; RUN/checkpoints/best names them.
 
     Raises:
         UserError: Nothing there, or a checkpoint that differs from its checksums.
@@ -153,13 +156,12 @@ def find_weights(path: Path) -> Path:
         return path
     if not path.exists() and current(path) is None:
         raise UserError(f"there is no run, checkpoint or weights file {path}")
-    candidates = [checkpoint_folder(path, "best"), checkpoint_folder(path, "last"), path]
-    for candidate in candidates:
+    for candidate in (checkpoint_folder(path, "last"), path):
         folder = current(candidate)
         if folder is not None and (candidate != path or (folder / MODEL_FILE).is_file()):
             read_meta(folder)
             return folder / MODEL_FILE
-    raise UserError(f"{path} holds neither a run (checkpoints/best, checkpoints/last) nor a checkpoint ({MODEL_FILE})")
+    raise UserError(f"{path} holds neither a run (checkpoints/last) nor a checkpoint ({MODEL_FILE})")
 
 
 def _save_state(path: Path, training_state: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[IL
     """Rebuild a model with its weights.
 
     Args:
-        path: A run folder (its best checkpoint, or the last one where there is no best), a checkpoint folder,
+        path: A run folder (its last checkpoint), a checkpoint folder,
             or a .safetensors file that illama wrote.
         device: Where the model shall be.
 

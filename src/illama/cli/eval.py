@@ -31,7 +31,7 @@ def eval_command(
     """Top-1, top-5, loss, per-class accuracy and speed. Each image counts once; unreadable ones are named.
 
     Args:
-        checkpoint: A run folder (its best checkpoint), a checkpoint folder or a .safetensors file.
+        checkpoint: A run folder (its last checkpoint), a checkpoint folder or a .safetensors file.
         data: Another data set than the recipe's: a folder, a parquet file, or a name such as digits.
         split: Which split; the recipe's evaluation split by default.
         batch_size: Images at a time.

@@ -30,7 +30,7 @@ def predict_command(
     """Class names with probabilities. Unreadable images are named, stop no other, and make the exit code 2.
 
     Args:
-        checkpoint: A run folder (its best checkpoint), a checkpoint folder or a .safetensors file.
+        checkpoint: A run folder (its last checkpoint), a checkpoint folder or a .safetensors file.
         image: Image file, folder of images, or pattern such as 'photos/*.jpg'.
         images: More of them.
         top_k: How many classes to name.

@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from illama.errors import UserError
 from illama.training.run_folder import METRICS_FILE
 
 QUIET_SECONDS = 10.0  # least time between two lines where no progress bar can be drawn
@@ -52,10 +53,23 @@ class RunLog:
         """One line for a person."""
         (self._bar.console if self._bar else self.console).print(text, style=style, highlight=False, soft_wrap=True)
 
+    def say_skipped(self, skipped: dict[str, str], what: str) -> None:
+        """Name the number of unreadable images and the first of them; nothing where all could be read."""
+        if skipped:
+            where, why = next(iter(skipped.items()))
+            text = f"{len(skipped)} unreadable {what} image(s) left out, the first: {where}: {why}"
+            self.say(text, style="yellow")
+
     def write(self, record: dict[str, Any]) -> None:
         """Append one record to metrics.jsonl and its numbers to TensorBoard."""
-        self._file.write(json.dumps(record, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._file.name}: {error.strerror}; the last checkpoint is untouched: "
+                "make room, then run the same command again"
+            ) from error
         for key, value in record.items():
             if isinstance(value, int | float) and key not in ("step", "kind"):
                 self._board.add_scalar(f"{record['kind']}/{key}", value, record["step"])

@@ -17,7 +17,6 @@ from illama.data.loader import EvalLoader, TrainLoader
 from illama.data.source import Source
 from illama.device import autocast, resolve_device, resolve_precision
 from illama.errors import Stopped, UserError
-from illama.evaluation import EvalResult, evaluate_model
 from illama.models import ILlama
 from illama.recipes import BatchPlan, Recipe, plan_batches
 from illama.training.ema import WeightAverage
@@ -32,6 +31,7 @@ from illama.training.schedules import Schedules
 from illama.training.signals import stop_signals
 from illama.training.state import TrainState
 from illama.training.stopwatch import Stopwatch
+from illama.training.validation import Validation, in_words
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class Run:
         self.eval_loader: EvalLoader = build_eval_loader(
             eval_source, self.transform, recipe.train.eval_batch, device, recipe.data.workers
         )
+        self.validation = Validation(self.eval_loader, device, self.precision)
         self.schedules = Schedules.of(recipe, self.train_loader.steps_per_epoch, lr=self.plan.lr)
         self.loss = build_loss(recipe.train.loss, recipe.augment)
         torch.manual_seed(recipe.seed)
@@ -248,38 +249,13 @@ class Run:
         )
 
     def _evaluate(self, *, write: bool) -> dict[str, Any]:
-        """Accuracy at the softness in force and at softness 0; of the averaged weights too where there are any."""
-        progress, softness = self.state.progress, float(self.model.softness)
-        epoch = progress.step // self.schedules.steps_per_epoch
-        result = self._accuracy(self.model, softness)
-        causal = result if softness == 0.0 else self._accuracy(self.model, 0.0)
-        record: dict[str, Any] = {
-            "kind": "eval",
-            "step": progress.step,
-            "epoch": epoch,
-            "softness": softness,
-            "top1": result.top1,
-            "top5": result.top5,
-            "loss": result.loss,
-            "top1_causal": causal.top1,
-            "loss_causal": causal.loss,
-            "count": result.count,
-        }
-        line = f"epoch {epoch}: top-1 {result.top1:.2f} %  test loss {result.loss:.4f}"
-        if softness:
-            line += f"  (softness {softness:.2f}; {causal.top1:.2f} % at softness 0)"
-        if self.state.average is not None:
-            averaged = self._accuracy(self.state.average.model, softness)
-            record |= {"ema_top1": averaged.top1, "ema_loss": averaged.loss, "ema_updates": self.state.average.updates}
-            line += f"  averaged weights {averaged.top1:.2f} %"
+        step = self.state.progress.step
+        epoch = step // self.schedules.steps_per_epoch
+        record = self.validation(self.model, self.state.average, step=step, epoch=epoch)
         if write:
             self.log.write(record)
-            self.log.say(line)
+            self.log.say(in_words(record))
         return record
-
-    def _accuracy(self, model: ILlama, softness: float) -> EvalResult:
-        with autocast(self.device, self.precision):
-            return evaluate_model(model, self.eval_loader, len(self.classes), softness=softness)
 
     def _save(self, tag: str, since: Stopwatch) -> None:
         self._check_finite()
@@ -340,7 +316,7 @@ class Run:
         for note in self.notes:
             self.log.say(f"  {note}", style="dim")
         for loader, what in ((self.train_loader, "training"), (self.eval_loader, "test")):
-            self._say_skipped(loader.skipped, what)
+            self.log.say_skipped(loader.skipped, what)
 
     def _report(self) -> None:
         softness = self._final_softness()
@@ -351,14 +327,7 @@ class Run:
                 f"{self.last_eval['top1_causal']:.2f} % at softness 0.",
                 style="bold red",
             )
-        self._say_skipped(self.train_loader.skipped, "training")
-
-    def _say_skipped(self, skipped: dict[str, str], what: str) -> None:
-        if skipped:
-            where, why = next(iter(skipped.items()))
-            self.log.say(
-                f"{len(skipped)} unreadable {what} image(s) left out, the first: {where}: {why}", style="yellow"
-            )
+        self.log.say_skipped(self.train_loader.skipped, "training")
 
     def _result(self) -> TrainResult:
         progress = self.state.progress

@@ -1,0 +1,64 @@
+"""Judging a run on the way: accuracy at the softness in force, at softness 0, and of the averaged weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from illama.data import EvalLoader
+from illama.device import Precision, autocast
+from illama.evaluation import EvalResult, evaluate_model
+from illama.models import ILlama
+from illama.training.ema import WeightAverage
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What every evaluation of a run shares."""
+
+    loader: EvalLoader
+    device: torch.device
+    precision: Precision
+
+    def __call__(self, model: ILlama, average: WeightAverage | None, *, step: int, epoch: int) -> dict[str, Any]:
+        """One record of metrics.jsonl; accuracies in percent, losses in nats.
+
+        `top1` and `loss` hold at the softness in force, `top1_causal` and `loss_causal` at softness 0, the keys
+        `ema_*` for the averaged weights at the softness in force.
+        """
+        softness = float(model.softness)
+        result = self.accuracy(model, softness)
+        causal = result if softness == 0.0 else self.accuracy(model, 0.0)
+        record: dict[str, Any] = {
+            "kind": "eval",
+            "step": step,
+            "epoch": epoch,
+            "softness": softness,
+            "top1": result.top1,
+            "top5": result.top5,
+            "loss": result.loss,
+            "top1_causal": causal.top1,
+            "loss_causal": causal.loss,
+            "count": result.count,
+        }
+        if average is not None:
+            averaged = self.accuracy(average.model, softness)
+            record |= {"ema_top1": averaged.top1, "ema_loss": averaged.loss, "ema_updates": average.updates}
+        return record
+
+    def accuracy(self, model: ILlama, softness: float) -> EvalResult:
+        """One pass over the evaluation split."""
+        with autocast(self.device, self.precision):
+            return evaluate_model(model, self.loader, model.num_classes, softness=softness)
+
+
+def in_words(record: dict[str, Any]) -> str:
+    """An evaluation record as a line for people."""
+    line = f"epoch {record['epoch']}: top-1 {record['top1']:.2f} %  test loss {record['loss']:.4f}"
+    if record["softness"]:
+        line += f"  (softness {record['softness']:.2f}; {record['top1_causal']:.2f} % at softness 0)"
+    if "ema_top1" in record:
+        line += f"  averaged weights {record['ema_top1']:.2f} %"
+    return line
