@@ -134,7 +134,7 @@ class Run:
             if progress.step < total:
                 self._train_steps(stop_asked)
             else:
-                self.log.say("This run is finished; it is evaluated again and nothing in its folder changes.")
+                self.log.say("This run is finished; it is evaluated again, its weights stay as they are.")
                 self.last_eval = self._evaluate(write=False)
             self._report()
         draw_curves(self.run_dir)
@@ -205,9 +205,9 @@ class Run:
             improved = self.state.progress.best is None or judged > self.state.progress.best
             if improved:
                 self.state.progress.best = judged
-        self._save("last", since)
-        if improved:
+        if improved:  # first: a crash between the two replays this evaluation, and "best" is what its name says
             self._save("best", since)
+        self._save("last", since)
         since.go_on()
 
     def _log_step(self, since: Stopwatch) -> str:
