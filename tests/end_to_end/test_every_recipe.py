@@ -48,6 +48,7 @@ def at_toy_size(name: str, data: Path) -> Recipe:
         "data.max_train_images": 4,
         "data.max_eval_images": 4,
         "train.log_every_steps": 1,
+        "train.eval_every_epochs": 1,
     }
     if recipe.data.name != "digits":
         edits |= {"model.num_classes": 3, "data.path": data}
