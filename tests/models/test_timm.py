@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -119,4 +120,16 @@ def test_the_model_works_without_timm() -> None:
         "import illama, torch\n"
         "model = illama.ILlama(illama.ModelConfig(img_size=32, depth=1))\n"
         "assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)"
+    )
+
+
+def test_the_training_loop_works_without_timm(tmp_path: Path) -> None:
+    toy = ["model.embed_dim=8", "model.depth=1", "model.num_heads=1", "data.max_train_images=64", "schedule.epochs=2"]
+    toy += ["schedule.warmup_epochs=1", "schedule.softness.cutoff_epochs=1", "data.max_eval_images=20"]
+    in_a_fresh_process(
+        "import sys\n"
+        "sys.modules['timm'] = sys.modules['torchvision'] = None\n"
+        "import illama\n"
+        f"result = illama.train(illama.load_recipe('digits_micro', {toy!r}), {str(tmp_path / 'run')!r}, device='cpu')\n"
+        "assert result.steps == 2\n"
     )
