@@ -68,10 +68,11 @@ def write_run_folder(run_dir: Path, recipe: Recipe, classes: tuple[str, ...], de
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware, git revision and command line: what a number needs to be trusted later."""
-    packages = ("illama", "torch", "numpy", "pillow", "timm", "torchvision", "pyarrow", "safetensors")
+    packages = ("illama", "numpy", "pillow", "timm", "torchvision", "pyarrow", "safetensors")
     return {
         "command": sys.argv,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__}
+        | {name: _version(name) for name in packages},
         "platform": platform.platform(),
         "processor": _processor(),
         "cpu_cores": os.cpu_count(),
