@@ -42,7 +42,7 @@ class RunLog:
         self._start_step = step
         self._bar: Progress | None = None
         self._task: Any = None
-        self._last_line = time.monotonic()
+        self._started = self._last_line = time.monotonic()
 
     @property
     def bytes_written(self) -> int:
@@ -82,7 +82,8 @@ class RunLog:
                 self._bar.update(self._task, summary=summary)
         elif summary and time.monotonic() - self._last_line > QUIET_SECONDS:
             self._last_line = time.monotonic()
-            self.say(f"step {step}/{self._total_steps}  {summary}")
+            left = (self._total_steps - step) * (self._last_line - self._started) / (step - self._start_step)
+            self.say(f"step {step}/{self._total_steps}  {summary}  ETA {eta(left)}")
 
     @contextmanager
     def progress(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from illama.recipes import BatchPlan, Recipe, plan_batches
 from illama.training.ema import WeightAverage
 from illama.training.figures import draw_curves
 from illama.training.guard import LossGuard
-from illama.training.log import RunLog, eta
+from illama.training.log import RunLog
 from illama.training.losses import build_loss
 from illama.training.optim import build_adamw, param_groups, set_lr
 from illama.training.predictions import draw_test_predictions
@@ -230,10 +230,9 @@ class Run:
             "data_wait": data_wait,
         }
         self.log.write(record)
-        left = (self.schedules.total_steps - step) * self.plan.total_batch / max(images_per_s, 1e-9)
         return (
             f"epoch {record['epoch']:.1f}  loss {loss:.3f}  softness {record['softness']:.2f}  "
-            f"{images_per_s:.0f} images/s  data wait {data_wait:.0%}  ETA {eta(left)}"
+            f"{images_per_s:.0f} images/s  data wait {data_wait:.0%}"
         )
 
     def _check_finite(self) -> None:
