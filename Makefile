@@ -11,7 +11,7 @@ INSTALL = UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install -q --python $(BIN)/pyth
 # Without byte code every process compiles every library again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test check format clean
+.PHONY: help quickstart test test-kernels check format clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
@@ -36,6 +36,16 @@ quickstart: .venv/run.stamp
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2
+
+# Triton is 0.7 GB, so only its own tests install it: in its interpreter on any CPU, then compiled for a GPU that need not
+# be there.
+.venv/kernels.stamp: .venv/dev.stamp
+	@$(INSTALL) -e ".[kernels]"
+	@touch $@
+
+test-kernels: .venv/kernels.stamp
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/attention/test_triton.py
+	env -u TRITON_INTERPRET $(BIN)/python -m pytest tests/attention/test_triton_compiles.py
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

@@ -1,0 +1,365 @@
+"""The Triton kernels against float64: on a GPU where there is one, else through Triton's interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from illama import UserError
+from illama.attention import soft_causal_attention, soft_causal_attention_qkvpacked, triton
+from illama.attention.triton import triton_attention, triton_attention_packed
+
+INTERPRETED = triton._INTERPRETED
+ON_GPU = torch.cuda.is_available() and not INTERPRETED
+DEVICE = "cuda" if ON_GPU else "cpu"
+needs_kernels = pytest.mark.skipif(
+    not triton._INSTALLED or not (ON_GPU or INTERPRETED),
+    reason="needs triton and a CUDA device or TRITON_INTERPRET=1 (make test-kernels)",
+)
+needs_gpu = pytest.mark.skipif(not triton._INSTALLED or not ON_GPU, reason="needs triton and a CUDA device")
+
+TOKENS, HEAD_DIMS, SOFTNESS = (1, 5, 65, 197, 577), (32, 64, 80, 128), (0.0, 0.35, 1.0)
+DTYPES, MASKS = (torch.float32, torch.bfloat16, torch.float16), ("causal", "modified_causal")
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """New tensors hold NaN until somebody writes to them."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3, device=DEVICE).isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def random_qkv(batch: int, heads: int, tokens: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.randn(batch, tokens, 3, heads, head_dim, device=DEVICE).to(dtype)
+
+
+def random_tables(tokens: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    angles = 2 * torch.pi * torch.rand(tokens, head_dim // 2, device=DEVICE)
+    return angles.cos(), angles.sin()
+
+
+def outputs_and_gradients(function, inputs, d_out) -> list[torch.Tensor]:
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    out = function(*inputs)
+    out.backward(d_out.to(out.dtype))
+    return [out.detach(), *(t.grad for t in inputs)]
+
+
+def reference_errors(qkv_BhNd, truth, d_out, softness, mask, rope) -> list[torch.Tensor]:
+    """L2 errors of `reference` in this dtype against the truth: output, dq, dk, dv.
+
+    The largest of several equal computations, whose scores sum the channels in another order: in one small head a
+    single peaked row can decide the error, and its rounding may happen to be lucky.
+    """
+    q, k, v = qkv_BhNd
+    largest = [torch.zeros((), dtype=torch.float64, device=DEVICE)] * 4
+    for _ in range(4):
+        pairs = torch.randperm(q.shape[-1] // 2, device=DEVICE)
+        channels = torch.stack([2 * pairs, 2 * pairs + 1], dim=-1).flatten()
+        tables = None if rope is None else (rope[0][:, pairs], rope[1][:, pairs])
+        inputs = (q[..., channels], k[..., channels], v)
+        out, d_q, d_k, d_v = outputs_and_gradients(
+            lambda q, k, v, tables=tables: soft_causal_attention(
+                q, k, v, softness, mask=mask, rope=tables, backend="reference"
+            ),
+            inputs,
+            d_out,
+        )
+        back = channels.argsort()
+        found = (out, d_q[..., back], d_k[..., back], d_v)
+        errors = [(mine.double() - true).norm() for mine, true in zip(found, truth, strict=True)]
+        largest = [torch.maximum(one, other) for one, other in zip(largest, errors, strict=True)]
+    return largest
+
+
+def assert_as_exact_as_the_reference(qkv, softness, mask, rope) -> None:
+    """Errors against float64 at most twice those of `reference` in this dtype, plus one rounding of the result."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    dtype, tokens, scale = qkv.dtype, qkv.shape[1], qkv.shape[-1] ** -0.5
+    d_out = torch.randn(q.shape, device=DEVICE).to(dtype)
+
+    def attention(backend, tables):
+        options = {"mask": mask, "rope": tables, "backend": backend}
+        return lambda q, k, v: soft_causal_attention(q, k, v, softness, **options)
+
+    exact_tables = None if rope is None else (rope[0].double(), rope[1].double())
+    truth = outputs_and_gradients(attention("reference", exact_tables), [t.double() for t in (q, k, v)], d_out)
+    references = reference_errors((q, k, v), truth, d_out, softness, mask, rope)
+    with poisoned():
+        found = outputs_and_gradients(attention("triton", rope), (q, k, v), d_out)
+    for name, mine, reference, true in zip(("out", "dq", "dk", "dv"), found, references, truth, strict=True):
+        assert mine.dtype == dtype
+        allowed = 2 * reference + torch.finfo(dtype).eps * true.norm()
+        if tokens == 1 and name in ("dq", "dk"):  # zero, as the difference of two equal sums in float32
+            terms = scale * d_out.double().norm() * v.double().norm() * torch.maximum(q.norm(), k.norm())
+            allowed = allowed + torch.finfo(torch.float32).eps * terms
+        error = (mine.double() - true).norm()
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def _lengths() -> Iterator[tuple]:
+    """Each length with each softness and dtype; width, mask and rotation go round."""
+    for index, (tokens, softness, dtype) in enumerate(itertools.product(TOKENS, SOFTNESS, DTYPES)):
+        yield tokens, HEAD_DIMS[(index + index // 4) % 4], softness, dtype, MASKS[index % 2], (index // 3) % 2 == 0
+
+
+@needs_kernels
+@pytest.mark.parametrize(("tokens", "head_dim", "softness", "dtype", "mask", "rotate"), list(_lengths()))
+def test_exact_at_every_length(tokens, head_dim, softness, dtype, mask, rotate) -> None:
+    batch, heads = (2, 3) if tokens <= 5 else (1, 1)
+    qkv = random_qkv(batch, heads, tokens, head_dim, dtype)
+    rope = random_tables(tokens, head_dim) if rotate else None
+    assert_as_exact_as_the_reference(qkv, torch.tensor(softness, device=DEVICE), mask, rope)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("softness", SOFTNESS)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_exact_in_every_mode(dtype, head_dim, softness, mask, rotate) -> None:
+    tokens = 65
+    qkv = random_qkv(1, 2, tokens, head_dim, dtype)
+    rope = random_tables(tokens, head_dim) if rotate else None
+    assert_as_exact_as_the_reference(qkv, torch.tensor(softness, device=DEVICE), mask, rope)
+
+
+@needs_kernels
+@pytest.mark.parametrize("tokens", [16, 17, 64, 100, 128, 129, 256, 257, 320])
+def test_exact_where_tiles_end(tokens: int) -> None:
+    qkv, rope = random_qkv(1, 1, tokens, 64, torch.float16), random_tables(tokens, 64)
+    assert_as_exact_as_the_reference(qkv, torch.tensor(0.0, device=DEVICE), "causal", rope)
+    assert_as_exact_as_the_reference(qkv, torch.tensor(0.6, device=DEVICE), "causal", rope)
+
+
+@needs_kernels
+def test_exact_where_rows_too_long_are_rotated_outside(monkeypatch) -> None:
+    from illama.attention import triton_launch
+
+    qkv, rope = random_qkv(1, 2, 70, 32, torch.float16), random_tables(70, 32)
+    assert triton_launch.rotates_inside(70, torch.float16)
+    monkeypatch.setattr(triton_launch, "LONGEST_ROTATED", 69)
+    assert not triton_launch.rotates_inside(70, torch.float16)
+    assert_as_exact_as_the_reference(qkv, torch.tensor(0.6, device=DEVICE), "causal", rope)
+
+
+@needs_kernels
+def test_large_scores_do_not_overflow() -> None:
+    """Scores of thousands: what is left is the rounding of the saved log-sum-exp, eps times the score."""
+    q, k, v = random_qkv(1, 1, 300, 32, torch.float32).permute(2, 0, 3, 1, 4)
+    q, k = 30 * q, 30 * k
+    d_out = torch.randn_like(v)
+    truth, found = (
+        outputs_and_gradients(
+            lambda q, k, v, name=name: soft_causal_attention(q, k, v, 0.3, backend=name),
+            (t.to(dtype) for t in (q, k, v)),
+            d_out,
+        )
+        for name, dtype in (("reference", torch.float64), ("triton", torch.float32))
+    )
+    largest = (q @ k.mT).abs().max() * 32**-0.5
+    assert largest > 1000
+    for mine, true in zip(found, truth, strict=True):
+        assert (mine - true).norm() <= 2 * torch.finfo(torch.float32).eps * largest * true.norm()
+
+
+@needs_kernels
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.parametrize("tokens", [65, 300])
+def test_packed_equals_separate_to_the_bit(tokens, rotate, mask) -> None:
+    qkv, softness = random_qkv(2, 2, tokens, 32, torch.float16), torch.tensor(0.4, device=DEVICE)
+    rope = random_tables(tokens, 32) if rotate else None
+    options = {"mask": mask, "rope": rope, "backend": "triton"}
+    d_out = torch.randn(2, 2, tokens, 32, device=DEVICE).half()
+    with poisoned():
+        out, d_qkv = outputs_and_gradients(
+            lambda qkv: soft_causal_attention_qkvpacked(qkv, softness, **options), [qkv], d_out
+        )
+        contiguous = [t.contiguous() for t in qkv.permute(2, 0, 3, 1, 4)]
+        separate = outputs_and_gradients(
+            lambda q, k, v: soft_causal_attention(q, k, v, softness, **options), contiguous, d_out
+        )
+    for found, expected in zip([out, *d_qkv.permute(2, 0, 3, 1, 4)], separate, strict=True):
+        assert torch.equal(found, expected)
+    assert out.transpose(1, 2).is_contiguous()
+    assert d_qkv.is_contiguous()
+
+
+@needs_kernels
+def test_strides_change_no_bit() -> None:
+    q, k, v = random_qkv(2, 3, 20, 32, torch.float32).permute(2, 0, 3, 1, 4)
+    softness = torch.tensor(0.4, device=DEVICE)
+    d_out = torch.randn(2, 3, 20, 32, device=DEVICE)
+
+    def run(q, k, v):
+        return soft_causal_attention(q, k, v, softness, backend="triton")
+
+    expected = outputs_and_gradients(run, [t.contiguous() for t in (q, k, v)], d_out.contiguous())
+    strided = [
+        q.transpose(0, 2).contiguous().transpose(0, 2),  # tokens outermost
+        torch.stack([k, k], dim=-1)[..., 0],  # channels apart
+        torch.cat([v, v], dim=-1)[..., :32],  # rows apart
+    ]
+    found = outputs_and_gradients(run, strided, d_out.transpose(1, 3).contiguous().transpose(1, 3))
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine, other)
+    one = torch.ones((), device=DEVICE).expand(2, 3, 20, 32)  # the gradient of a sum: all strides 0
+    for cotangent in (one, one.clone()):
+        d_v = outputs_and_gradients(run, (q, k, v), cotangent)[3]
+        assert torch.equal(d_v, outputs_and_gradients(run, (q, k, v), one.contiguous())[3])
+
+
+@needs_kernels
+def test_softness_is_a_number_or_a_tensor_and_gets_no_gradient() -> None:
+    qkv = random_qkv(1, 1, 9, 32, torch.float32).requires_grad_()
+    softness = torch.tensor(0.25, device=DEVICE, requires_grad=True)
+    by_tensor = soft_causal_attention_qkvpacked(qkv, softness, backend="triton")
+    by_number = soft_causal_attention_qkvpacked(qkv, 0.25, backend="triton")
+    assert torch.equal(by_tensor, by_number)
+    by_tensor.sum().backward()
+    assert softness.grad is None
+    assert torch.count_nonzero(qkv.grad)
+
+
+def operator_arguments(tokens: int, rotate: bool) -> tuple[tuple, tuple]:
+    """Arguments of the packed operator and of the one for q, k, v."""
+    qkv = random_qkv(2, 2, tokens, 32, torch.float32)
+    cos, sin = random_tables(tokens, 32) if rotate else (None, None)
+    options = (torch.tensor(0.4, device=DEVICE), cos, sin, 0.2, False)
+    separate = [t.contiguous().requires_grad_() for t in qkv.permute(2, 0, 3, 1, 4)]
+    return (qkv.requires_grad_(), *options), (*separate, *options)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rotate", [False, True])
+def test_operators_keep_their_promises_to_torch(rotate: bool) -> None:
+    """Schema, fake outputs, autograd registration, and tracing with dynamic shapes."""
+    packed, separate = operator_arguments(7, rotate)
+    torch.library.opcheck(triton_attention_packed, packed)
+    torch.library.opcheck(triton_attention, separate)
+
+
+@needs_kernels
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_one_full_graph_serves_all_softness(backend: str) -> None:
+    """torch.compile with gradients: no graph break, one compilation, the numbers of eager mode."""
+    if backend == "inductor" and not ON_GPU and shutil.which("g++") is None:
+        pytest.skip("inductor on the CPU needs a C++ compiler")
+    qkv, rope = random_qkv(2, 2, 20, 32, torch.float16), random_tables(20, 32)
+    d_out = torch.randn(2, 2, 20, 32, device=DEVICE).half()
+    counter = CompileCounterWithBackend(backend)
+
+    def attention(qkv, softness):
+        return soft_causal_attention_qkvpacked(qkv, softness, rope=rope, backend="triton") * 2
+
+    torch._dynamo.reset()
+    compiled = torch.compile(attention, backend=counter, fullgraph=True)
+    for value in (1.0, 0.5, 0.0):
+        softness = torch.tensor(value, device=DEVICE)
+        found = outputs_and_gradients(lambda qkv, a=softness: compiled(qkv, a), [qkv], d_out)
+        expected = outputs_and_gradients(lambda qkv, a=softness: attention(qkv, a), [qkv], d_out)
+        for mine, eager in zip(found, expected, strict=True):
+            assert torch.equal(mine, eager)
+    assert counter.frame_count == 1
+
+
+@needs_kernels
+@pytest.mark.parametrize("rotate", [False, True])
+def test_what_is_saved_for_backward_grows_linearly(rotate: bool) -> None:
+    def saved_bytes(tokens: int) -> int:
+        sizes: list[int] = []
+        packed, _ = operator_arguments(tokens, rotate)
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel() * t.itemsize) or t, lambda t: t):
+            triton_attention_packed(*packed)
+        return sum(sizes)
+
+    small, middle, large = (saved_bytes(tokens) for tokens in (20, 40, 80))
+    assert 0 < large - middle == 2 * (middle - small)
+
+
+@needs_kernels
+def test_every_run_gives_the_same_bits() -> None:
+    qkv, softness = random_qkv(2, 2, 90, 64, torch.float16), torch.tensor(0.4, device=DEVICE)
+    d_out = torch.randn(2, 2, 90, 64, device=DEVICE)
+    first, second = (
+        outputs_and_gradients(lambda t: soft_causal_attention_qkvpacked(t, softness, backend="triton"), [qkv], d_out)
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask_mode": "pre_softmax"}, "masks after the softmax"),
+        ({"mask": "none"}, "masks after the softmax"),
+        ({"dtype": torch.float64}, "not torch.float64"),
+        ({"head_dim": 16}, "even head widths from 32 to 128, not 16"),
+        ({"head_dim": 33}, "not 33"),
+        ({"head_dim": 130}, "not 130"),
+        ({"queries": 1}, "self-attention of all tokens only"),
+        ({"scale": -1.0}, "positive, not -1.0"),
+    ],
+)
+def test_what_it_declines(changes: dict, message: str) -> None:
+    shape, dtype = (3, 1, 1, 6, changes.get("head_dim", 32)), changes.get("dtype", torch.float32)
+    q, k, v = torch.zeros(shape, dtype=dtype, device=DEVICE)
+    q = q[:, :, : changes.get("queries", 6)]
+    options = {name: value for name, value in changes.items() if name in ("mask", "mask_mode", "scale")}
+    with pytest.raises(UserError, match=f"triton.*cannot serve.*{message}"):
+        soft_causal_attention(q, k, v, 0.0, backend="triton", **options)
+
+
+def test_says_what_is_missing(monkeypatch) -> None:
+    """Without triton, and on a device without kernels."""
+    tokens = torch.zeros(1, 1, 6, 32, device="meta")
+    monkeypatch.setattr(triton, "_INSTALLED", True)
+    with pytest.raises(UserError, match="run on CUDA devices, the tensors are on meta"):
+        soft_causal_attention(tokens, tokens, tokens, 0.0, backend="triton")
+    monkeypatch.setattr(triton, "_INSTALLED", False)
+    with pytest.raises(UserError, match=r"pip install \"illama\[kernels\]\""):
+        soft_causal_attention(tokens, tokens, tokens, 0.0, backend="triton")
+
+
+@needs_gpu
+def test_memory_grows_linearly() -> None:
+    def peak_bytes(tokens: int) -> int:
+        qkv = random_qkv(1, 4, tokens, 64, torch.bfloat16).requires_grad_()
+        rope, softness = random_tables(tokens, 64), torch.tensor(0.5, device=DEVICE)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        soft_causal_attention_qkvpacked(qkv, softness, rope=rope, backend="triton").sum().backward()
+        return torch.cuda.max_memory_allocated() - before
+
+    peak_bytes(2049)
+    assert peak_bytes(4097) < 2.2 * peak_bytes(2049)
+
+
+@needs_gpu
+@pytest.mark.parametrize("softness", [0.3, "tensor"])
+def test_nothing_waits_for_the_device(softness) -> None:
+    qkv, rope = random_qkv(2, 3, 197, 64, torch.bfloat16).requires_grad_(), random_tables(197, 64)
+    softness = torch.tensor(0.3, device=DEVICE) if softness == "tensor" else softness
+
+    def step() -> None:
+        soft_causal_attention_qkvpacked(qkv, softness, rope=rope, backend="triton").sum().backward()
+
+    step()  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
