@@ -26,7 +26,7 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], [], ["--version"], ["train", "--help"], ["predict", "--help"], ["version"]]
+    "words", [["--help"], [], ["--version"], ["train", "--help"], ["bench", "model", "--help"], ["version"]]
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=False)

@@ -1,0 +1,199 @@
+"""`illama bench data`: how many images per second a recipe's own training loader delivers, beside timm's loader."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from illama.bench.device import timer_for
+from illama.bench.interleave import Case, Effort, Rounds, Timer, measure
+from illama.bench.load import OtherLoad
+from illama.bench.networks import Treatment, build_illama
+from illama.bench.options import DataOptions
+from illama.bench.progress import BenchProgress
+from illama.bench.report import bench_environment
+from illama.bench.results import Group, Report, row_of
+from illama.data import build_train_loader, open_source
+from illama.data.loader import resolve_crop, resolve_workers
+from illama.data.source import Source
+from illama.device import resolve_device, resolve_precision
+from illama.evaluation.run import choose_data
+from illama.recipes import BatchPlan, Recipe, load_recipe
+from illama.timm_bridge import import_timm
+
+ROUND_S = 2.0  # of one loader: its batches come in bursts, one from each worker
+EPOCH_BATCHES = 1000  # a small folder is listed so often that timm's loader meets no end of an epoch
+STEPS = 3
+
+Batches = Iterator[Any]
+
+
+class LoaderTimer:
+    """Times batches of a loader that is started afresh: workers of one loader never run while another is timed.
+
+    The first batches, one from each worker, are not counted; they wait for processes to start.
+
+    Args:
+        device: Where batches are needed; its work is waited for.
+        skip: Batches not counted.
+    """
+
+    def __init__(self, device: torch.device, skip: int) -> None:
+        self._timer = timer_for(device)
+        self._skip = skip
+
+    def seconds(self, run: Callable[[], object], calls: int) -> float:
+        stream = cast("Generator[Any, None, None]", run())
+        try:
+            for _ in range(self._skip):
+                next(stream)
+            return self._timer.seconds(lambda: next(stream), calls)
+        finally:
+            stream.close()
+
+
+def bench_data(source: str, overrides: Sequence[str], options: DataOptions) -> Report:
+    """Measure the training loader of a recipe on a data set.
+
+    Args:
+        source: A folder, a parquet file or a data set's name.
+        overrides: Changes of the recipe, `section.key=value`.
+        options: What to measure.
+
+    Raises:
+        UserError: Recipe, data set or device cannot be used.
+    """
+    device = resolve_device(options.device)
+    recipe = load_recipe(options.recipe or ("digits_micro" if source == "digits" else "imagenet1k_tiny"), overrides)
+    with BenchProgress(1) as progress:
+        progress.begin(f"{recipe.name} on {source}")
+        images, recipe, batch = _prepare(source, recipe, options)
+        cases, notes = _cases(images, recipe, batch, device)
+        workers = max(1, resolve_workers(recipe.data.workers))
+        timer = LoaderTimer(device, skip=workers)
+        rounds = _measure(cases, timer, workers, options, progress)
+        rows = tuple(
+            row_of(case, rounds, None, "", ratio=None if case is cases[0] else rounds.speedup(cases[0].name, case.name))
+            for case in cases
+        )
+        progress.tell(1.0, "training steps of the same network")
+        step = _step_line(recipe, batch, device, rows[0].items_per_s)
+    title = f"{recipe.name}: batches of {batch}, {recipe.data.workers} workers, {recipe.model.height_width} px"
+    lines = (images.description, "Time of reading and augmenting alone, batches thrown away.", step)
+    return Report(
+        "data",
+        "images/s",
+        "illama is x times as fast",
+        "illama is x\ntimes as fast",
+        (Group(title, rows, rounds, notes),),
+        None,
+        bench_environment(device),
+        lines,
+    )
+
+
+def _prepare(source: str, recipe: Recipe, options: DataOptions) -> tuple[Source, Recipe, int]:
+    """The open training split, the recipe that reads it, and images per batch."""
+    data = choose_data(recipe, source)
+    if options.workers is not None:
+        data = data.model_copy(update={"workers": options.workers})
+    # The recipe's own split of its own data set may set a share aside; it does so here as well.
+    data = data.model_copy(update={"val_fraction": recipe.data.val_fraction})
+    images = open_source(data, "train", in_chans=recipe.model.in_chans, seed=recipe.seed)
+    # The head has no part in loading: it takes the classes of this data set.
+    model = dataclasses.replace(recipe.model, num_classes=len(images.classes))
+    batch = options.batch or min(recipe.train.device_batch or recipe.train.total_batch, len(images))
+    return images, recipe.model_copy(update={"data": data, "model": model}), batch
+
+
+def _cases(images: Source, recipe: Recipe, batch: int, device: torch.device) -> tuple[list[Case], tuple[str, ...]]:
+    loader = build_train_loader(recipe, images, device, BatchPlan(batch, 1, batch, recipe.optimizer.lr))
+    cases = [Case("illama", lambda: loader.batches(), batch)]
+    if not Path(images.location(0)).is_file():
+        return cases, (f"illama: {loader.description}", "timm's loader is compared on image folders only")
+    if resolve_crop(recipe) != "resized":
+        return cases, (
+            f"illama: {loader.description}",
+            "timm's loader has random resized crops only; add augment.crop=resized to compare with it",
+        )
+    cases.append(Case("timm create_loader", lambda: _timm_batches(images, recipe, batch, device), batch))
+    return cases, (f"illama: {loader.description}",)
+
+
+def _timm_batches(images: Source, recipe: Recipe, batch: int, device: torch.device) -> Batches:
+    """timm's standard training loader with the recipe's policy, mixing included, without end."""
+    import_timm()
+    from timm.data import FastCollateMixup, ImageDataset, Mixup, create_loader
+
+    augment, data, workers = recipe.augment, recipe.data, resolve_workers(recipe.data.workers)
+    dataset = ImageDataset(str(Path(images.location(0)).parents[1]))
+    dataset.reader.samples *= max(1, EPOCH_BATCHES * batch // len(dataset))
+    mixing = None
+    if augment.mixup > 0 or augment.cutmix > 0:
+        mixing = {
+            "mixup_alpha": augment.mixup,
+            "cutmix_alpha": augment.cutmix,
+            "prob": augment.mix_prob,
+            "switch_prob": augment.mix_switch_prob,
+            "label_smoothing": augment.label_smoothing,
+            "num_classes": recipe.model.num_classes,
+        }
+    prefetcher = device.type == "cuda"  # timm's own choice: normalise and mix on the GPU
+    loader = create_loader(
+        dataset,
+        (recipe.model.in_chans, *recipe.model.height_width),
+        batch,
+        is_training=True,
+        use_prefetcher=prefetcher,
+        re_prob=augment.erase_prob,
+        re_mode=augment.erase_mode,
+        re_count=augment.erase_count,
+        scale=augment.crop_scale,
+        ratio=augment.crop_ratio,
+        hflip=augment.hflip,
+        color_jitter=augment.color_jitter,
+        auto_augment=augment.randaugment,
+        interpolation="bicubic",
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        num_workers=workers,
+        pin_memory=prefetcher,
+        persistent_workers=False,
+        device=device,
+        collate_fn=FastCollateMixup(**mixing) if prefetcher and mixing else None,
+    )
+    mix = Mixup(**mixing) if mixing and not prefetcher else None
+    for pixels, labels in loader:
+        pixels, labels = pixels.to(device), labels.to(device)
+        yield (pixels, labels) if mix is None else mix(pixels, labels)
+
+
+def _measure(cases: list[Case], timer: Timer, workers: int, options: DataOptions, progress: BenchProgress) -> Rounds:
+    """Rounds of a whole number of batches from each worker."""
+    calls = {}
+    for case in cases:
+        progress.tell(0.0, f"starting {case.name}")
+        burst_s = timer.seconds(case.run, workers)
+        calls[case.name] = workers * max(1, round(ROUND_S / max(burst_s, 1e-3)))
+    effort = Effort(options.seconds, options.rounds)
+    return measure(cases, effort, timer=timer, load=OtherLoad.here(), on_progress=progress.tell, calls=calls)
+
+
+def _step_line(recipe: Recipe, batch: int, device: torch.device, loaded_per_s: float) -> str:
+    """What the loader's speed means for training: how long a step of the recipe's network would wait for it."""
+    precision = resolve_precision(recipe.train.precision, device)
+    step_batch = batch if device.type == "cuda" else min(batch, 16)
+    run = build_illama(Treatment(recipe.model, step_batch, precision, device, training=True)).case.run
+    timer = timer_for(device)
+    timer.seconds(run, 1)
+    trained_per_s = STEPS * step_batch / timer.seconds(run, STEPS)
+    waits = max(0.0, 1 - loaded_per_s / trained_per_s)
+    text = (
+        f"A training step of this recipe's network takes {trained_per_s:,.0f} images/s ({precision}, batch "
+        f"{step_batch}, {STEPS} steps); fed by this loader it would wait {100 * waits:.0f} % of the time"
+    )
+    return text + ("." if device.type == "cuda" else ", and more where both share the CPU.")

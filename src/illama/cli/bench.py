@@ -1,0 +1,102 @@
+"""`illama bench`: how fast, beside what people use today, and what bounds it."""
+
+from __future__ import annotations
+
+import json as json_format
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from illama.bench.options import AttentionOptions, DataOptions, ModelOptions
+from illama.cli.options import Json
+from illama.cli.output import STDOUT, check_targets, write_result
+
+if TYPE_CHECKING:
+    from illama.bench.options import EffortOptions
+    from illama.bench.results import Report
+
+bench_command = App(
+    name="bench",
+    help="Measure speed side by side with timm's ViT or your own network, in interleaved rounds, on this machine.",
+)
+
+
+@bench_command.command(name="model")
+def model_command(
+    options: Annotated[ModelOptions, Parameter(name="*")] = ModelOptions(),  # noqa: B008 - frozen
+    *,
+    json: Json = None,
+) -> None:
+    """Prediction: images/s, ms, memory and the two floors, beside timm's ViT of the same size."""
+    from illama.bench.model import bench_networks
+
+    _check(options, json)
+    _hand_over(bench_networks(options, training=False), options, json)
+
+
+@bench_command.command(name="train")
+def train_command(
+    options: Annotated[ModelOptions, Parameter(name="*")] = ModelOptions(),  # noqa: B008 - frozen
+    *,
+    json: Json = None,
+) -> None:
+    """A training step (forward, backward, AdamW), beside timm's ViT of the same size."""
+    from illama.bench.model import bench_networks
+
+    _check(options, json)
+    _hand_over(bench_networks(options, training=True), options, json)
+
+
+@bench_command.command(name="attention")
+def attention_command(
+    options: Annotated[AttentionOptions, Parameter(name="*")] = AttentionOptions(),  # noqa: B008 - frozen
+    *,
+    json: Json = None,
+) -> None:
+    """Attention alone: every backend that can serve, beside torch's fused attention."""
+    from illama.bench.attention import bench_attention
+
+    _check(options, json)
+    _hand_over(bench_attention(options), options, json)
+
+
+@bench_command.command(name="data")
+def data_command(
+    source: str,
+    /,
+    *overrides: str,
+    options: Annotated[DataOptions, Parameter(name="*")] = DataOptions(),  # noqa: B008 - frozen
+    json: Json = None,
+) -> None:
+    """Reading and augmenting images for training, beside timm's loader where the source is an image folder.
+
+    Args:
+        source: A folder of images, a parquet file, or a data set's name such as digits.
+        overrides: Changes of the recipe such as augment.randaugment=null.
+    """
+    from illama.bench.data import bench_data
+
+    _check(options, json)
+    _hand_over(bench_data(source, overrides, options), options, json)
+
+
+def _check(options: EffortOptions, json: str | None) -> None:
+    """Refuse, before the work begins, results that cannot be written."""
+    from illama.bench.report import check_folder
+
+    check_targets(json=json)
+    check_folder(options.out)
+
+
+def _hand_over(report: Report, options: EffortOptions, json: str | None) -> None:
+    """Print the report, and write what was asked for."""
+    from illama.bench.report import print_report, write_report
+
+    if json is not None:
+        write_result(json, json_format.dumps(report.to_dict(), indent=1) + "\n")
+    if json != STDOUT:
+        print_report(report)
+    if options.out is not None:
+        for path in write_report(report, options.out):
+            if json != STDOUT:
+                print(path)
