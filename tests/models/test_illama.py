@@ -109,7 +109,7 @@ class TestDropPath:
     def test_drops_whole_samples_and_keeps_the_mean(self) -> None:
         torch.manual_seed(0)
         drop = DropPath()
-        drop.rate = 0.25
+        drop.set_rate(0.25)
         out = drop(torch.ones(4000, 2, 3))
         values = out[:, 0, 0]
         assert torch.equal(out, values.view(-1, 1, 1).expand_as(out))

@@ -113,8 +113,8 @@ def test_a_non_finite_loss_stops_before_the_weights_change(
         kept["model"] = self.model
         if self.state.progress.step == bad_step:
             kept["before"] = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-            loss = self.loss
-            monkeypatch.setattr(self, "loss", lambda logits, targets: loss(logits, targets) * math.nan)
+            objective = self.objective
+            monkeypatch.setattr(self, "objective", lambda *batch: objective(*batch) * math.nan)
         return original(self, batches)
 
     monkeypatch.setattr(Run, "_step", step_with_nan)

@@ -12,21 +12,21 @@ def why_not(request: AttentionRequest) -> str | None:
     return None
 
 
-def run(request: AttentionRequest) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+def run(request: AttentionRequest) -> torch.Tensor:
     """Eq. 2 (`post_softmax`) or Eq. 1 with log-softness (`pre_softmax`), written out."""
-    scores_BhNN = (request.q_BhNd * request.scale) @ request.k_BhNd.transpose(-2, -1)
+    return weights(request).to(request.v_BhNd.dtype) @ request.v_BhNd
+
+
+def weights(request: AttentionRequest) -> torch.Tensor:
+    """The matrix that multiplies v, (B, h, M, N) in at least float32: after the softmax and after the mask."""
+    q_BhMd, k_BhNd = request.rotated()
+    scores_BhMN = (q_BhMd * request.scale) @ k_BhNd.transpose(-2, -1)
     # Half precision keeps too few digits for a sum over hundreds of exponentials.
-    exact = torch.promote_types(scores_BhNN.dtype, torch.float32)
-    if request.mask_mode == "pre_softmax" and request.mask != "none":
-        scores_BhNN = scores_BhNN + request.additive_mask(exact)
-    weights_BhNN = scores_BhNN.softmax(dim=-1, dtype=exact)
-    if request.mask_mode == "post_softmax" and request.mask != "none":
-        factor_NN = torch.where(
-            request.allowed(),
-            torch.ones((), dtype=exact, device=scores_BhNN.device),
-            torch.as_tensor(request.softness, dtype=exact, device=scores_BhNN.device),
-        )
-        weights_BhNN = weights_BhNN * factor_NN
-    weights_BhNN = weights_BhNN.to(request.v_BhNd.dtype)
-    attended_BhNd = weights_BhNN @ request.v_BhNd
-    return (attended_BhNd, weights_BhNN) if request.return_weights else attended_BhNd
+    exact = torch.promote_types(scores_BhMN.dtype, torch.float32)
+    if request.sees_everything:
+        return scores_BhMN.softmax(dim=-1, dtype=exact)
+    if request.mask_mode == "pre_softmax":
+        return (scores_BhMN + request.additive_mask(exact)).softmax(dim=-1, dtype=exact)
+    softness = torch.as_tensor(request.softness, dtype=exact, device=scores_BhMN.device)
+    factor_MN = torch.where(request.allowed(), torch.ones((), dtype=exact, device=softness.device), softness)
+    return scores_BhMN.softmax(dim=-1, dtype=exact) * factor_MN

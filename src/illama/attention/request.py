@@ -1,4 +1,7 @@
-"""What is asked of an attention backend, checked once."""
+"""What is asked of an attention backend, checked once.
+
+Letters: B batch, h heads, M queries, N tokens (keys), d head width.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,24 @@ from typing import get_args
 
 import torch
 
+from illama.attention.rotary import Tables, rotate
 from illama.errors import UserError
 from illama.models.config import Mask, MaskMode
 
 
 @dataclass(frozen=True)
 class AttentionRequest:
-    """One call of `soft_causal_attention`; the fields are its arguments."""
+    """One call of the attention door; the fields are its arguments.
+
+    Attributes:
+        q_BhNd: Queries; M <= N rows, those of the tokens from `query_start` on.
+        k_BhNd, v_BhNd: Keys and values of all tokens.
+        softness: A number, or a 0-d tensor whose value stays on the device.
+        mask, mask_mode, scale: As in `soft_causal_attention`.
+        rope: Tables that rotate q and k, or None when they come rotated.
+        packed: The (B, N, 3, h, d) tensor that q, k and v are views of, where there is one.
+        query_start: Index of the first query's token.
+    """
 
     q_BhNd: torch.Tensor
     k_BhNd: torch.Tensor
@@ -22,50 +36,63 @@ class AttentionRequest:
     mask: Mask
     mask_mode: MaskMode
     scale: float
-    return_weights: bool
+    rope: Tables | None = None
+    packed: torch.Tensor | None = None
+    query_start: int = 0
 
-    @classmethod
-    def of(
-        cls,
-        q_BhNd: torch.Tensor,
-        k_BhNd: torch.Tensor,
-        v_BhNd: torch.Tensor,
-        softness: float | torch.Tensor,
-        mask: Mask,
-        mask_mode: MaskMode,
-        scale: float | None,
-        return_weights: bool,
-    ) -> AttentionRequest:
-        """The request, or a UserError that names what is wrong with it."""
-        shapes = {tuple(t.shape) for t in (q_BhNd, k_BhNd, v_BhNd)}
-        if len(shapes) != 1 or q_BhNd.dim() != 4:
-            found = ", ".join(str(tuple(t.shape)) for t in (q_BhNd, k_BhNd, v_BhNd))
-            raise UserError(f"q, k and v must share one shape (B, h, N, d); got {found}")
-        if isinstance(softness, torch.Tensor):  # its value stays on the device: reading it would wait for it
-            if softness.dim() != 0:
-                raise UserError(f"softness must be a number or a 0-d tensor; got shape {tuple(softness.shape)}")
-        elif not 0.0 <= softness <= 1.0:
-            raise UserError(f"softness must lie between 0 (causal) and 1 (bidirectional); got {softness}")
-        if mask not in get_args(Mask):
-            raise UserError(f"mask must be one of {', '.join(get_args(Mask))}; got {mask!r}")
-        if mask_mode not in get_args(MaskMode):
-            raise UserError(f"mask_mode must be one of {', '.join(get_args(MaskMode))}; got {mask_mode!r}")
-        scale = q_BhNd.shape[-1] ** -0.5 if scale is None else scale
-        return cls(q_BhNd, k_BhNd, v_BhNd, softness, mask, mask_mode, scale, return_weights)
+    def __post_init__(self) -> None:
+        q, k, v = self.q_BhNd, self.k_BhNd, self.v_BhNd
+        first, rows, tokens = self.query_start, q.shape[-2], k.shape[-2]
+        if q.dim() != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[-1] != k.shape[-1]:
+            found = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
+            raise UserError(f"q, k and v must share one shape (B, h, N, d), q may have fewer rows; got {found}")
+        if not 0 <= first <= tokens - rows:
+            raise UserError(f"{rows} queries from token {first} on do not fit {tokens} tokens")
+        if isinstance(self.softness, torch.Tensor):  # its value stays on the device: reading it would wait for it
+            if self.softness.dim() != 0:
+                raise UserError(f"softness must be a number or a 0-d tensor; got shape {tuple(self.softness.shape)}")
+        elif not 0.0 <= self.softness <= 1.0:
+            raise UserError(f"softness must lie between 0 (causal) and 1 (bidirectional); got {self.softness}")
+        if self.mask not in _MASKS:
+            raise UserError(f"mask must be one of {', '.join(_MASKS)}; got {self.mask!r}")
+        if self.mask_mode not in _MASK_MODES:
+            raise UserError(f"mask_mode must be one of {', '.join(_MASK_MODES)}; got {self.mask_mode!r}")
+
+    @property
+    def complete(self) -> bool:
+        """Whether every token asks: self-attention as in the paper."""
+        return self.q_BhNd.shape[-2] == self.k_BhNd.shape[-2]
+
+    @property
+    def sees_everything(self) -> bool:
+        """Whether the mask hides nothing from these queries, at any softness."""
+        last_alone = self.query_start == self.k_BhNd.shape[-2] - 1
+        first_alone = self.query_start == 0 and self.q_BhNd.shape[-2] == 1
+        return self.mask == "none" or last_alone or (self.mask == "modified_causal" and first_alone)
+
+    def rotated(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """q and k after the rotary embedding."""
+        if self.rope is None:
+            return self.q_BhNd, self.k_BhNd
+        rows = slice(self.query_start, self.query_start + self.q_BhNd.shape[-2])
+        cos, sin = self.rope
+        return rotate(self.q_BhNd, (cos[rows], sin[rows])), rotate(self.k_BhNd, self.rope)
 
     def allowed(self) -> torch.Tensor:
-        """The mask C as (N, N) booleans: True where the query (row) may look at the key (column)."""
-        tokens = self.q_BhNd.shape[-2]
-        everything = torch.ones(tokens, tokens, dtype=torch.bool, device=self.q_BhNd.device)
+        """The mask C as (M, N) booleans: True where the query (row) may look at the key (column)."""
+        tokens = torch.arange(self.k_BhNd.shape[-2], device=self.q_BhNd.device)
+        queries = tokens[self.query_start : self.query_start + self.q_BhNd.shape[-2]].unsqueeze(1)
+        causal = tokens <= queries
         if self.mask == "none":
-            return everything
-        causal = everything.tril()
-        if self.mask == "modified_causal":
-            causal[0] = True  # the class token stands first here and sees everything
-        return causal
+            return torch.ones_like(causal)
+        # The class token stands first in the modified mask and sees everything.
+        return causal | (queries == 0) if self.mask == "modified_causal" else causal
 
     def additive_mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """log(alpha + (1 - alpha) C) as (N, N): what `pre_softmax` adds to the scores."""
+        """log(alpha + (1 - alpha) C) as (M, N): what `pre_softmax` adds to the scores."""
         allowed = self.allowed()
         softness = torch.as_tensor(self.softness, dtype=dtype, device=allowed.device)
         return torch.where(allowed, torch.zeros((), dtype=dtype, device=allowed.device), softness.log())
+
+
+_MASKS, _MASK_MODES = get_args(Mask), get_args(MaskMode)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 import illama
+from illama.cli.memory import keep_freed_memory
 from illama.errors import Stopped, UserError
 
 USER_ERROR, STOPPED, INTERRUPTED, PIPE_CLOSED = 2, 75, 130, 141
@@ -35,6 +36,7 @@ COMMANDS = {
     "train": "Train a recipe; the same command again continues a run that was stopped.",
     "eval": "Accuracy and loss of a trained model.",
     "predict": "Class names with probabilities for image files.",
+    "bench": "Measure speed side by side with timm's ViT or your own network.",
     "recipes": "List the packaged recipes.",
     "version": "Versions of illama and of what it stands on.",
 }
@@ -55,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     _log_to_stderr()
+    keep_freed_memory()
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except UserError as error:

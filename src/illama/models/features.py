@@ -92,7 +92,8 @@ class Features:
         if index:
             x_BND = self.run_blocks(x_BND, stop_after=index - 1)
         chosen: Any = self.blocks[index]
-        weights_BhNN = chosen.attn.weights(chosen.norm1(x_BND), self.softness, self.rope)
+        rope = None if self.rope is None else self.rope.tables()
+        weights_BhNN = chosen.attn.weights(chosen.norm1(x_BND), self.softness, rope)
         return weights_BhNN if head is None else weights_BhNN[:, head]
 
     def patch_tokens(self, x_BND: torch.Tensor) -> torch.Tensor:

@@ -14,15 +14,17 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from illama.attention import soft_causal_attention
+from illama.attention import Tables, attention_weights, soft_causal_attention, soft_causal_attention_qkvpacked
 from illama.errors import UserError
 from illama.models.config import ModelConfig, Pool
 from illama.models.features import Features
 from illama.models.layers import DropPath, PatchEmbed, build_ffn, build_layer_scale, build_norm
+from illama.models.linear import Linear, project_rows
 from illama.models.position import resize_position
 from illama.models.rope import RotaryTable
 
 INIT_STD = 0.02
+Softness = float | torch.Tensor  # 0 (causal) to 1 (bidirectional); a 0-d tensor unless it is known to be 0
 
 
 class Attention(nn.Module):
@@ -31,35 +33,33 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.qkv = nn.Linear(config.embed_dim, 3 * config.embed_dim, bias=config.qkv_bias)
-        self.proj = nn.Linear(config.embed_dim, config.embed_dim)
+        self.qkv = Linear(config.embed_dim, 3 * config.embed_dim, bias=config.qkv_bias)
+        self.proj = Linear(config.embed_dim, config.embed_dim)
 
-    def forward(self, x_BND: torch.Tensor, softness: torch.Tensor, rope: RotaryTable | None) -> torch.Tensor:
-        q, k, v = self.rotated_qkv(x_BND, rope)
-        attended_BhNd = soft_causal_attention(
-            q,
-            k,
-            v,
-            softness,
-            mask=self.config.mask,
-            mask_mode=self.config.mask_mode,
-            backend=self.config.attention_backend,
-        )
+    def forward(self, x_BND: torch.Tensor, softness: Softness, rope: Tables | None) -> torch.Tensor:
+        qkv_BN3hd = self.qkv(x_BND).unflatten(2, (3, self.config.num_heads, -1))
+        attended_BhNd = soft_causal_attention_qkvpacked(qkv_BN3hd, softness, rope=rope, **self._options())
         return self.proj(attended_BhNd.transpose(1, 2).flatten(2))
 
-    def rotated_qkv(
-        self, x_BND: torch.Tensor, rope: RotaryTable | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q and k with the rotary embedding applied, and v, each (B, h, N, d)."""
-        q, k, v = self.qkv(x_BND).unflatten(2, (3, self.config.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return (q, k, v) if rope is None else (rope(q), rope(k), v)
+    def of_token(self, index: int, x_BND: torch.Tensor, softness: Softness, rope: Tables | None) -> torch.Tensor:
+        """What `forward` gives for one token, (B, 1, D): keys and values of all tokens, one query."""
+        width, heads = self.config.embed_dim, self.config.num_heads
+        q_B1D = project_rows(self.qkv, x_BND.narrow(1, index, 1), slice(0, width))
+        kv_BN2D = project_rows(self.qkv, x_BND, slice(width, 3 * width))
+        k, v = kv_BN2D.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+        q = q_B1D.unflatten(2, (heads, -1)).transpose(1, 2)
+        attended_Bh1d = soft_causal_attention(q, k, v, softness, rope=rope, query_start=index, **self._options())
+        return self.proj(attended_Bh1d.transpose(1, 2).flatten(2))
 
-    def weights(self, x_BND: torch.Tensor, softness: torch.Tensor, rope: RotaryTable | None) -> torch.Tensor:
+    def weights(self, x_BND: torch.Tensor, softness: Softness, rope: Tables | None) -> torch.Tensor:
         """The matrix that multiplies v, (B, h, N, N): after the softmax and after the mask."""
-        q, k, v = self.rotated_qkv(x_BND, rope)
-        return soft_causal_attention(
-            q, k, v, softness, mask=self.config.mask, mask_mode=self.config.mask_mode, return_weights=True
-        )[1]
+        q, k, _ = self.qkv(x_BND).unflatten(2, (3, self.config.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        config = self.config
+        return attention_weights(q, k, softness, mask=config.mask, mask_mode=config.mask_mode, rope=rope)
+
+    def _options(self) -> dict[str, Any]:
+        config = self.config
+        return {"mask": config.mask, "mask_mode": config.mask_mode, "backend": config.attention_backend}
 
 
 class Block(nn.Module):
@@ -76,8 +76,17 @@ class Block(nn.Module):
         self.ls2 = build_layer_scale(config)
         self.drop_path2 = DropPath()
 
-    def forward(self, x_BND: torch.Tensor, softness: torch.Tensor, rope: RotaryTable | None) -> torch.Tensor:
-        x_BND = x_BND + self.drop_path1(self.ls1(self.attn(self.norm1(x_BND), softness, rope)))
+    def forward(
+        self, x_BND: torch.Tensor, softness: Softness, rope: Tables | None, token: int | None = None
+    ) -> torch.Tensor:
+        """All tokens (B, N, D), or (B, 1, D) when only the one of index `token` is asked for."""
+        normed_BND = self.norm1(x_BND)
+        if token is None:
+            attended = self.attn(normed_BND, softness, rope)
+        else:
+            attended = self.attn.of_token(token, normed_BND, softness, rope)
+            x_BND = x_BND.narrow(1, token, 1)
+        x_BND = x_BND + self.drop_path1(self.ls1(attended))
         return x_BND + self.drop_path2(self.ls2(self.mlp(self.norm2(x_BND))))
 
 
@@ -90,7 +99,10 @@ class ILlama(Features, nn.Module):
 
     Attributes:
         config: The `ModelConfig` that this model is; changed only by `reset_classifier` and `set_input_size`.
-        softness: 0-d non-persistent buffer, 0 (causal, the state of a new model) to 1 (bidirectional).
+        softness: 0-d non-persistent buffer, 0 (causal, the state of a new model) to 1 (bidirectional); changed by
+            `set_softness`.
+        only_needed_tokens: Whether `forward` lets the last block compute the class token alone, where the head sees
+            no other. Logits and gradients are the same; set it to False when a hook on that block wants all tokens.
     """
 
     softness: torch.Tensor
@@ -99,6 +111,7 @@ class ILlama(Features, nn.Module):
         super().__init__()
         self.config = config
         self.grad_checkpointing = False
+        self.only_needed_tokens = True
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
         learned = "learned" in config.position
@@ -109,12 +122,19 @@ class ILlama(Features, nn.Module):
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head = self._new_head()
         self.register_buffer("softness", torch.zeros(()), persistent=False)
+        self._causal = True
         self.set_drop_path(config.drop_path)
         self.init_weights()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (B, C) of normalised images (B, in_chans, H, W)."""
-        return self.forward_head(self.forward_features(images))
+        """Logits (B, C) of normalised images (B, in_chans, H, W).
+
+        Where the head sees the class token alone, the last block computes nothing else (`only_needed_tokens`).
+        """
+        if not (self.only_needed_tokens and self.config.global_pool == "token" and len(self.blocks)):
+            return self.forward_head(self.forward_features(images))
+        class_token_B1D = self.norm(self.run_blocks(self.embed(images), only_class_token=True))
+        return self.head(self.head_drop(class_token_B1D.squeeze(1)))
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         """All tokens (B, N, D) after the last block and the final norm."""
@@ -138,6 +158,7 @@ class ILlama(Features, nn.Module):
         x_BND: torch.Tensor,
         after_block: Callable[[int, torch.Tensor], None] | None = None,
         stop_after: int | None = None,
+        only_class_token: bool = False,
     ) -> torch.Tensor:
         """The blocks in order, without the final norm.
 
@@ -145,13 +166,17 @@ class ILlama(Features, nn.Module):
             x_BND: Embedded tokens.
             after_block: Called with the block's index and its output (B, N, D).
             stop_after: Index of the last block to run; all when None.
+            only_class_token: Whether the last block that runs computes its class token alone: (B, 1, D).
         """
         last = len(self.blocks) - 1 if stop_after is None else stop_after
+        class_token = self.cls_index % x_BND.shape[1]
+        softness, rope = self._known_softness(), None if self.rope is None else self.rope.tables()
         for index, block in enumerate(self.blocks[: last + 1]):
+            token = class_token if only_class_token and index == last else None
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x_BND = checkpoint(block, x_BND, self.softness, self.rope, use_reentrant=False)
+                x_BND = checkpoint(block, x_BND, softness, rope, token, use_reentrant=False)
             else:
-                x_BND = block(x_BND, self.softness, self.rope)
+                x_BND = block(x_BND, softness, rope, token)
             if after_block is not None:
                 after_block(index, x_BND)
         return x_BND
@@ -167,6 +192,7 @@ class ILlama(Features, nn.Module):
         if not 0.0 <= softness <= 1.0:
             raise UserError(f"softness must lie between 0 (causal) and 1 (bidirectional); got {softness}")
         self.softness.fill_(softness)
+        self._causal = softness == 0.0
 
     def set_drop_path(self, rate: float) -> None:
         """Set the stochastic-depth rate: rate * i/(L-1) in block i, or the same in every block."""
@@ -176,7 +202,7 @@ class ILlama(Features, nn.Module):
             share = 1.0 if self.config.drop_path_shape == "constant" else index / max(1, self.config.depth - 1)
             for module in block.children():
                 if isinstance(module, DropPath):
-                    module.rate = rate * share
+                    module.set_rate(rate * share)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
@@ -223,9 +249,13 @@ class ILlama(Features, nn.Module):
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=INIT_STD)
 
+    def _known_softness(self) -> Softness:
+        """The softness as a tensor, so that one compiled graph serves all values; SDPA must know a 0 to use it."""
+        return 0.0 if self._causal and self.config.mask_mode == "pre_softmax" else self.softness
+
     def _new_head(self) -> nn.Module:
         classes = self.config.num_classes
-        return nn.Linear(self.config.embed_dim, classes) if classes else nn.Identity()
+        return Linear(self.config.embed_dim, classes) if classes else nn.Identity()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         exact = self.softness

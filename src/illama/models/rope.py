@@ -1,7 +1,7 @@
 """Rotary position embedding, 1-D (LLaMA) and 2-D (VisionLLaMA), as real cos/sin tables.
 
-Letters: B batch, h heads, N tokens, d head width, n patches. A table row belongs to a token; column j rotates
-the interleaved pair of channels (2j, 2j + 1).
+Letters: N tokens, d head width, n patches. A table row belongs to a token; column j rotates the interleaved pair of
+channels (2j, 2j + 1).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from illama.attention.rotary import Tables
 from illama.models.config import ModelConfig
 
 BASE = 10000.0  # theta of RoPE, in LLaMA and in both published vision models
@@ -73,13 +74,6 @@ class RotaryTable(nn.Module):
         self._fill()
         return self
 
-    def forward(self, x_BhNd: torch.Tensor) -> torch.Tensor:
-        """Rotate the interleaved channel pairs of q or k, in the table's precision, back to the input's dtype.
-
-        The result has the pairs' first channels, then their second ones. q and k come out in the same order, so
-        their products are those of the interleaved order, and writing two halves is twice as fast as interleaving.
-        """
-        pairs = x_BhNd.unflatten(-1, (-1, 2)).to(torch.promote_types(x_BhNd.dtype, self.cos.dtype))
-        first, second = pairs.unbind(-1)
-        rotated = (first * self.cos - second * self.sin, first * self.sin + second * self.cos)
-        return torch.cat(rotated, dim=-1).to(x_BhNd.dtype)
+    def tables(self) -> Tables:
+        """cos and sin, as `soft_causal_attention` takes them."""
+        return self.cos, self.sin

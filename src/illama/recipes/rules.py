@@ -168,6 +168,13 @@ def _lr_falls(min_lr: float, lr: float) -> str | None:
     return f"allowed: 0 to optimizer.lr ({lr:g}), given {min_lr:g}" if min_lr > lr else None
 
 
+@_rule("train.cuda_graphs", "train.compile")
+def _graphs_are_compiled(cuda_graphs: bool, compiled: bool) -> str | None:
+    return (
+        "CUDA graphs replay compiled kernels; give train.compile=true as well" if cuda_graphs and not compiled else None
+    )
+
+
 @_rule("train.total_batch", "train.device_batch", "train.accumulation", "optimizer.lr_scaling")
 def _batch_splits(total: int, device: int | None, accumulation: int | None, lr_scaling: str | None) -> str | None:
     part = (device or 1) * (accumulation or 1)

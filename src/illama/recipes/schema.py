@@ -180,7 +180,9 @@ class TrainConfig(Section):
     precision: Literal["float32", "bf16", "auto"] = "float32"
     """Type of the forward pass; `auto` takes bf16 where the device is faster with it."""
     compile: bool = False
-    """Whether `torch.compile` prepares the model."""
+    """Whether `torch.compile` makes one graph of forward pass and loss."""
+    cuda_graphs: bool = False
+    """Whether the compiled kernels are replayed as CUDA graphs; CUDA only, needs `compile`."""
     grad_checkpointing: bool = False
     """Whether blocks are computed again in the backward pass to save memory."""
     loss: Literal["auto", "cross_entropy", "soft_target"] = "auto"

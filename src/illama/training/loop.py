@@ -15,7 +15,7 @@ from illama.checkpoint import Meta, initialize_from, load_checkpoint, save_check
 from illama.data import EvalTransform, build_eval_loader, build_train_loader, open_source
 from illama.data.loader import EvalLoader, TrainLoader
 from illama.data.source import Source
-from illama.device import autocast, resolve_device, resolve_precision
+from illama.device import resolve_device, resolve_precision
 from illama.errors import Stopped, UserError
 from illama.models import ILlama
 from illama.recipes import BatchPlan, Recipe, plan_batches
@@ -24,6 +24,7 @@ from illama.training.figures import draw_curves
 from illama.training.guard import LossGuard
 from illama.training.log import RunLog
 from illama.training.losses import build_loss
+from illama.training.objective import build_objective
 from illama.training.optim import build_adamw, param_groups, set_lr
 from illama.training.predictions import draw_test_predictions
 from illama.training.run_folder import check_run_folder, write_run_folder
@@ -108,21 +109,27 @@ class Run:
         )
         self.validation = Validation(self.eval_loader, device, self.precision)
         self.schedules = Schedules.of(recipe, self.train_loader.steps_per_epoch, lr=self.plan.lr)
-        self.loss = build_loss(recipe.train.loss, recipe.augment)
+        loss = build_loss(recipe.train.loss, recipe.augment)
         torch.manual_seed(recipe.seed)
         self.model = ILlama(recipe.model)
         self.notes = [train_source.description, self.train_loader.description, eval_source.description]
         if init_from is not None:
             self.notes.append(str(initialize_from(init_from, self.model)))
         self.model.to(device).set_grad_checkpointing(recipe.train.grad_checkpointing)
+        self.objective = build_objective(
+            self.model,
+            loss,
+            device,
+            self.precision,
+            compiled=recipe.train.compile,
+            cuda_graphs=recipe.train.cuda_graphs,
+        )
         self.state = self._new_state()
         self.guard = LossGuard(device, self.state.optimizer)
         if begun:
             self._resume()
         else:
             write_run_folder(run_dir, recipe, self.classes, device)
-        if recipe.train.compile:
-            self.model.compile()
         self.last_eval: dict[str, Any] = {}
 
     def complete(self) -> TrainResult:
@@ -168,9 +175,7 @@ class Run:
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            with autocast(self.device, self.precision):
-                logits = self.model(batch.images)
-            loss = self.loss(logits.float(), batch.targets) / self.plan.accumulation
+            loss = self.objective(batch.images, batch.targets) / self.plan.accumulation
             loss.backward()
             state.loss_sum += loss.detach()
             self.guard.watch(loss.detach(), step)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from illama.models.linear import keep_linear_kernel, linear_kernel
 from illama.training.ema import WeightAverage
 
 
@@ -52,10 +53,13 @@ class TrainState:
             "loss_sum": self.loss_sum,
             "loss_steps": self.loss_steps,
             "rng": rng_state(self.device),
+            "linear_kernel": linear_kernel() if self.device.type == "cpu" else None,
         }
 
     def load(self, saved: dict[str, Any], ema_state: dict[str, torch.Tensor] | None) -> None:
         """Take over what `to_dict` wrote; the model's weights are loaded by the caller."""
+        if saved.get("linear_kernel") is not None:
+            keep_linear_kernel(saved["linear_kernel"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.average is not None and ema_state is not None:
             self.average.load(ema_state, saved["average_updates"])
