@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from sklearn.datasets import load_digits
 
-from illama import soft_causal_attention
+from illama.attention import attention_weights
 
 INK, PATCH, CLS, POSITION, BLOCK, PART, HEAD = (
     "#222222",
@@ -93,7 +93,7 @@ def _ending(ax: Axes) -> None:
 
 
 def _masks(figure: Figure, ax: Axes) -> None:
-    """The factor on the softmax's result: uniform attention through `soft_causal_attention`, times N."""
+    """The factor on the softmax's result: uniform `attention_weights`, times N."""
     tokens = 8
     nothing = torch.zeros(1, 1, tokens, 4)
     _text(
@@ -108,7 +108,7 @@ def _masks(figure: Figure, ax: Axes) -> None:
         (62.0, 0.5, "softness 0.5\n(on the way)"),
         (91.0, 0.0, "softness 0: causal\n(end of training, evaluation)"),
     ):
-        weights = soft_causal_attention(nothing, nothing, nothing, softness, return_weights=True)[1][0, 0]
+        weights = attention_weights(nothing, nothing, softness)[0, 0]
         factor_NN = (weights * tokens).tolist()
         side = 14.0 / tokens
         for row in range(tokens):

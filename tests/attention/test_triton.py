@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import shutil
 from collections.abc import Iterator
@@ -14,97 +13,27 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from illama import UserError
 from illama.attention import soft_causal_attention, soft_causal_attention_qkvpacked, triton
 from illama.attention.triton import triton_attention, triton_attention_packed
+from tests.attention.common import (
+    DEVICE,
+    HEAD_DIMS,
+    ON_GPU,
+    SOFTNESS,
+    TOKENS,
+    assert_as_exact_as_the_reference,
+    outputs_and_gradients,
+    poisoned,
+    random_qkv,
+    random_tables,
+)
 
 INTERPRETED = triton._INTERPRETED
-ON_GPU = torch.cuda.is_available() and not INTERPRETED
-DEVICE = "cuda" if ON_GPU else "cpu"
 needs_kernels = pytest.mark.skipif(
     not triton._INSTALLED or not (ON_GPU or INTERPRETED),
     reason="needs triton and a CUDA device or TRITON_INTERPRET=1 (make test-kernels)",
 )
 needs_gpu = pytest.mark.skipif(not triton._INSTALLED or not ON_GPU, reason="needs triton and a CUDA device")
 
-TOKENS, HEAD_DIMS, SOFTNESS = (1, 5, 65, 197, 577), (32, 64, 80, 128), (0.0, 0.35, 1.0)
 DTYPES, MASKS = (torch.float32, torch.bfloat16, torch.float16), ("causal", "modified_causal")
-
-
-@contextlib.contextmanager
-def poisoned() -> Iterator[None]:
-    """New tensors hold NaN until somebody writes to them."""
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert torch.empty(3, device=DEVICE).isnan().all()
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
-def random_qkv(batch: int, heads: int, tokens: int, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(batch, tokens, 3, heads, head_dim, device=DEVICE).to(dtype)
-
-
-def random_tables(tokens: int, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    angles = 2 * torch.pi * torch.rand(tokens, head_dim // 2, device=DEVICE)
-    return angles.cos(), angles.sin()
-
-
-def outputs_and_gradients(function, inputs, d_out) -> list[torch.Tensor]:
-    inputs = [t.detach().requires_grad_() for t in inputs]
-    out = function(*inputs)
-    out.backward(d_out.to(out.dtype))
-    return [out.detach(), *(t.grad for t in inputs)]
-
-
-def reference_errors(qkv_BhNd, truth, d_out, softness, mask, rope) -> list[torch.Tensor]:
-    """L2 errors of `reference` in this dtype against the truth: output, dq, dk, dv.
-
-    The largest of several equal computations, whose scores sum the channels in another order: in one small head a
-    single peaked row can decide the error, and its rounding may happen to be lucky.
-    """
-    q, k, v = qkv_BhNd
-    largest = [torch.zeros((), dtype=torch.float64, device=DEVICE)] * 4
-    for _ in range(4):
-        pairs = torch.randperm(q.shape[-1] // 2, device=DEVICE)
-        channels = torch.stack([2 * pairs, 2 * pairs + 1], dim=-1).flatten()
-        tables = None if rope is None else (rope[0][:, pairs], rope[1][:, pairs])
-        inputs = (q[..., channels], k[..., channels], v)
-        out, d_q, d_k, d_v = outputs_and_gradients(
-            lambda q, k, v, tables=tables: soft_causal_attention(
-                q, k, v, softness, mask=mask, rope=tables, backend="reference"
-            ),
-            inputs,
-            d_out,
-        )
-        back = channels.argsort()
-        found = (out, d_q[..., back], d_k[..., back], d_v)
-        errors = [(mine.double() - true).norm() for mine, true in zip(found, truth, strict=True)]
-        largest = [torch.maximum(one, other) for one, other in zip(largest, errors, strict=True)]
-    return largest
-
-
-def assert_as_exact_as_the_reference(qkv, softness, mask, rope) -> None:
-    """Errors against float64 at most twice those of `reference` in this dtype, plus one rounding of the result."""
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    dtype, tokens, scale = qkv.dtype, qkv.shape[1], qkv.shape[-1] ** -0.5
-    d_out = torch.randn(q.shape, device=DEVICE).to(dtype)
-
-    def attention(backend, tables):
-        options = {"mask": mask, "rope": tables, "backend": backend}
-        return lambda q, k, v: soft_causal_attention(q, k, v, softness, **options)
-
-    exact_tables = None if rope is None else (rope[0].double(), rope[1].double())
-    truth = outputs_and_gradients(attention("reference", exact_tables), [t.double() for t in (q, k, v)], d_out)
-    references = reference_errors((q, k, v), truth, d_out, softness, mask, rope)
-    with poisoned():
-        found = outputs_and_gradients(attention("triton", rope), (q, k, v), d_out)
-    for name, mine, reference, true in zip(("out", "dq", "dk", "dv"), found, references, truth, strict=True):
-        assert mine.dtype == dtype
-        allowed = 2 * reference + torch.finfo(dtype).eps * true.norm()
-        if tokens == 1 and name in ("dq", "dk"):  # zero, as the difference of two equal sums in float32
-            terms = scale * d_out.double().norm() * v.double().norm() * torch.maximum(q.norm(), k.norm())
-            allowed = allowed + torch.finfo(torch.float32).eps * terms
-        error = (mine.double() - true).norm()
-        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
 
 
 def _lengths() -> Iterator[tuple]:

@@ -29,6 +29,8 @@ def why_not(request: AttentionRequest) -> str | None:
     """Why blocks cannot serve a request; None when they can."""
     if request.q_BhNd.shape[-2] == 1:
         return None
+    if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return "it cannot be traced by torch.jit or transformed by torch.func"
     if not request.complete:
         return "it serves self-attention of all tokens, or one query"
     if request.mask != "causal" or request.mask_mode != "post_softmax":
@@ -44,7 +46,8 @@ def run(request: AttentionRequest) -> torch.Tensor:
     if qkv_BN3hd is None:
         qkv_BN3hd = torch.stack([t.transpose(1, 2) for t in (request.q_BhNd, request.k_BhNd, request.v_BhNd)], dim=2)
     if not isinstance(softness, torch.Tensor):
-        softness = torch.full((), softness, device=qkv_BN3hd.device)
+        exact = torch.promote_types(qkv_BN3hd.dtype, torch.float32)
+        softness = torch.full((), softness, dtype=exact, device=qkv_BN3hd.device)
     cos, sin = (None, None) if rope is None else rope
     attend = torch.ops.illama.blocked_attention if torch.compiler.is_compiling() else _Eager.apply
     return attend(qkv_BN3hd, softness, cos, sin, request.scale)[0]

@@ -24,7 +24,7 @@ def rotate(x_BhNd: torch.Tensor, tables: Tables) -> torch.Tensor:
         first, second = exact.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
     else:
-        exact = exact if _has_whole_pairs(exact) else exact.contiguous()
+        exact = exact if _has_whole_pairs(exact) else exact.clone(memory_format=torch.contiguous_format)
         turned = torch.view_as_real(_pairs(exact) * torch.complex(cos, sin)).flatten(-2)
     return turned.to(x_BhNd.dtype)
 

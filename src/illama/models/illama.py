@@ -148,7 +148,7 @@ class ILlama(Features, nn.Module):
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Patches, the class token after (or before) them, and the learned position: (B, N, D)."""
         patches = self.patch_embed(images)
-        cls_token = self.cls_token.expand(len(patches), -1, -1)
+        cls_token = self.cls_token.expand(patches.shape[0], -1, -1)
         order = [patches, cls_token] if self.config.cls_position == "last" else [cls_token, patches]
         tokens = torch.cat(order, dim=1)
         return tokens if self.pos_embed is None else tokens + self.pos_embed
@@ -251,7 +251,7 @@ class ILlama(Features, nn.Module):
 
     def _known_softness(self) -> Softness:
         """The softness as a tensor, so that one compiled graph serves all values; SDPA must know a 0 to use it."""
-        return 0.0 if self._causal and self.config.mask_mode == "pre_softmax" else self.softness
+        return 0.0 if self.config.mask_mode == "pre_softmax" and self._causal else self.softness
 
     def _new_head(self) -> nn.Module:
         classes = self.config.num_classes

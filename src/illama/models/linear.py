@@ -50,7 +50,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     """x (..., K) times weight (N, K) transposed, plus bias (N): (..., N), as `F.linear`, differentiable twice."""
     if not _may_choose(x, weight) or linear_kernel() == "mkl":
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         return _OneDnnLinear.apply(x, weight, bias)
     return onednn_product(x, weight, bias)
 
@@ -68,7 +68,8 @@ def project_rows(layer: nn.Module, x: torch.Tensor, rows: slice) -> torch.Tensor
 
 def is_plain(layer: nn.Module) -> bool:
     """Whether a layer is nothing but its weight: no adapter, not quantized, no hooks."""
-    return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is Linear and not any(hooks)
 
 
 def linear_kernel() -> LinearKernel:
@@ -95,6 +96,7 @@ def _may_choose(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether both libraries could compute this, and it is large enough to matter."""
     return (
         not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= SMALLEST
@@ -102,7 +104,6 @@ def _may_choose(x: torch.Tensor, weight: torch.Tensor) -> bool:
         and type(weight) in (torch.Tensor, nn.Parameter)  # a quantized or sharded weight brings its own product
         and type(x) in (torch.Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and bool(torch.backends.mkldnn.enabled)
     )
