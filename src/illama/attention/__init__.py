@@ -111,7 +111,7 @@ def attention_weights(
     return reference.weights(request)
 
 
-_FEW, _FEW_TO_LEARN, _FEW_COMPILED = 64, 128, 400  # tokens, docs/kernels.md
+_FEW, _FEW_TO_LEARN = 64, 400  # tokens, docs/kernels.md
 
 
 def choose_backend(request: AttentionRequest, backend: str = "auto") -> str:
@@ -133,12 +133,12 @@ def choose_backend(request: AttentionRequest, backend: str = "auto") -> str:
 def _preference(request: AttentionRequest) -> tuple[str, ...]:
     if request.q_BhNd.device.type == "cuda":
         return "triton", "sdpa", "blocked", "reference"
-    # On CPUs in half precision torch's plain operators are faster than its fused attention; and with few tokens it
-    # costs less to keep the weights for the backward pass than to form them again. A compiler fuses mask and softmax
-    # into one pass, so that blocks pay later.
+    # On CPUs in half precision torch's plain operators are faster than its fused attention. With few tokens it costs
+    # less to keep the weights for the backward pass than to form them again, and a compiler fuses mask and softmax into
+    # one pass: in both cases blocks pay later.
     half = request.q_BhNd.dtype.itemsize == 2
     learns = torch.is_grad_enabled() and request.v_BhNd.requires_grad
-    few = _FEW_COMPILED if torch.compiler.is_compiling() else _FEW_TO_LEARN if learns else _FEW
+    few = _FEW_TO_LEARN if learns or torch.compiler.is_compiling() else _FEW
     cut = ("blocked",) if request.k_BhNd.shape[-2] >= few else ()
     return (() if half else ("sdpa",)) + cut + ("reference",)
 
