@@ -11,12 +11,11 @@ import torch
 import triton
 
 from illama.attention import triton_kernels as kernels
+from illama.attention.rotary import Tables, rotate
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 when the kernels were defined
 LONGEST_ROW = 256  # tokens whose scores stay in registers; longer rows go tile by tile
 LONGEST_ROTATED = 1024  # tokens up to which rotating inside of the kernels is estimated to pay
-
-Rope = tuple[torch.Tensor, torch.Tensor]  # cos and sin, (N, d/2), float32, contiguous
 
 
 @dataclass(frozen=True)
@@ -91,19 +90,12 @@ def row_plan(tokens: int, tiles: Tiles) -> dict[str, int]:
     return {"TILES": count, "LAST": max(16, padded(tokens - (count - 1) * tiles.keys))}
 
 
-def rotated(x_BhNd: torch.Tensor, rope: Rope) -> torch.Tensor:
-    """The channel pairs (2j, 2j + 1) turned by the tables' angles, in float32, rounded to the input's dtype."""
-    cos, sin = rope
-    first, second = x_BhNd.unflatten(-1, (-1, 2)).float().unbind(-1)
-    return torch.stack((first * cos - second * sin, first * sin + second * cos), dim=-1).flatten(-2).to(x_BhNd.dtype)
-
-
 def forward(
     q_BhNd: torch.Tensor,
     k_BhNd: torch.Tensor,
     v_BhNd: torch.Tensor,
     softness: torch.Tensor,
-    rope: Rope | None,
+    rope: Tables | None,
     scale: float,
     modified: bool,
     out_BhNd: torch.Tensor,
@@ -112,7 +104,7 @@ def forward(
     """Fills `out_BhNd` (any strides, contiguous channels) and `lse_BhN` (float32, contiguous, base 2)."""
     batch, heads, tokens, head_dim = q_BhNd.shape
     if rope is not None and not rotates_inside(tokens, q_BhNd.dtype):
-        q_BhNd, k_BhNd, rope = rotated(q_BhNd, rope), rotated(k_BhNd, rope), None
+        q_BhNd, k_BhNd, rope = rotate(q_BhNd, rope), rotate(k_BhNd, rope), None
     name = forward_kernel(tokens, q_BhNd.dtype)
     tiles = tiles_for(name, head_dim, q_BhNd.dtype)
     plan = row_plan(tokens, tiles) if name == "row" else {}
@@ -131,7 +123,7 @@ def backward(
     k_BhNd: torch.Tensor,
     v_BhNd: torch.Tensor,
     softness: torch.Tensor,
-    rope: Rope | None,
+    rope: Tables | None,
     out_BhNd: torch.Tensor,
     lse_BhN: torch.Tensor,
     scale: float,
@@ -142,10 +134,10 @@ def backward(
     batch, heads, tokens, head_dim = q_BhNd.shape
     d_q, d_k, d_v = gradients
     if rope is not None and not rotates_inside(tokens, q_BhNd.dtype):
-        turned = rotated(q_BhNd, rope), rotated(k_BhNd, rope)
+        turned = rotate(q_BhNd, rope), rotate(k_BhNd, rope)
         backward(d_out_BhNd, *turned, v_BhNd, softness, None, out_BhNd, lse_BhN, scale, modified, gradients)
         for gradient in (d_q, d_k):
-            gradient.copy_(rotated(gradient, (rope[0], -rope[1])))
+            gradient.copy_(rotate(gradient, (rope[0], -rope[1])))
         return
     if d_out_BhNd.stride(-1) != 1:  # the gradient of a sum, for instance, is one number with strides 0
         d_out_BhNd = d_out_BhNd.contiguous()
@@ -166,7 +158,7 @@ def backward(
         )  # fmt: skip
 
 
-def constants(head_dim: int, rope: Rope | None, modified: bool, tiles: Tiles) -> dict[str, Any]:
+def constants(head_dim: int, rope: Tables | None, modified: bool, tiles: Tiles) -> dict[str, Any]:
     """What is known when a kernel is compiled, and how it is compiled."""
     return {
         "D": head_dim,
@@ -181,7 +173,7 @@ def constants(head_dim: int, rope: Rope | None, modified: bool, tiles: Tiles) ->
     }
 
 
-def _tables(rope: Rope | None, anything: torch.Tensor) -> Rope:
+def _tables(rope: Tables | None, anything: torch.Tensor) -> Tables:
     """cos and sin; without rotation some pointer that is never read."""
     return (anything, anything) if rope is None else rope
 
