@@ -239,7 +239,7 @@ def test_every_run_gives_the_same_bits() -> None:
         ({"head_dim": 16}, "even head widths from 32 to 128, not 16"),
         ({"head_dim": 33}, "not 33"),
         ({"head_dim": 130}, "not 130"),
-        ({"queries": 1}, "self-attention of all tokens only"),
+        ({"queries": 2}, "self-attention of all tokens, or one query"),
         ({"scale": -1.0}, "positive, not -1.0"),
     ],
 )
