@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
 from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from illama import UserError
@@ -25,6 +27,8 @@ from tests.attention.common import (
     random_qkv,
     random_tables,
 )
+from tests.golden import test_family
+from tests.golden.common import load, relative_l2
 
 INTERPRETED = triton._INTERPRETED
 needs_kernels = pytest.mark.skipif(
@@ -292,3 +296,21 @@ def test_nothing_waits_for_the_device(softness) -> None:
         step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_kernels
+def test_golden_numbers_of_the_tiny_model() -> None:
+    """Published logits and gradients with the kernels in every block; the last one asks for one query."""
+    name = "tiny@224"
+    model, images = test_family.rebuilt(name)
+    for block in model.blocks:
+        block.attn.config = dataclasses.replace(block.attn.config, attention_backend="triton")
+    row, stored = test_family.OUTPUTS["models"][name], load("family_outputs.safetensors")
+    model, images = model.to(DEVICE), images.to(DEVICE)
+    model.set_softness(row["loss"]["softness"])
+    logits = model(images)
+    softness = f"s{row['loss']['softness']:g}"
+    assert relative_l2(logits.detach().cpu(), stored[f"{name}/{softness}/logits_f64"]) < 2e-5
+    F.cross_entropy(logits, torch.tensor(row["loss"]["targets"], device=DEVICE)).backward()
+    for key, parameter in model.named_parameters():
+        assert float(parameter.grad.double().norm()) == pytest.approx(row["grad"][key]["l2"], rel=1e-5), key
