@@ -25,6 +25,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 def test_a_compiled_run_is_the_eager_run(toy: Callable[..., Recipe], tmp_path: Path) -> None:
     """While the softness moves; the graph has no break, or compiling would raise."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     weights = []
     for compiled in ("false", "true"):  # compilers draw other random numbers, so nothing is dropped here
         train(toy("model.drop_path=0", f"train.compile={compiled}"), tmp_path / compiled, device="cpu")
