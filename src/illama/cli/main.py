@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError
 
 import illama
 from illama.cli.memory import keep_freed_memory
-from illama.errors import Stopped, UserError
+from illama.errors import Stopped, ToldElsewhere, UserError
 
 USER_ERROR, STOPPED, INTERRUPTED, PIPE_CLOSED = 2, 75, 130, 141
 
@@ -34,9 +34,12 @@ app = App(
 COMMANDS = {
     "quickstart": "Train on handwritten digits (under a minute) and say what to type next.",
     "train": "Train a recipe; the same command again continues a run that was stopped.",
+    "launch": "Start a command on several devices or machines, as torchrun does.",
     "eval": "Accuracy and loss of a trained model.",
     "predict": "Class names with probabilities for image files.",
+    "runs": "List runs: state, epoch, accuracy, what was changed in the recipe, how to go on.",
     "bench": "Measure speed side by side with timm's ViT or your own network.",
+    "data": "Check a data set, or write it as WebDataset shards.",
     "recipes": "List the packaged recipes.",
     "version": "Versions of illama and of what it stands on.",
 }
@@ -60,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except ToldElsewhere:
+        return USER_ERROR
     except UserError as error:
         return _fail(str(error), USER_ERROR, debug)
     except CycloptsError as error:

@@ -1,0 +1,141 @@
+"""`illama data`: look after a data set before hours of training are spent on it."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from illama.cli.options import Json
+from illama.cli.output import STDOUT, check_targets, write_result
+from illama.errors import UserError
+
+if TYPE_CHECKING:
+    from illama.data.check_result import CheckResult
+    from illama.recipes.schema import DataConfig
+
+data_command = App(name="data", help="Check a data set, or write it as WebDataset shards.")
+
+Workers = Annotated[int | None, Parameter(validator=Number(gte=1), help="How many work at a time; fits the machine.")]
+Positive = Annotated[int, Parameter(validator=Number(gte=1))]
+
+
+@data_command.command(name="shard")
+def shard_command(
+    source: Path,
+    target: Path,
+    /,
+    *,
+    images_per_shard: Positive = 1000,
+    seed: Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))] = 0,
+    workers: Workers = None,
+    json: Json = None,
+) -> None:
+    """Write an image folder as WebDataset shards; the same command again continues what was stopped.
+
+    The files are copied as they are. Training images are shuffled, so that readers who take shard after shard see
+    mixed classes; the other splits stay in order. A file that cannot be read is left out and named, and makes the
+    exit code 2; the same command adds it once it can be read.
+
+    Args:
+        source: Folder of images: SPLIT/CLASS/image.jpg, or CLASS/image.jpg for a set without splits.
+        target: New or empty folder, or one that was begun by the same command.
+        images_per_shard: Images in a shard.
+        seed: Decides the order of the training images.
+    """
+    from illama.cli.data_report import named, shard_report
+    from illama.data.write_shards import write_shards
+
+    check_targets(json=json)
+    result = write_shards(source, target, images_per_shard=images_per_shard, seed=seed, threads=workers)
+    if json is not None:
+        write_result(json, json_format.dumps(result.to_dict(), indent=1) + "\n")
+    if json != STDOUT:
+        _show(shard_report(result))
+    if result.left_out:
+        total = len(result.left_out) + sum(split.images for split in result.splits)
+        raise UserError(
+            f"{len(result.left_out)} of {total} files cannot be read and are left out: {named(result.left_out)}; all "
+            f"others are written (list: {Path(result.target) / '_shards.jsonl'}); when they can be read, the same "
+            "command adds them"
+        )
+
+
+@data_command.command(name="check")
+def check_command(
+    source: str,
+    /,
+    *,
+    data: str | None = None,
+    min_side: Positive = 32,
+    workers: Workers = None,
+    strict: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = None,
+) -> None:
+    """Read every image of every split: classes, sizes, and what is broken, tiny, duplicate or wrongly named.
+
+    Exit code 2 when an image is broken (one line on stderr says how many); with --strict also for tiny and wrongly
+    named images, duplicates and classes that a split lacks. The report goes to stdout.
+
+    Args:
+        source: A folder of images or shards, a parquet file or a folder of them, or a data set's name such as digits.
+        data: Folder of a data set that is given by its name (torch/cifar10).
+        min_side: An image whose shorter side has fewer pixels is called tiny.
+        strict: Exit code 2 for warnings, too.
+    """
+    from illama.cli.data_report import check_report
+    from illama.data.check import check_data
+
+    check_targets(json=json)
+    result = check_data(_config(source, data), min_side=min_side, workers=workers)
+    if json is not None:
+        write_result(json, json_format.dumps(result.to_dict(), indent=1) + "\n")
+    if json != STDOUT:
+        _show(check_report(result))
+    verdict = _verdict(result, strict=strict)
+    if verdict:
+        raise UserError(f"{verdict}; " + ("--json FILE lists them all" if json in (None, STDOUT) else f"list: {json}"))
+
+
+def _show(text: str) -> None:
+    """Print; file names that are no UTF-8 are shown with escapes."""
+    print(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def _config(source: str, data: str | None) -> DataConfig:
+    """The data section that opens what was given."""
+    from illama.data.split_names import holds_shards
+    from illama.evaluation.run import choose_data
+
+    config = choose_data(None, source)
+    if config.path is not None and holds_shards(Path(config.path).expanduser()):
+        config = config.model_copy(update={"name": "wds/shards"})
+    if data is not None:
+        if config.path is not None:
+            raise UserError(f"--data {data} is for a data set that is given by its name; {source} is a place itself")
+        config = config.model_copy(update={"path": data})
+    elif config.name.startswith("torch/"):
+        raise UserError(f"{source} is read from a folder; give it with --data FOLDER")
+    return config
+
+
+def _verdict(result: CheckResult, *, strict: bool) -> str:
+    """Why the data set is not to be used as it is, in a line; empty when it can be."""
+    from illama.cli.data_report import named
+    from illama.data.inspection import Finding
+
+    broken = {place.where: place.detail for place in result.places(Finding.BROKEN)}
+    found = [f"{len(broken)} of {result.images} images are broken: {named(broken)}"] if broken else []
+    if strict:
+        lacking = sum(len(split.missing_classes) for split in result.splits)
+        counts = {
+            "tiny images": result.count(Finding.TINY),
+            "wrongly named images": result.count(Finding.WRONG_ENDING),
+            "groups of duplicates": len(result.duplicates),
+            "classes missing in a split": lacking,
+        }
+        found += [f"{count} {what}" for what, count in counts.items() if count]
+    return "; ".join(found)

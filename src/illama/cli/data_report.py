@@ -1,0 +1,180 @@
+"""What `illama data` found and did, as text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+
+import numpy as np
+from rich.filesize import decimal
+
+from illama.data.check_result import INFORMATION, CheckResult, Duplicates, Place
+from illama.data.inspection import Finding
+from illama.data.progress import duration
+from illama.data.write_shards import ShardingResult
+
+NAMED = 3  # files in a line of error
+EXAMPLES = 5  # images named under each heading
+SHOWN_CLASSES = 20  # with more classes the ones with the fewest and with the most images are shown
+_INFORMATION = {
+    Finding.GREY: "grey",
+    Finding.CMYK: "CMYK",
+    Finding.DEEP: "16 bit or more",
+    Finding.TRANSPARENT: "with transparency",
+    Finding.TURNED: "turned by EXIF",
+    Finding.ANIMATED: "animated",
+}
+
+
+def named(found: Mapping[str, str]) -> str:
+    """The first few of what is wrong in one line, and how many more there are."""
+    first = ", ".join(f"{where} ({why})" for where, why in islice(found.items(), NAMED))
+    return first + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+
+
+def shard_report(result: ShardingResult) -> str:
+    """What became of the shards, for people."""
+    images = sum(split.images for split in result.splits)
+    lines = [f"{result.target}: {images:,} images, {result.num_classes:,} classes"]
+    for split in result.splits:
+        order = f"shuffled by seed {result.seed}" if split.shuffled else "in order"
+        lines.append(
+            f"  {split.name}: {split.images:,} images in {split.shards:,} shards, {decimal(split.bytes)}, {order}"
+        )
+    done = "nothing was left to write"
+    if result.written:
+        speed = decimal(int(result.written_bytes / result.write_s))
+        done = f"{result.written:,} shards written in {duration(result.write_s)} ({speed}/s)"
+    if result.kept:
+        done += f"; {result.kept:,} kept from before, their checksums are right"
+    if result.damaged:
+        done += f"; {result.damaged:,} from before were damaged and are written anew"
+    return "\n".join(
+        [
+            *lines,
+            done,
+            f"train on them with data.name=wds/shards data.path={result.target}",
+            "no image was decoded; this finds damaged ones: illama data check " + result.target,
+        ]
+    )
+
+
+def check_report(result: CheckResult) -> str:
+    """What a check found."""
+    size = sum(int(split.rows["bytes"].sum(dtype=np.int64)) for split in result.splits)
+    speed = result.images / result.seconds
+    lines = [
+        f"{result.images:,} images, {len(result.classes):,} classes{f', {decimal(size)}' if size else ''} "
+        f"({duration(result.seconds)}, {speed:,.0f} images/s)",
+        *(f"  {split.name}: {split.source.description}" for split in result.splits),
+        "",
+        *_split_table(result),
+        "",
+        *_class_table(result),
+        "",
+        *_size_table(result),
+        "",
+        *_problems(result),
+    ]
+    known = [(kind, result.count(kind)) for kind in INFORMATION]
+    if any(count for _, count in known):
+        text = ", ".join(f"{count:,} {_INFORMATION[kind]}" for kind, count in known if count)
+        lines += ["", f"for information (training sees them as RGB, upright, on white): {text}"]
+    return "\n".join(lines)
+
+
+def _split_table(result: CheckResult) -> list[str]:
+    rows = [["split", "images", "classes", "in a class: least", "median", "most", "size"]]
+    for split in result.splits:
+        counts = split.class_counts[split.class_counts > 0]
+        spread = [f"{value:,.0f}" for value in (counts.min(), np.median(counts), counts.max())]
+        size = int(split.rows["bytes"].sum(dtype=np.int64))
+        rows.append([split.name, f"{len(split.rows):,}", f"{len(counts):,}", *spread, decimal(size) if size else ""])
+    return _aligned(rows)
+
+
+def _class_table(result: CheckResult) -> list[str]:
+    """Images of each class in each split; of many classes those at both ends of the first split."""
+    first = result.splits[0].class_counts
+    order = np.argsort(first, kind="stable")
+    few = len(order) <= SHOWN_CLASSES
+    half = SHOWN_CLASSES // 4
+    shown = np.arange(len(order)) if few else np.concatenate([order[:half], order[-half:]])
+    rows = [["class", *(split.name for split in result.splits)]]
+    rows += [[result.classes[c], *(f"{split.class_counts[c]:,}" for split in result.splits)] for c in shown]
+    lines = _aligned(rows)
+    if not few:
+        lines.insert(1 + half, f"... {len(order) - 2 * half:,} classes between these (--json has all)")
+    return lines
+
+
+def _size_table(result: CheckResult) -> list[str]:
+    rows = [["", "least", "median", "most"]]
+    for column, title in (("width", "width, px"), ("height", "height, px"), ("bytes", "file size")):
+        spread = result.spread(column)
+        if spread is not None:
+            rows.append([title, *(decimal(int(v)) if column == "bytes" else f"{v:,.0f}" for v in spread)])
+    return _aligned(rows)
+
+
+def _problems(result: CheckResult) -> list[str]:
+    lines: list[str] = []
+    for finding, title in (
+        (Finding.BROKEN, "broken, training and evaluation would leave them out"),
+        (Finding.TINY, f"tiny, the shorter side has less than {result.min_side} pixels"),
+        (Finding.WRONG_ENDING, "named as another format than they are (they are read by their content)"),
+    ):
+        lines += _examples(result.count(finding), title, map(_of_place, result.places(finding)))
+    lines += _duplicate_lines(result)
+    for split in result.splits:
+        missing = split.missing_classes
+        lines += _examples(len(missing), f"of {len(result.classes):,} classes have no image in {split.name}", missing)
+    return lines or ["nothing is wrong: no image is broken, tiny, duplicate or wrongly named"]
+
+
+def _duplicate_lines(result: CheckResult) -> list[str]:
+    groups = result.duplicates  # one may stand under the first two headings
+    labels = [group for group in groups if group.several_labels]
+    leaks = [group for group in groups if group.across_splits]
+    others = [group for group in groups if not group.across_splits and not group.several_labels]
+    lines: list[str] = []
+    for chosen, title in (
+        (labels, "pictures in several classes, so that a label is wrong"),
+        (leaks, "pictures in several splits: what is evaluated on was trained on"),
+        (others, "pictures more than once in a class"),
+    ):
+        lines += _examples(len(chosen), title, (_of_group(result, group) for group in chosen))
+    return lines
+
+
+def _of_place(place: Place) -> str:
+    return f"{place.where}: {place.detail}"
+
+
+def _of_group(result: CheckResult, group: Duplicates) -> str:
+    """Its images as an equation, first one of each split and class."""
+    places = [result.place(*image) for image in group.images]
+    first = {(place.split, place.label): place for place in reversed(places)}
+    shown = [*reversed(first.values()), *(place for place in places if place not in first.values())][:NAMED]
+    more = f" and {len(places) - len(shown)} more" if len(places) > len(shown) else ""
+    return (
+        " = ".join(place.where for place in shown) + more + ("" if group.same_files else " (same pixels, other bytes)")
+    )
+
+
+def _examples(count: int, title: str, found: Iterable[str]) -> list[str]:
+    if not count:
+        return []
+    lines = [f"{count:,} {title}", *(f"  {one}" for one in islice(found, EXAMPLES))]
+    return [*lines, f"  and {count - EXAMPLES:,} more (--json has all)"] if count > EXAMPLES else lines
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table: the first column to the left, numbers to the right."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        )
+        for row in rows
+    ]
