@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from illama.checkpoint import Meta, folder, io, load_checkpoint, save_checkpoint, save_weights
+from illama.checkpoint import Meta, folder, io, load_checkpoint, newest_checkpoint, save_checkpoint, save_weights
 from illama.checkpoint.io import read_safetensors
 from illama.errors import UserError
 from illama.models import ILlama
@@ -34,8 +34,15 @@ def save(run: Path, model: ILlama, meta: Meta, step: int, ema: bool = False) -> 
     )
 
 
-def step_of(run: Path) -> int | None:
-    found = load_checkpoint(run, "last")
+def step_of(run: Path, tag: str | None = None) -> int | None:
+    """Step of a checkpoint; without a tag of the one that the run goes on from, which nothing speaks against."""
+    if tag is None:
+        newest = newest_checkpoint(run)
+        if newest is None:
+            return None
+        assert newest.warning is None
+        tag = newest.tag
+    found = load_checkpoint(run, tag)
     return None if found is None else found.meta.step
 
 
@@ -63,13 +70,33 @@ def test_everything_comes_back(tmp_path: Path, model: ILlama, meta: Meta, ema: b
         assert about.ema
 
 
-def test_a_new_save_replaces_the_old_one_and_leaves_nothing_beside_it(
-    tmp_path: Path, model: ILlama, meta: Meta
-) -> None:
-    save(tmp_path, model, meta, 1)
-    save(tmp_path, model, meta, 2)
-    assert step_of(tmp_path) == 2
-    assert names(tmp_path) == ["last"]
+def test_a_new_save_keeps_the_one_before_it_and_nothing_else(tmp_path: Path, model: ILlama, meta: Meta) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, model, meta, step)
+    assert (step_of(tmp_path), step_of(tmp_path, "previous")) == (3, 2)
+    assert names(tmp_path) == ["last", "previous"]
+
+
+def test_other_tags_keep_none_before_them(tmp_path: Path, model: ILlama, meta: Meta) -> None:
+    for step in (1, 2):
+        about = dataclasses.replace(meta, step=step)
+        save_checkpoint(tmp_path, "best", model_state=model.state_dict(), training_state={}, meta=about)
+    assert names(tmp_path) == ["best"]
+    assert step_of(tmp_path, "best") == 2
+    assert newest_checkpoint(tmp_path) is None
+
+
+def test_equal_weights_are_equal_files(tmp_path: Path, model: ILlama, meta: Meta) -> None:
+    """safetensors alone writes its metadata in an order that changes from call to call."""
+    about = dataclasses.replace(meta, classes=("\u00e9t\u00e9", 'a "quoted"\tname', "\u20ac\x01"))
+    contents = set()
+    for _ in range(12):
+        save_weights(tmp_path / "w.safetensors", model.state_dict(), about)
+        contents.add((tmp_path / "w.safetensors").read_bytes())
+    assert len(contents) == 1
+    state, found = read_safetensors(tmp_path / "w.safetensors")
+    assert found == about
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_views_into_packed_weights_are_saved_alone(tmp_path: Path, meta: Meta) -> None:
@@ -121,7 +148,7 @@ class Crash(BaseException):
 
 
 def crash_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the process die at the given disk operation of a save: each fsync and each rename counts."""
+    """Make the process die at the given disk operation of a save: fsync, rename, and in the middle of deleting."""
     left = iter(range(calls))
 
     def dying(original):
@@ -132,36 +159,91 @@ def crash_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
         return operation
 
+    def rmtree(path: Path, **options: object) -> None:
+        if not path.exists():
+            return
+        for file in sorted(path.iterdir()):
+            dying(file.unlink)()
+        path.rmdir()
+
     monkeypatch.setattr(folder.os, "fsync", dying(folder.os.fsync))
     monkeypatch.setattr(Path, "rename", dying(Path.rename))
+    monkeypatch.setattr(folder.shutil, "rmtree", rmtree)
 
 
+def crashes(run: Path, model: ILlama, meta: Meta, monkeypatch: pytest.MonkeyPatch, at: int, step: int) -> bool:
+    """Save with a crash at an operation; whether there were so many."""
+    with monkeypatch.context() as patch:
+        crash_after(at, patch)
+        try:
+            save(run, model, meta, step)
+        except Crash:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("saved", [1, 2])
 def test_a_crash_at_any_instant_leaves_the_old_or_the_new_one(
-    tmp_path: Path, model: ILlama, meta: Meta, monkeypatch: pytest.MonkeyPatch
+    saved: int, tmp_path: Path, model: ILlama, meta: Meta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Walk the crash through every operation; after each, load, then save again and find nothing left over."""
     seen = []
-    for calls in range(40):
-        run = tmp_path / str(calls)
-        save(run, model, meta, 1)
-        with monkeypatch.context() as patch:
-            crash_after(calls, patch)
-            try:
-                save(run, model, meta, 2)
-            except Crash:
-                finished = False
-            else:
-                finished = True
+    for at in range(60):
+        run = tmp_path / str(at)
+        for step in range(1, saved + 1):
+            save(run, model, meta, step)
+        crashed = crashes(run, model, meta, monkeypatch, at, saved + 1)
         seen.append(step_of(run))
-        save(run, model, meta, 3)
-        assert step_of(run) == 3
-        assert names(run) == ["last"]
-        if finished:
+        save(run, model, meta, 9)
+        assert (step_of(run, "last"), step_of(run, "previous")) == (9, seen[-1])
+        assert names(run) == ["last", "previous"]
+        if not crashed:
             break
-    assert finished
+    assert not crashed
     assert seen == sorted(seen)  # once the new one is there, it stays
-    assert set(seen) == {1, 2}
-    assert len(seen) > 6  # three files, the folder, two renames, the parent
+    assert set(seen) == {saved, saved + 1}
+    assert len(seen) > (7 if saved == 1 else 12)  # files, folder, renames, parent, and what the third one deletes
+
+
+def test_two_crashes_in_a_row_leave_one(
+    tmp_path: Path, model: ILlama, meta: Meta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for first in range(1, 12):
+        for second in range(1, 12):
+            run = tmp_path / f"{first}-{second}"
+            save(run, model, meta, 1)
+            save(run, model, meta, 2)
+            for at, step in ((first, 3), (second, 4)):
+                crashes(run, model, meta, monkeypatch, at, step)
+                assert (step_of(run) or 0) >= 2
+
+
+def test_what_counts_is_on_disk_first(
+    tmp_path: Path, model: ILlama, meta: Meta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files, then the folder that lists them, then the rename, then the folder around; new folders likewise."""
+    run, happened = tmp_path / "runs" / "x", []
+    synced, rename = folder.to_disk, Path.rename
+
+    def to_disk(path: Path) -> None:
+        happened.append(("sync", str(path.relative_to(tmp_path))))
+        synced(path)
+
+    def renamed(self: Path, target: Path) -> Path:
+        happened.append(("rename", str(target.relative_to(tmp_path))))
+        return rename(self, target)
+
+    monkeypatch.setattr(folder, "to_disk", to_disk)
+    monkeypatch.setattr(Path, "rename", renamed)
+    save(run, model, meta, 1)
+    new = "runs/x/checkpoints/.last.new"
+    assert happened == [
+        *(("sync", path) for path in (".", "runs", "runs/x", "runs/x/checkpoints")),
+        *(("sync", f"{new}/{file}") for file in ("model.safetensors", "training_state.pt", "meta.json")),
+        ("sync", new),
+        ("rename", "runs/x/checkpoints/last"),
+        ("sync", "runs/x/checkpoints"),
+    ]
 
 
 def test_an_interrupted_first_save_is_no_checkpoint(

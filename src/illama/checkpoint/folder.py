@@ -1,21 +1,27 @@
-"""A folder of files that is replaced as a whole: at every instant either the old or the new one can be read.
+"""A folder of files that is replaced as a whole: at every instant a complete one can be read.
 
     last/            the checkpoint
+    previous/        the one before it, where the caller keeps one
     .last.new/       being written; becomes `last` when complete and on disk
-    .last.old/       the previous `last`, between the two renames only
+    .last.old/       the former `last` on its way out; so .previous.old/
+    .last.damaged/   a former `last` that its checksums convicted, on its way out
 
-A crash may leave the second or the third behind. Reading takes `last`, else the one set aside; the next save
-tidies up.
+With a `previous` the renames are: `previous` aside, `last` to `previous`, the new one to `last`. A crash may fall
+between any two; then `last`, `previous` or what was set aside is complete, and the next save tidies up.
+
+On disk before it counts: the files, then the folder that lists them, then the renames, then their folder.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +30,23 @@ from safetensors import SafetensorError
 from illama.errors import UserError
 
 META_FILE = "meta.json"
+FILE_SUMS, OWN_SUM = "sha256", "sha256_of_meta"  # keys of meta.json
 Writer = Callable[[Path], None]
+
+
+class DamagedError(UserError):
+    """A file of a checkpoint is missing or not what was saved.
+
+    Attributes:
+        file: Which one.
+        what: What is wrong with it, as the end of a sentence.
+    """
+
+    def __init__(self, file: Path, what: str) -> None:
+        super().__init__(
+            f"checkpoint damaged: {file} {what}; restore it from a copy, or delete {file.parent} to do without"
+        )
+        self.file, self.what = file, what
 
 
 def current(folder: Path) -> Path | None:
@@ -35,58 +57,84 @@ def current(folder: Path) -> Path | None:
     return None
 
 
-def replace_folder(folder: Path, writers: Mapping[str, Writer], meta: dict[str, Any], needed_bytes: int) -> None:
-    """Write a folder's files, then put it in the place of the previous one.
+def replace_folder(
+    folder: Path, writers: Mapping[str, Writer], meta: dict[str, Any], needed_bytes: int, previous: Path | None = None
+) -> None:
+    """Write a folder's files, then put it in the place of the former one.
 
     Args:
         folder: The folder to replace or create.
         writers: File name -> function that writes that file.
-        meta: Content of meta.json; the files' SHA-256 sums are added under "sha256".
+        meta: Content of meta.json; the SHA-256 sums of the files and of meta.json's content are added.
         needed_bytes: About how much space the new files take, for the message.
+        previous: Where the former folder goes, in the same parent; None deletes it. A former folder that differs
+            from its checksums never goes there: it is deleted, and what stands there stays.
 
     Raises:
-        UserError: The disk is full, the folder cannot be written to, ...; the previous folder is untouched.
+        UserError: The disk is full, the folder cannot be written to, ...; the former folder is untouched.
     """
-    new = _new(folder)
-    try:
-        _tidy(folder)
-        new.mkdir(parents=True)
+    with _replaced(folder, needed_bytes, previous) as new:
         sums = {}
         for name, write in writers.items():
             write(new / name)
-            _to_disk(new / name)
+            to_disk(new / name)
             sums[name] = sha256(new / name)
-        (new / META_FILE).write_text(json.dumps(meta | {"sha256": sums}, indent=1) + "\n")
-        _to_disk(new / META_FILE)
-        _to_disk(new)
-        _swap(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(new, ignore_errors=True)
-        cause = _os_error(error)
-        if cause is None:
-            raise
-        raise UserError(_cannot_save(folder, cause, needed_bytes)) from error
-    shutil.rmtree(_aside(folder), ignore_errors=True)
+        content = meta | {FILE_SUMS: sums}
+        (new / META_FILE).write_text(json.dumps(content | {OWN_SUM: _sum_of(content)}, indent=1) + "\n")
+        to_disk(new / META_FILE)
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """Content of meta.json, after comparing every file with its SHA-256 sum.
+def link_folder(source: Path, folder: Path) -> None:
+    """Make `folder` another name of the files in `source`; they are copied where the disk has no hard links.
 
     Raises:
-        UserError: A file is missing or damaged; the message names it.
+        UserError: As `replace_folder`.
     """
-    try:
-        meta = json.loads((folder / META_FILE).read_text())
-        sums = dict(meta["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise _damaged(folder / META_FILE, "is not readable") from None
-    for name, expected in sums.items():
+    files = sorted(path for path in source.iterdir() if path.is_file())
+    with _replaced(folder, sum(file.stat().st_size for file in files)) as new:
+        for file in files:
+            try:
+                os.link(file, new / file.name)
+            except OSError:  # another file system, one without links, or too many of them: copying tells what is wrong
+                shutil.copyfile(file, new / file.name)
+                to_disk(new / file.name)
+
+
+def read_meta(folder: Path, *, verify: bool = True) -> dict[str, Any]:
+    """Content of meta.json, after comparing every file with its SHA-256 sum.
+
+    Args:
+        folder: A checkpoint's folder.
+        verify: Whether to read the files for that; otherwise they only have to be there.
+
+    Raises:
+        DamagedError: A file is missing or not what was saved; the message names it.
+    """
+    meta = stated_meta(folder)
+    for name, expected in meta[FILE_SUMS].items():
         file = folder / name
         if not file.is_file():
-            raise _damaged(file, "is missing")
-        if sha256(file) != expected:
-            raise _damaged(file, "differs from the checksum taken when it was saved")
+            raise DamagedError(file, "is missing")
+        if verify:
+            _compare(file, expected)
     return meta
+
+
+def stated_meta(folder: Path) -> dict[str, Any]:
+    """Content of meta.json, whatever became of the other files.
+
+    Raises:
+        DamagedError: It is missing, or differs from its own sum.
+    """
+    try:
+        meta = dict(json.loads((folder / META_FILE).read_text()))
+        own = meta.pop(OWN_SUM, None)  # checkpoints of illama 0.1.0 have none
+        sums = dict(meta[FILE_SUMS])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DamagedError(folder / META_FILE, "is not readable") from None
+    if own is not None and own != _sum_of(meta):
+        raise DamagedError(folder / META_FILE, "differs from what was saved")
+    return meta | {FILE_SUMS: sums}
 
 
 def sha256(path: Path) -> str:
@@ -95,10 +143,114 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damaged(file: Path, what: str) -> UserError:
-    return UserError(
-        f"checkpoint damaged: {file} {what}; restore it from a copy, or delete {file.parent} to do without"
-    )
+def to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
+        return  # Windows cannot open a folder for this
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not (is_folder and error.errno == errno.EINVAL):  # network file systems that know it for files only
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder with its parents, each name on disk in the folder above it."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        to_disk(path.parent)
+
+
+@contextmanager
+def _replaced(folder: Path, needed_bytes: int, previous: Path | None = None) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` at the end; errors are told as the user's."""
+    new = _new(folder)
+    try:
+        _tidy(folder, previous)
+        make_folder(new)
+        yield new
+        to_disk(new)
+        _swap(folder, previous)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        raise UserError(_cannot_save(folder, cause, needed_bytes)) from error
+    for gone in (_aside(folder), _convicted(folder), *([] if previous is None else [_aside(previous)])):
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _tidy(folder: Path, previous: Path | None) -> None:
+    """Undo a save that was cut short: drop what was being written, put back what was set aside."""
+    for leftover in (_new(folder), _convicted(folder)):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    _put_back(folder)
+    if previous is not None:
+        if previous.exists() and not folder.exists():
+            previous.rename(folder)
+        _put_back(previous)
+
+
+def _put_back(folder: Path) -> None:
+    if not _aside(folder).exists():
+        return
+    if folder.exists():
+        shutil.rmtree(_aside(folder))
+    else:
+        _aside(folder).rename(folder)
+
+
+def _swap(folder: Path, previous: Path | None) -> None:
+    """Put the new folder into its place; if a rename fails, those before it are undone."""
+    moves = [(_new(folder), folder)]
+    if folder.exists() and previous is None:
+        moves.insert(0, (folder, _aside(folder)))
+    elif folder.exists() and previous is not None:
+        if not _is_whole(folder):  # the one before may be all that is left: it must not make way for a ruin
+            moves.insert(0, (folder, _convicted(folder)))
+        else:
+            moves.insert(0, (folder, previous))
+            if previous.exists():
+                moves.insert(0, (previous, _aside(previous)))
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            source.rename(target)
+            done.append((source, target))
+    except OSError:
+        for source, target in reversed(done):
+            target.rename(source)
+        raise
+    to_disk(folder.parent)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        read_meta(folder)
+    except DamagedError:
+        return False
+    return True
+
+
+def _compare(file: Path, expected: str) -> None:
+    try:
+        found = sha256(file)
+    except OSError as error:
+        raise DamagedError(file, f"cannot be read ({error.strerror or error})") from None
+    if found != expected:
+        raise DamagedError(file, "differs from the checksum taken when it was saved")
+
+
+def _sum_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of values, however they are laid out in a file."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _new(folder: Path) -> Path:
@@ -109,39 +261,8 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
-def _tidy(folder: Path) -> None:
-    """Undo a save that was cut short: drop what was being written, put back what was set aside."""
-    if _new(folder).exists():
-        shutil.rmtree(_new(folder))
-    if not _aside(folder).exists():
-        return
-    if folder.exists():
-        shutil.rmtree(_aside(folder))
-    else:
-        _aside(folder).rename(folder)
-
-
-def _swap(folder: Path) -> None:
-    if folder.exists():
-        folder.rename(_aside(folder))
-    try:
-        _new(folder).rename(folder)
-    except OSError:
-        if _aside(folder).exists():
-            _aside(folder).rename(folder)
-        raise
-    _to_disk(folder.parent)
-
-
-def _to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder for this
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _convicted(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.damaged")
 
 
 def _os_error(error: BaseException | None) -> OSError | None:

@@ -10,6 +10,8 @@ checkpoints/last/
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +19,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from illama.checkpoint.folder import Writer, current, read_meta, replace_folder
+from illama.checkpoint.folder import FILE_SUMS, DamagedError, Writer, current, link_folder, read_meta, replace_folder
 from illama.checkpoint.meta import Meta
+from illama.checkpoint.tags import LAST, PREVIOUS, checkpoint_folder, has_checkpoint, newest_checkpoint
+from illama.checkpoint.tensors import compact, map_tensors, tensor_bytes
 from illama.errors import UserError
 
 MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 STATE_FILE = "training_state.pt"
 META_KEY = "illama"  # of the safetensors header
+_log = logging.getLogger("illama.checkpoint")
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,9 @@ def save_weights(path: Path, state: Mapping[str, Tensor], meta: Meta) -> None:
         state: Parameter name -> tensor, any device.
         meta: What travels with them.
     """
-    plain = {name: _compact(tensor) for name, tensor in state.items()}
+    plain = {name: compact(tensor) for name, tensor in state.items()}
     save_file(plain, path, metadata={"format": "pt", META_KEY: meta.to_json()})
+    _order_header(path)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Meta | None]:
@@ -63,9 +69,9 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Meta | None]:
         UserError: Not a safetensors file, or cut short.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:  # once: a training run may put another file in its place
             header = file.metadata() or {}
-        state = load_file(path)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is not a readable safetensors file ({reason}); fetch or copy it again") from None
@@ -84,9 +90,12 @@ def save_checkpoint(
 ) -> Path:
     """Write `run_dir/checkpoints/tag` so that a crash at any instant leaves the old or the new one readable.
 
+    The former `last` becomes `previous`, after a comparison with its checksums; a former checkpoint of another tag is
+    deleted.
+
     Args:
         run_dir: The run's folder.
-        tag: "last" or "best".
+        tag: "last", "best" or a `kept_tag`.
         model_state: The trained weights.
         training_state: What resuming needs beside them: tensors and plain containers only.
         meta: Description of the weights; its `ema` is set here for the averaged ones.
@@ -108,16 +117,46 @@ def save_checkpoint(
         for name, (state, about) in weights.items()
     }
     writers[STATE_FILE] = lambda path: _save_state(path, training_state)
-    needed = _size([model_state, ema_state or {}, training_state])
-    replace_folder(folder, writers, {"step": meta.step, "epoch": meta.epoch}, needed)
+    needed = tensor_bytes([model_state, ema_state or {}, training_state])
+    previous = checkpoint_folder(run_dir, PREVIOUS) if tag == LAST else None
+    replace_folder(folder, writers, {"step": meta.step, "epoch": meta.epoch}, needed, previous)
     return folder
 
 
-def load_checkpoint(run_dir: Path, tag: str) -> Checkpoint | None:
-    """Read `run_dir/checkpoints/tag`, also after a crash in the middle of a save.
+def keep_checkpoint(run_dir: Path, tag: str, kept: str) -> Path:
+    """Give a complete checkpoint a second tag, under which it stays when the first one moves on.
+
+    Its files get a second name (a hard link, which takes no space) where the disk has that, else they are copied.
+    Saving never writes into an existing file, so neither changes with the other; damage to the disk hits both.
+
+    Args:
+        run_dir: The run's folder.
+        tag: The checkpoint's tag, such as "last".
+        kept: The second tag (`kept_tag`); a checkpoint that has it is replaced.
 
     Returns:
-        The newest complete checkpoint, or None if the run has none of that tag.
+        The second folder.
+
+    Raises:
+        UserError: There is no checkpoint of that tag, or the second folder cannot be made.
+    """
+    source, target = current(checkpoint_folder(run_dir, tag)), checkpoint_folder(run_dir, kept)
+    if source is None:
+        raise UserError(f"{run_dir} has no checkpoint {tag} to keep as {kept}")
+    link_folder(source, target)
+    return target
+
+
+def load_checkpoint(run_dir: Path, tag: str, *, verify: bool = True) -> Checkpoint | None:
+    """Read `run_dir/checkpoints/tag`, also after a crash in the middle of a save.
+
+    Args:
+        run_dir: The run's folder.
+        tag: "last", "previous", "best", a `kept_tag`; `newest_checkpoint` says which one to go on from.
+        verify: Whether to compare the files with their checksums; not again after `newest_checkpoint`.
+
+    Returns:
+        The checkpoint, or None if the run has none of that tag.
 
     Raises:
         UserError: A file of it is missing or damaged (named).
@@ -125,65 +164,70 @@ def load_checkpoint(run_dir: Path, tag: str) -> Checkpoint | None:
     folder = current(checkpoint_folder(run_dir, tag))
     if folder is None:
         return None
-    sums = read_meta(folder)["sha256"]
+    sums = read_meta(folder, verify=verify)[FILE_SUMS]
     state, meta = read_safetensors(folder / MODEL_FILE)
     if meta is None:
         raise UserError(f"{folder / MODEL_FILE} does not say which model it belongs to; it was not saved by illama")
     return Checkpoint(
         path=folder,
         model_state=state,
-        training_state=torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True),
+        training_state=_load_state(folder / STATE_FILE),
         meta=meta,
         ema_state=read_safetensors(folder / EMA_FILE)[0] if EMA_FILE in sums else None,
     )
-
-
-def checkpoint_folder(run_dir: Path, tag: str) -> Path:
-    """Where the checkpoint with that tag stands in a run's folder."""
-    return Path(run_dir) / "checkpoints" / tag
 
 
 def find_weights(path: Path) -> Path:
     """The weights file that a path stands for; of a run the last checkpoint's.
 
     The last weights are what the run reports. The best ones are chosen by the evaluation split, so their accuracy on
-    it flatters; RUN/checkpoints/best names them.
+    it flatters; RUN/checkpoints/best names them. Where the last checkpoint is damaged, a run stands for the one before
+    it, which is logged as a warning.
 
     Raises:
         UserError: Nothing there, or a checkpoint that differs from its checksums.
     """
     if path.is_file():
         return path
-    if not path.exists() and current(path) is None:
+    newest = newest_checkpoint(path) if has_checkpoint(path) else None
+    if newest is not None:
+        if newest.warning is not None:
+            _log.warning(newest.warning)
+        folder = checkpoint_folder(path, newest.tag)
+        return (current(folder) or folder) / MODEL_FILE
+    found = current(path)
+    if found is None:
         raise UserError(f"there is no run, checkpoint or weights file {path}")
-    for candidate in (checkpoint_folder(path, "last"), path):
-        folder = current(candidate)
-        if folder is not None and (candidate != path or (folder / MODEL_FILE).is_file()):
-            read_meta(folder)
-            return folder / MODEL_FILE
-    raise UserError(f"{path} holds neither a run (checkpoints/last) nor a checkpoint ({MODEL_FILE})")
+    if not (found / MODEL_FILE).is_file():
+        raise UserError(f"{path} holds neither a run (checkpoints/last) nor a checkpoint ({MODEL_FILE})")
+    read_meta(found)
+    return found / MODEL_FILE
+
+
+def _order_header(path: Path) -> None:
+    """Sort the metadata in place: safetensors' order changes from call to call, and equal weights are equal files."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # the tensors follow it at once; a header that grew would have to stay as it is
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def _save_state(path: Path, training_state: Mapping[str, Any]) -> None:
     with path.open("wb") as file:  # a file object: torch then keeps the operating system's error behind its own
-        torch.save(dict(training_state), file)
+        torch.save(map_tensors(dict(training_state), compact), file)
     try:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever the unpickler says: better now than when the run is resumed
         raise TypeError("training_state may hold tensors and plain containers only") from error
 
 
-def _compact(tensor: Tensor) -> Tensor:
-    """The tensor alone in its memory: views into packed weights would share it, which safetensors refuses."""
-    tensor = tensor.detach().cpu().contiguous()
-    alone = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if alone else tensor.clone()
-
-
-def _size(value: Any) -> int:
-    """Bytes of all tensors in nested containers."""
-    if isinstance(value, Tensor):
-        return value.nbytes
-    if isinstance(value, Mapping):
-        return sum(map(_size, value.values()))
-    return sum(map(_size, value)) if isinstance(value, list | tuple) else 0
+def _load_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # bytes that are no state can raise anything; only unverified ones get here
+        raise DamagedError(path, "is not readable") from None
+    return state

@@ -9,14 +9,16 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from illama.checkpoint.folder import current
-from illama.checkpoint.io import checkpoint_folder
+from illama.checkpoint.folder import make_folder, to_disk
+from illama.checkpoint.tags import has_checkpoint
 from illama.errors import UserError
 from illama.recipes import Recipe, load_recipe, recipe_diff
+from illama.training.run_lock import LOCK_FILE
+
+if TYPE_CHECKING:
+    import torch
 
 RECIPE_FILE, CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE = (
     "recipe.yaml",
@@ -24,6 +26,13 @@ RECIPE_FILE, CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE = (
     "environment.json",
     "metrics.jsonl",
 )
+# What a start that was cut short leaves behind: the recipe, which makes a folder a run, is written last.
+_BEFORE_A_RUN = {
+    LOCK_FILE,
+    CLASSES_FILE,
+    ENVIRONMENT_FILE,
+    *(f".{name}.partial" for name in (RECIPE_FILE, CLASSES_FILE, ENVIRONMENT_FILE)),
+}
 
 
 def check_run_folder(run_dir: Path, recipe: Recipe, init_from: Path | None) -> bool:
@@ -33,11 +42,13 @@ def check_run_folder(run_dir: Path, recipe: Recipe, init_from: Path | None) -> b
         UserError: Another recipe was started there (its changed keys are named), `init_from` is given for a run
             that has begun, or the folder holds something else.
     """
-    if not run_dir.exists() or (run_dir.is_dir() and not any(run_dir.iterdir())):
+    if not run_dir.exists():
+        return False
+    if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= _BEFORE_A_RUN:
         return False
     if not (run_dir / RECIPE_FILE).is_file():
         raise UserError(f"{run_dir} exists and is not a run; give another folder with --out")
-    begun = current(checkpoint_folder(run_dir, "last")) is not None
+    begun = has_checkpoint(run_dir)
     changed = recipe_diff(load_recipe(run_dir / RECIPE_FILE), recipe)
     if changed and begun:
         listed = ", ".join(f"{key} ({before!r} -> {after!r})" for key, before, after in changed)
@@ -54,12 +65,20 @@ def check_run_folder(run_dir: Path, recipe: Recipe, init_from: Path | None) -> b
 
 
 def write_run_folder(run_dir: Path, recipe: Recipe, classes: tuple[str, ...], device: torch.device) -> None:
-    """Write recipe, class names and environment of a new run."""
+    """Write recipe, class names and environment of a new run; each is on disk, or not there, whatever happens."""
+    texts = {
+        CLASSES_FILE: json.dumps(list(classes), ensure_ascii=False, indent=1) + "\n",
+        ENVIRONMENT_FILE: json.dumps(environment(device), indent=1) + "\n",
+        RECIPE_FILE: recipe.to_yaml(),
+    }
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / CLASSES_FILE).write_text(json.dumps(list(classes), ensure_ascii=False, indent=1) + "\n")
-        (run_dir / ENVIRONMENT_FILE).write_text(json.dumps(environment(device), indent=1) + "\n")
-        (run_dir / RECIPE_FILE).write_text(recipe.to_yaml())
+        make_folder(run_dir)
+        for name, text in texts.items():
+            partial = run_dir / f".{name}.partial"
+            partial.write_text(text, encoding="utf-8")
+            to_disk(partial)
+            partial.replace(run_dir / name)
+        to_disk(run_dir)
     except OSError as error:
         raise UserError(
             f"cannot write the run folder {run_dir}: {error.strerror}; choose another with --out"
@@ -68,9 +87,14 @@ def write_run_folder(run_dir: Path, recipe: Recipe, classes: tuple[str, ...], de
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware, git revision and command line: what a number needs to be trusted later."""
+    import torch
+
     packages = ("illama", "numpy", "pillow", "timm", "torchvision", "pyarrow", "safetensors")
     return {
         "command": sys.argv,
+        "working_folder": str(Path.cwd()),
+        "processes": _launched("WORLD_SIZE"),
+        "processes_per_machine": _launched("LOCAL_WORLD_SIZE"),
         "versions": {"python": platform.python_version(), "torch": torch.__version__}
         | {name: _version(name) for name in packages},
         "platform": platform.platform(),
@@ -80,6 +104,12 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "git_revision": _git_revision(),
     }
+
+
+def _launched(variable: str) -> int:
+    """A number of processes as torchrun tells it; 1 where nobody does."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdigit() else 1
 
 
 def _version(package: str) -> str | None:

@@ -1,0 +1,91 @@
+"""Tensors in nested containers: each alone in its memory, copied to the CPU, counted."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def compact(tensor: Tensor) -> Tensor:
+    """The tensor alone in contiguous CPU memory; itself where it is that already.
+
+    A view would bring all of its storage into a pickle, and views into packed weights share theirs, which
+    safetensors refuses.
+    """
+    tensor = tensor.detach().cpu().contiguous()
+    alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone()
+
+
+def snapshot(value: T) -> T:
+    """Copy nested containers with every tensor in contiguous CPU memory of its own.
+
+    Copies from CUDA devices run side by side into pinned memory (which torch keeps for the next snapshot) and are
+    waited for once, at the end.
+
+    Args:
+        value: Mappings, lists and tuples of tensors and plain values.
+
+    Returns:
+        The same structure; nothing in it changes with the original.
+    """
+    streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def copied(tensor: Tensor) -> Tensor:
+        tensor = tensor.detach()
+        if tensor.device.type != "cuda":
+            target = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+            return target.copy_(tensor)
+        streams[tensor.device] = torch.cuda.current_stream(tensor.device)
+        target = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+        return target.copy_(tensor, non_blocking=True)
+
+    result = map_tensors(value, copied)
+    for stream in streams.values():
+        stream.synchronize()
+    return result
+
+
+def map_tensors(value: T, convert: Callable[[Tensor], Tensor]) -> T:
+    """Copy nested containers, with `convert` applied to every tensor.
+
+    What stands in two places of the original stands in the same two places of the copy: a pickle of it is as long.
+    """
+    return _mapped(value, convert, {})
+
+
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in nested containers."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(map(tensor_bytes, value.values()))
+    return sum(map(tensor_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
+def _mapped(value: Any, convert: Callable[[Tensor], Tensor], known: dict[int, Any]) -> Any:
+    if not isinstance(value, Tensor | dict | list | tuple):
+        return value
+    if id(value) not in known:
+        known[id(value)] = _converted(value, convert, known)
+    return known[id(value)]
+
+
+def _converted(value: Any, convert: Callable[[Tensor], Tensor], known: dict[int, Any]) -> Any:
+    if isinstance(value, Tensor):
+        return convert(value)
+    if isinstance(value, dict):
+        changed = copy.copy(value)  # of the same type: an OrderedDict stays one
+        changed.update({key: _mapped(part, convert, known) for key, part in value.items()})
+        return changed
+    parts = [_mapped(part, convert, known) for part in value]
+    if isinstance(value, list):
+        return parts
+    same = all(new is old for new, old in zip(parts, value, strict=True))
+    return value if same else type(value)(parts)

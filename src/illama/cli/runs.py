@@ -1,0 +1,135 @@
+"""`illama runs`: what became of the runs in a folder."""
+
+from __future__ import annotations
+
+import json as json_format
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from illama.cli.options import Json
+from illama.cli.output import STDOUT, check_targets, write_result
+
+if TYPE_CHECKING:
+    from illama.training.runs import RunStatus
+
+HEADER = ("RUN", "STATE", "EPOCH", "BEST", "LAST", "RECORD")
+NAME_SHARE = 0.35  # of the terminal's width; a longer path loses its beginning
+SHORTEST_NAME = 12
+RECIPE_ROOM = 40  # characters that a recipe's differences need to stand in the table rather than below
+
+
+def runs_command(directory: Path = Path("runs"), /, *, json: Json = None) -> None:
+    """State, epoch, best and last top-1, age of the last record, and what was changed in the recipe.
+
+    Accuracies hold at the softness that the run ends with. A stopped run goes on with the command below it.
+
+    Args:
+        directory: The folder with the runs, at any depth.
+    """
+    from illama.training.runs import find_runs, read_run
+
+    check_targets(json=json)
+    runs = [read_run(path) for path in find_runs(directory)]
+    if json is not None:
+        plain = {"runs": [run.to_dict() for run in runs]}
+        write_result(json, json_format.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+    if json != STDOUT:
+        print(report(runs, directory, shutil.get_terminal_size((140, 24)).columns))
+
+
+def report(runs: Sequence[RunStatus], directory: Path, width: int) -> str:
+    """The runs for people: a line for each, and below it what does not fit or what to do."""
+    cells = [_cells(run) for run in runs]
+    others = [max(map(len, column)) for column in zip(HEADER[1:], *cells, strict=True)]
+    most = max(SHORTEST_NAME, min(int(NAME_SHARE * width), width - sum(others) - 2 * len(others)))
+    rows = [(_tail(_name(run.path, directory), most), *row) for run, row in zip(runs, cells, strict=True)]
+    widths = [max(map(len, [HEADER[0], *(row[0] for row in rows)])), *others]
+    room = width - sum(widths) - 2 * len(widths)
+    beside = room >= RECIPE_ROOM
+    lines = [_line((*HEADER, "RECIPE") if beside else HEADER, widths)]
+    for run, row in zip(runs, rows, strict=True):
+        recipe = _recipe(run)
+        line = _line(row, widths)
+        lines.append(f"{line}  {_shortened(recipe, room)}".rstrip() if beside else line)
+        if not beside and recipe:
+            lines.append(f"  {_shortened(recipe, width - 2)}")
+        lines += [f"  {detail}" for detail in _details(run)]
+    return "\n".join(lines)
+
+
+def _cells(run: RunStatus) -> tuple[str, ...]:
+    epoch = "-" if run.epochs is None else f"{_epoch(run.epoch)}/{run.epochs}"
+    return (run.state, epoch, _percent(run.best_top1), _percent(run.last_top1), _age(run.age_s))
+
+
+def _details(run: RunStatus) -> list[str]:
+    if run.about is not None:
+        return [run.about]
+    if run.command is None:
+        return []
+    if not run.step:
+        return [f"stopped before anything was saved; begin with: {run.command}"]
+    of = "" if run.total_steps is None else f" of {run.total_steps}"
+    return [f"stopped at step {run.step}{of}; continue with: {run.command}"]
+
+
+def _recipe(run: RunStatus) -> list[str]:
+    """The recipe's name and its differences, each a word."""
+    if run.recipe is None:
+        return []
+    if run.changes is None:
+        return [f"{run.recipe} (own recipe)"]
+    changes = [f"{change.key}={_typed(change.new)}" for change in run.changes]
+    return [run.recipe, *(changes or ["as packaged"])]
+
+
+def _shortened(words: Sequence[str], room: int) -> str:
+    """As many words as fit, then the number of those left out."""
+    for kept in range(len(words), 0, -1):
+        left = len(words) - kept
+        text = " ".join(words[:kept]) + (f" (+{left})" if left else "")
+        if len(text) <= room:
+            return text
+    return words[0][:room] if words else ""
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    """Words to the left, numbers to the right."""
+    padded = [
+        f"{cell:<{width}}" if column < 2 else f"{cell:>{width}}"
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=False))
+    ]
+    return "  ".join([*padded, *cells[len(widths) :]]).rstrip()
+
+
+def _name(path: Path, directory: Path) -> str:
+    return path.name or str(path.resolve()) if path == directory else str(path.relative_to(directory))
+
+
+def _tail(text: str, width: int) -> str:
+    return text if len(text) <= width else "..." + text[3 - width :]
+
+
+def _epoch(epoch: float) -> str:
+    """Cut, not rounded: 9.99 of 10 epochs is not 10."""
+    return f"{int(epoch * 10) / 10:g}"
+
+
+def _percent(top1: float | None) -> str:
+    return "-" if top1 is None else f"{top1:.2f}"
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def _typed(value: Any) -> str:
+    """A value as it is typed in an override."""
+    return value if isinstance(value, str) else json_format.dumps(value, ensure_ascii=False, separators=(",", ":"))

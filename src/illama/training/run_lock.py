@@ -1,0 +1,145 @@
+"""One process at a time trains in a run folder; who it is stands in the folder's `.lock`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from illama.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_FILE = ".lock"
+_TRIES, _PAUSE_S = 5, 0.05  # `lock_holder` holds the lock for an instant, which must not stop a training run
+_log = logging.getLogger("illama.training")
+_held: set[RunLock] = set()  # of this process
+
+
+class RunLock:
+    """Holds a run folder while the `with` block lasts.
+
+    The operating system gives the lock back when the process ends, however it ends; the file that stays behind blocks
+    nobody. Processes forked meanwhile do not hold it: loader workers that outlive a killed run keep nobody waiting.
+    Where there are no such locks (Windows, some network file systems) there is none, which is logged once.
+
+    Args:
+        run_dir: The run's folder; created if need be.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = Path(run_dir)
+        self._handle: int | None = None
+
+    def __enter__(self) -> RunLock:
+        """Take the lock.
+
+        Raises:
+            UserError: Another process has it (its host and number are named), or the folder cannot be written to.
+        """
+        try:
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"cannot write the run folder {self.run_dir}: {error.strerror}; choose another with --out"
+            ) from error
+        if not self._take(handle):
+            holder = _read(handle)
+            os.close(handle)
+            raise UserError(
+                f"{self.run_dir} is being trained by {in_words(holder)}; "
+                "wait for its end or stop it, or give another folder with --out"
+            )
+        self._handle = handle
+        _held.add(self)
+        with suppress(OSError):  # a full disk: the lock holds without its text
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(_self()).encode() + b"\n", 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the lock back; in a forked child: forget the parent's, which the parent keeps."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+            _held.discard(self)
+
+    def _take(self, handle: int) -> bool:
+        for left in reversed(range(_TRIES)):
+            try:
+                if fcntl is None:
+                    raise OSError("this operating system has none")
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if left:
+                    time.sleep(_PAUSE_S)
+                continue
+            except OSError as error:
+                _log.warning(
+                    "%s cannot be locked (%s): see to it that no other process trains there", self.run_dir, error
+                )
+            return True
+        return False
+
+
+def lock_holder(run_dir: Path) -> dict[str, Any] | None:
+    """The process that trains in a folder: its "host", "pid" and "started" as far as known; None if there is none."""
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(Path(run_dir) / LOCK_FILE, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read(handle)
+    except OSError:  # a file system without locks
+        return None
+    finally:
+        os.close(handle)
+    return None
+
+
+def in_words(holder: dict[str, Any]) -> str:
+    """Who holds a lock: "process 4242 on node7 since 2026-11-23T09:15:00+00:00"."""
+    if not holder:
+        return "another process"
+    return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('started')}"
+
+
+def _self() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _read(handle: int) -> dict[str, Any]:
+    try:
+        return dict(json.loads(os.pread(handle, 4096, 0)))
+    except (OSError, ValueError, TypeError):  # its owner is about to write it
+        return {}
+
+
+def _release_in_child() -> None:
+    for lock in tuple(_held):
+        lock.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)

@@ -1,0 +1,265 @@
+"""What became of the runs in a folder: read from recipe, metrics.jsonl and meta.json, without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from illama.checkpoint.folder import DamagedError, current, read_meta
+from illama.checkpoint.tags import BEST, LAST, PREVIOUS, checkpoint_folder, has_checkpoint, kept_tags
+from illama.errors import UserError
+from illama.recipes import Change, list_recipes, load_recipe, yaml_text
+from illama.recipes.rules import flatten
+from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE
+from illama.training.run_lock import in_words, lock_holder
+from illama.training.schedules import softness
+
+State = Literal["running", "finished", "stopped", "broken"]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """A run at a glance.
+
+    Attributes:
+        path: The run's folder.
+        state: "running" (a process holds its lock), "finished", "stopped" (goes on when it is started again) or
+            "broken". Where there are no locks (see `RunLock`) a running one counts as stopped.
+        about: Who runs it, or why it is broken; else None.
+        recipe: The recipe's name; None where it cannot be read.
+        changes: What the recipe changes in the packaged one of its name; None for a recipe of another name.
+        step: Optimizer steps done: of a running run those of its last record, else those of the checkpoint.
+        total_steps: Optimizer steps of the whole run; None before the first record.
+        epoch: Epochs done.
+        epochs: Epochs of the whole run.
+        best_top1: Highest top-1 of all evaluations in percent, at the softness the run ends with.
+        last_top1: Top-1 of the last evaluation in percent, likewise.
+        last_softness: Softness in force at the last evaluation.
+        age_s: Seconds since the last record.
+        checkpoints: Tags of the checkpoints.
+        command: What continues the run, for a shell; None for a run that is finished or broken.
+    """
+
+    path: Path
+    state: State = "stopped"
+    about: str | None = None
+    recipe: str | None = None
+    changes: tuple[Change, ...] | None = None
+    step: int = 0
+    total_steps: int | None = None
+    epoch: float = 0.0
+    epochs: int | None = None
+    best_top1: float | None = None
+    last_top1: float | None = None
+    last_softness: float | None = None
+    age_s: float | None = None
+    checkpoints: tuple[str, ...] = ()
+    command: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        changes = None if self.changes is None else [change._asdict() for change in self.changes]
+        return asdict(self) | {"path": str(self.path), "changes": changes, "checkpoints": list(self.checkpoints)}
+
+
+def find_runs(directory: Path) -> list[Path]:
+    """All run folders below a folder, and the folder itself if it is one; by path.
+
+    Raises:
+        UserError: There is no such folder, or no run in it.
+    """
+    if not directory.is_dir():
+        raise UserError(f"there is no folder {directory}; give the one that holds your runs")
+    runs = []
+    for at, folders, files in os.walk(directory):
+        if RECIPE_FILE in files and {CLASSES_FILE, ENVIRONMENT_FILE} & set(files):
+            runs.append(Path(at))
+            folders.clear()
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    if not runs:
+        raise UserError(
+            f"there are no runs in {directory} (a run holds {RECIPE_FILE} and {CLASSES_FILE}); "
+            "give the folder that holds yours, or start one: illama quickstart"
+        )
+    return sorted(runs)
+
+
+def read_run(path: Path) -> RunStatus:
+    """State of one run; whatever is wrong with its folder is told in the result."""
+    status = RunStatus(path=path)
+    try:
+        recipe = _recipe(path)
+        status = replace(status, recipe=recipe["name"], epochs=recipe["schedule.epochs"], changes=_changes(recipe))
+        status = _with_records(status, recipe)
+        return _with_state(status)
+    except UserError as error:
+        return replace(status, state="broken", about=" ".join(str(error).split()))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return replace(status, state="broken", about=f"{type(error).__name__}: {error}")
+
+
+def _with_records(status: RunStatus, recipe: Record) -> RunStatus:
+    """What metrics.jsonl says."""
+    file = status.path / METRICS_FILE
+    if not file.is_file():
+        return status
+    records = list(_records(file))
+    evaluations = [record for record in records if record.get("kind") == "eval"]
+    judged = "top1" if _ends_soft(recipe) else "top1_causal"
+    steps = [round(record["step"] / record["epoch"]) for record in records if record.get("epoch")]
+    status = replace(
+        status,
+        age_s=max(0.0, time.time() - file.stat().st_mtime),
+        total_steps=steps[-1] * recipe["schedule.epochs"] if steps else None,
+        step=records[-1]["step"] if records else 0,
+        epoch=float(records[-1]["epoch"]) if records else 0.0,
+    )
+    if not evaluations:
+        return status
+    last = evaluations[-1]
+    best = max(record[judged] for record in evaluations)
+    return replace(status, best_top1=best, last_top1=last[judged], last_softness=last["softness"])
+
+
+def _with_state(status: RunStatus) -> RunStatus:
+    """Whether it runs, has ended, or where it goes on: the checkpoint decides that, not the log."""
+    tags = (LAST, PREVIOUS, BEST)
+    present = [tag for tag in tags if current(checkpoint_folder(status.path, tag)) is not None]
+    status = replace(status, checkpoints=(*present, *kept_tags(status.path)))
+    holder = lock_holder(status.path)
+    if holder is not None:
+        return replace(status, state="running", about=in_words(holder))
+    meta = _checkpoint_meta(status.path)
+    step = 0 if meta is None else int(meta["step"])
+    evaluated = status.last_top1 is not None and status.epoch == status.epochs
+    if meta is not None and evaluated and meta["epoch"] == status.epochs:
+        return replace(status, state="finished", step=step)
+    epoch = 0.0
+    if meta is not None:
+        total, epochs = status.total_steps, status.epochs
+        epoch = step * epochs / total if total and epochs else float(meta["epoch"])
+    return replace(status, state="stopped", step=step, epoch=epoch, command=_command(status.path))
+
+
+def _checkpoint_meta(path: Path) -> Record | None:
+    """meta.json of the checkpoint that the run would go on from; files are looked for, not read.
+
+    Raises:
+        UserError: There are checkpoints, and each lacks something.
+    """
+    complaint: DamagedError | None = None
+    for tag in (LAST, PREVIOUS):
+        folder = current(checkpoint_folder(path, tag))
+        if folder is None:
+            continue
+        try:
+            return read_meta(folder, verify=False)
+        except DamagedError as error:
+            complaint = complaint or error
+    if complaint is not None and has_checkpoint(path):
+        raise complaint
+    return None
+
+
+def _records(file: Path) -> Iterator[Record]:
+    """Evaluations and the last record; a line that a crash cut short is passed over."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    last = next((i for i in range(len(lines) - 1, -1, -1) if _parsed(lines[i]) is not None), -1)
+    for number, line in enumerate(lines[: last + 1]):
+        if number == last or '"eval"' in line:  # most lines are neither, and need not be parsed
+            record = _parsed(line)
+            if record is not None:
+                yield record
+
+
+def _parsed(line: str) -> Record | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"step", "epoch"} <= record.keys() else None
+
+
+def _recipe(path: Path) -> Record:
+    """A run's recipe as {"section.key": value}.
+
+    The file is what `Recipe.to_yaml` wrote; as long as it has exactly a recipe's keys, it is not checked again, which
+    would take four times as long.
+    """
+    file = path / RECIPE_FILE
+    try:
+        tree = yaml_text.parse(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        tree = None
+    if isinstance(tree, dict):
+        flat, names = flatten(tree), _packaged_names()
+        if flat.keys() == _packaged(tree["name"] if tree.get("name") in names else names[0]).keys():
+            return flat
+    return flatten(load_recipe(file).to_dict())
+
+
+@cache
+def _packaged_names() -> list[str]:
+    return list_recipes()
+
+
+@cache
+def _packaged(name: str) -> Record:
+    return flatten(load_recipe(name).to_dict())
+
+
+def _changes(recipe: Record) -> tuple[Change, ...] | None:
+    if recipe["name"] not in _packaged_names():
+        return None
+    packaged = _packaged(recipe["name"])
+    return tuple(Change(key, packaged[key], recipe[key]) for key in packaged if packaged[key] != recipe[key])
+
+
+def _ends_soft(recipe: Record) -> bool:
+    """Whether the mask is soft in the last step: the softness that `best` is judged at."""
+    per_epoch = 100  # any number: the end of a schedule does not depend on it
+    total = per_epoch * recipe["schedule.epochs"]
+    end = softness(
+        total - 1,
+        value=recipe["schedule.softness.value"],
+        mode=recipe["schedule.softness.mode"],
+        shape=recipe["schedule.softness.shape"],
+        cutoff_steps=per_epoch * recipe["schedule.softness.cutoff_epochs"],
+        total_steps=total,
+    )
+    return end > 0
+
+
+def _command(path: Path) -> str:
+    """What continues a run: the command that began it, or one that reads the run's own recipe."""
+    own = shlex.join(["illama", "train", str(path / RECIPE_FILE), "--out", str(path)])
+    try:
+        environment = json.loads((path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        program, *words = environment["command"]
+        name = Path(program).name
+        if name not in ("illama", "illama.exe", "__main__.py") or words[0] not in ("train", "quickstart"):
+            return own
+        command = shlex.join(["illama", *_launch(environment), *words])
+        folder = environment.get("working_folder")
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return own
+    return command if folder in (None, os.getcwd()) else f"cd {shlex.quote(folder)} && {command}"
+
+
+def _launch(environment: Record) -> list[str]:
+    """The words before a command that starts it on as many processes as the run began with."""
+    processes, here = environment.get("processes", 1), environment.get("processes_per_machine", 1)
+    if processes == 1:
+        return []
+    machines = ["--nnodes", str(processes // here)] if processes > here else []
+    return ["launch", *machines, "--nproc-per-node", str(here)]

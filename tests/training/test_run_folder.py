@@ -1,0 +1,167 @@
+"""The run folder: begun as a whole or not at all, and one process at a time in it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+
+from illama.errors import UserError
+from illama.recipes import Recipe, load_recipe
+from illama.training import run_folder, run_lock
+from illama.training.run_folder import check_run_folder, write_run_folder
+from illama.training.run_lock import LOCK_FILE, RunLock, lock_holder
+
+CPU = torch.device("cpu")
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+def test_a_second_process_is_told_who_trains_there(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "x"
+    with RunLock(run):
+        holder = lock_holder(run)
+        assert holder is not None
+        assert (holder["pid"], holder["host"]) == (os.getpid(), socket.gethostname())
+        with pytest.raises(UserError, match=rf"process {os.getpid()} on {socket.gethostname()}.*--out") as caught:
+            RunLock(run).__enter__()
+        assert "\n" not in str(caught.value)
+        script = f"from illama.training.run_lock import RunLock; RunLock({str(run)!r}).__enter__()"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        assert f"process {os.getpid()} on" in done.stderr
+    assert lock_holder(run) is None
+    with RunLock(run):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "no JSON", '{"pid": 1, "host": "elsewhere"}', "[]"])
+def test_a_file_that_was_left_behind_blocks_nobody(tmp_path: Path, content: str) -> None:
+    (tmp_path / LOCK_FILE).write_text(content)
+    assert lock_holder(tmp_path) is None
+    with RunLock(tmp_path):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+        (tmp_path / LOCK_FILE).write_text(content)
+        with pytest.raises(UserError, match="is being trained by"):
+            RunLock(tmp_path).__enter__()
+
+
+def hold_and_fork(run: Path, pipe: Connection) -> None:
+    """A run with a loader worker: the worker's number goes through the pipe, then both wait."""
+    RunLock(run).__enter__()
+    worker = os.fork()
+    if worker == 0:
+        time.sleep(120)
+        os._exit(0)
+    pipe.send(worker)
+    time.sleep(120)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="kills forked processes")
+def test_workers_that_outlive_a_killed_run_do_not_hold_its_lock(tmp_path: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=hold_and_fork, args=(tmp_path, theirs))
+    process.start()
+    assert ours.poll(60)
+    worker = ours.recv()
+    try:
+        assert lock_holder(tmp_path) is not None
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        os.kill(worker, 0)  # still there
+        with RunLock(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_somebody_who_looks_does_not_stop_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    (tmp_path / LOCK_FILE).touch()
+    looking = os.open(tmp_path / LOCK_FILE, os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    pauses = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        os.close(looking)
+
+    monkeypatch.setattr(run_lock.time, "sleep", sleep)
+    with RunLock(tmp_path):
+        assert len(pauses) == 1
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with RunLock(tmp_path):
+        assert lock_holder(tmp_path) is None
+    assert "cannot be locked" in caplog.text
+    assert "No locks available" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write the run folder .*--out"):
+        RunLock(tmp_path / "file" / "run").__enter__()
+
+
+def test_a_locked_folder_is_free_for_a_new_run(tmp_path: Path, toy: Callable[..., Recipe]) -> None:
+    with RunLock(tmp_path):
+        assert not check_run_folder(tmp_path, toy(), None)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UserError, match="is not a run"):
+        check_run_folder(tmp_path, toy(), None)
+
+
+def test_a_start_that_was_cut_short_can_be_repeated(
+    tmp_path: Path, toy: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at any operation, the folder is no run yet or a whole one; the same command begins again."""
+    original, recipe = run_folder.to_disk, toy()
+    for good in range(20):
+        run = tmp_path / str(good)
+        left = iter(range(good))
+
+        def dying(path: Path, left=left) -> None:
+            if next(left, None) is None:
+                raise Crash
+            original(path)
+
+        with monkeypatch.context() as patch, RunLock(run):
+            patch.setattr(run_folder, "to_disk", dying)
+            try:
+                write_run_folder(run, recipe, ("a", "b"), CPU)
+            except Crash:
+                crashed = True
+            else:
+                crashed = False
+        assert not check_run_folder(run, recipe, None)
+        if not crashed:
+            break
+    assert not crashed
+    assert load_recipe(run / "recipe.yaml") == recipe
+    assert json.loads((run / "classes.json").read_text()) == ["a", "b"]
+    environment = json.loads((run / "environment.json").read_text())
+    assert (environment["command"], environment["working_folder"]) == (sys.argv, str(Path.cwd()))
+    assert (environment["processes"], environment["processes_per_machine"]) == (1, 1)
