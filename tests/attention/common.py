@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from illama.attention import Tables, soft_causal_attention, soft_causal_attention_qkvpacked, triton
 
@@ -112,3 +113,23 @@ def assert_as_exact_as_the_reference(
             allowed = allowed + torch.finfo(torch.float32).eps * terms
         error = (mine.double() - true).norm()
         assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def assert_one_graph_serves_all_softness(backend: str, dtype: torch.dtype, compiler: str) -> None:
+    """torch.compile with gradients: no graph break, one compilation, the numbers of eager mode."""
+    qkv, rope = random_qkv(2, 2, 20, 32, dtype), random_tables(20, 32)
+    d_out = torch.randn(2, 2, 20, 32, device=DEVICE).to(dtype)
+    counter = CompileCounterWithBackend(compiler)
+
+    def attention(qkv: torch.Tensor, softness: torch.Tensor) -> torch.Tensor:
+        return soft_causal_attention_qkvpacked(qkv, softness, rope=rope, backend=backend) * 2
+
+    torch._dynamo.reset()
+    compiled = torch.compile(attention, backend=counter, fullgraph=True)
+    for value in (1.0, 0.5, 0.0):
+        softness = torch.tensor(value, device=DEVICE)
+        found = outputs_and_gradients(lambda qkv, a=softness: compiled(qkv, a), [qkv], d_out)
+        expected = outputs_and_gradients(lambda qkv, a=softness: attention(qkv, a), [qkv], d_out)
+        for mine, eager in zip(found, expected, strict=True):
+            assert torch.equal(mine, eager)
+    assert counter.frame_count == 1

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from illama import UserError
 from illama.attention import blocked, soft_causal_attention, soft_causal_attention_qkvpacked
@@ -17,6 +16,7 @@ from tests.attention.common import (
     SOFTNESS,
     TOKENS,
     assert_as_exact_as_the_reference,
+    assert_one_graph_serves_all_softness,
     in_dtype,
     outputs_and_gradients,
     poisoned,
@@ -268,20 +268,4 @@ def test_operator_keeps_its_promises_to_torch(rotate: bool) -> None:
 
 
 def test_one_full_graph_serves_all_softness() -> None:
-    """torch.compile with gradients: no graph break, one compilation, the numbers of eager mode."""
-    qkv, rope = random_qkv(2, 2, 20, 32, torch.float32), random_tables(20, 32)
-    d_out = torch.randn(2, 2, 20, 32, device=DEVICE)
-    counter = CompileCounterWithBackend("aot_eager")
-
-    def attention(qkv: torch.Tensor, softness: torch.Tensor) -> torch.Tensor:
-        return soft_causal_attention_qkvpacked(qkv, softness, rope=rope, backend="blocked") * 2
-
-    torch._dynamo.reset()
-    compiled = torch.compile(attention, backend=counter, fullgraph=True)
-    for value in (1.0, 0.5, 0.0):
-        softness = torch.tensor(value, device=DEVICE)
-        found = outputs_and_gradients(lambda qkv, a=softness: compiled(qkv, a), [qkv], d_out)
-        expected = outputs_and_gradients(lambda qkv, a=softness: attention(qkv, a), [qkv], d_out)
-        for mine, eager in zip(found, expected, strict=True):
-            assert torch.equal(mine, eager)
-    assert counter.frame_count == 1
+    assert_one_graph_serves_all_softness("blocked", torch.float32, "aot_eager")

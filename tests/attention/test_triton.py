@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from illama import UserError
 from illama.attention import soft_causal_attention, soft_causal_attention_qkvpacked, triton
@@ -22,6 +21,7 @@ from tests.attention.common import (
     SOFTNESS,
     TOKENS,
     assert_as_exact_as_the_reference,
+    assert_one_graph_serves_all_softness,
     outputs_and_gradients,
     poisoned,
     random_qkv,
@@ -187,25 +187,9 @@ def test_operators_keep_their_promises_to_torch(rotate: bool) -> None:
 @needs_kernels
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_one_full_graph_serves_all_softness(backend: str) -> None:
-    """torch.compile with gradients: no graph break, one compilation, the numbers of eager mode."""
     if backend == "inductor" and not ON_GPU and shutil.which("g++") is None:
         pytest.skip("inductor on the CPU needs a C++ compiler")
-    qkv, rope = random_qkv(2, 2, 20, 32, torch.float16), random_tables(20, 32)
-    d_out = torch.randn(2, 2, 20, 32, device=DEVICE).half()
-    counter = CompileCounterWithBackend(backend)
-
-    def attention(qkv, softness):
-        return soft_causal_attention_qkvpacked(qkv, softness, rope=rope, backend="triton") * 2
-
-    torch._dynamo.reset()
-    compiled = torch.compile(attention, backend=counter, fullgraph=True)
-    for value in (1.0, 0.5, 0.0):
-        softness = torch.tensor(value, device=DEVICE)
-        found = outputs_and_gradients(lambda qkv, a=softness: compiled(qkv, a), [qkv], d_out)
-        expected = outputs_and_gradients(lambda qkv, a=softness: attention(qkv, a), [qkv], d_out)
-        for mine, eager in zip(found, expected, strict=True):
-            assert torch.equal(mine, eager)
-    assert counter.frame_count == 1
+    assert_one_graph_serves_all_softness("triton", torch.float16, backend)
 
 
 @needs_kernels

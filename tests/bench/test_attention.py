@@ -76,6 +76,18 @@ def test_an_unknown_backend_is_refused() -> None:
         bench_attention(options(backend=("referense",)))
 
 
+def test_a_backend_named_for_what_it_cannot_do_is_refused_before_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "measure_ceilings", None)
+    with pytest.raises(UserError, match=r"--backend sdpa cannot serve \(1, 2, 5, 32\) in bf16: it cannot mask after"):
+        bench_attention(options(backend=("reference", "sdpa"), dtype=("bf16",)))
+
+
+def test_all_beside_a_name_leaves_out_what_cannot_serve(timer: FakeTimer) -> None:
+    (group,) = bench_attention(options(backend=("sdpa", "all"))).groups
+    assert "illama reference" in [row.name for row in group.rows]
+    assert '"sdpa" cannot serve' in " ".join(group.notes)
+
+
 @pytest.mark.parametrize("shape", ["1,2,3", "1,2,3,x", "1,0,3,4", "1,2,3,-4", ""])
 def test_a_shape_is_four_numbers(shape: str) -> None:
     with pytest.raises(UserError, match="not four positive numbers"):

@@ -66,6 +66,7 @@ def test_attention(run: Run, tmp_path: Path) -> None:
         (["model", "--peer", "no_such:thing", "--device", "cpu", "--img-size", "32"], "cannot be imported"),
         (["model", "--device", "cuda:99"], "device 'cuda:99' cannot be used on this machine"),
         (["attention", "--shape", "1,2,3"], "not four positive numbers"),
+        (["attention", "--backend", "sdpa", "--device", "cpu"], "--backend sdpa cannot serve"),
         (["data", "no/such/folder", "--device", "cpu"], "'no/such/folder' does not exist"),
         (["data"], "SOURCE"),
         (["data", "digits", "--workers", "-1"], "--workers must be at least 0"),

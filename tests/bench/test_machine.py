@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from illama import matmul_rate
 from illama.bench import ceilings, load
 from illama.bench.ceilings import Ceilings, measure_ceilings
 from illama.bench.device import peak_bytes
 from illama.bench.load import OtherLoad
+from illama.matmul_rate import Sampling, seconds_per_call
 from tests.bench.conftest import FakeTimer
 
 CPU = torch.device("cpu")
@@ -75,10 +78,25 @@ def test_the_ceiling_is_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_every_way_to_multiply_gives_the_product() -> None:
     a, weight = torch.randn(9, 5), torch.randn(7, 5)
-    found = dict(ceilings._products(a, weight))
+    found = dict(matmul_rate.products(a, weight))
     assert "torch.mm" in found
     for product in found.values():
         torch.testing.assert_close(product(), a @ weight.t())
+
+
+def test_the_least_disturbed_sample_counts() -> None:
+    samples = iter([9.0, 0.5, 0.25, 3.0])  # first the one that says how many calls make a sample
+    timer = FakeTimer(lambda run: next(samples))
+    assert seconds_per_call(lambda: None, timer, Sampling(sample_s=27.0, samples=3)) == 0.25
+    assert [calls for _, calls in timer.asked] == [1, 3, 3, 3]
+
+
+def test_a_slow_device_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(0, 1000, 10))
+    monkeypatch.setattr(matmul_rate, "time", SimpleNamespace(perf_counter=lambda: next(now)))
+    timer = FakeTimer(lambda run: 7.0)
+    assert seconds_per_call(lambda: None, timer, Sampling(sample_s=1.0, samples=5, limit_s=25.0)) == 7.0
+    assert len(timer.asked) == 3
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").is_file(), reason="the system does not tell")

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from illama.attention import BACKENDS, soft_causal_attention_qkvpacked
-from illama.bench.ceilings import DTYPES, measure_ceilings
-from illama.bench.device import peak_bytes, timer_for
+from illama.attention import BACKENDS, AttentionRequest, soft_causal_attention_qkvpacked
+from illama.bench.ceilings import measure_ceilings
+from illama.bench.device import peak_bytes
 from illama.bench.interleave import Case, Effort, measure
 from illama.bench.load import OtherLoad
 from illama.bench.networks import out_of_memory, too_large
@@ -19,6 +19,8 @@ from illama.bench.report import bench_environment
 from illama.bench.results import Group, Report, row_of
 from illama.device import resolve_device
 from illama.errors import UserError
+from illama.matmul_rate import DTYPES
+from illama.timers import timer_for
 
 Shape = tuple[int, int, int, int]
 Attend = Callable[[torch.Tensor], torch.Tensor]
@@ -29,13 +31,15 @@ def bench_attention(options: AttentionOptions) -> Report:
     """Measure attention at every shape and precision asked for, forward or forward and backward.
 
     Raises:
-        UserError: An unknown backend, or a device that cannot be used; a backend that cannot serve is a note.
+        UserError: A backend asked for by name that is unknown or cannot serve, or a device that cannot be used. With
+            `all`, a backend that cannot serve is a note.
     """
     device = resolve_device(options.device)
-    names = list(BACKENDS) if "all" in options.backend else list(options.backend)
-    for name in names:
-        BACKENDS[name]
+    every = "all" in options.backend
+    names = list(BACKENDS) if every else list(options.backend)
     todo = [(shape, precision) for precision in options.dtype for shape in options.shapes]
+    if not every:
+        _check_named(names, todo, device, options)
     with BenchProgress(len(todo)) as progress:
         progress.begin("measuring ceilings")
         ceilings = measure_ceilings(device, tuple(options.dtype))
@@ -83,6 +87,30 @@ def bench_attention(options: AttentionOptions) -> Report:
     )
 
 
+def _check_named(
+    names: list[str], todo: list[tuple[Shape, BenchPrecision]], device: torch.device, options: AttentionOptions
+) -> None:
+    """Refuse, before anything is measured, a backend that cannot do what was asked of it by name."""
+    for name in names:
+        for shape, precision in todo:
+            reason = BACKENDS[name].why_not(_request(shape, precision, device, options))
+            if reason is not None:
+                raise UserError(
+                    f"--backend {name} cannot serve {shape} in {precision}: {reason}; leave it out, or give --backend "
+                    "all for those that can"
+                )
+
+
+def _request(
+    shape: Shape, precision: BenchPrecision, device: torch.device, options: AttentionOptions
+) -> AttentionRequest:
+    """The call that is measured, with a batch of one: backends ask for shapes and types, never for values."""
+    _, heads, tokens, width = shape
+    qkv_BN3hd = torch.empty(1, tokens, 3, heads, width, device=device, dtype=DTYPES[precision])
+    softness = torch.tensor(options.softness, device=device)
+    return AttentionRequest(*_split(qkv_BN3hd), softness, "causal", "post_softmax", width**-0.5, packed=qkv_BN3hd)
+
+
 def _cases(
     shape: Shape, precision: BenchPrecision, names: list[str], device: torch.device, options: AttentionOptions
 ) -> tuple[list[Case], tuple[str, ...]]:
@@ -101,10 +129,9 @@ def _cases(
         def attend(qkv: torch.Tensor, backend: str = name) -> torch.Tensor:
             return soft_causal_attention_qkvpacked(qkv, softness, backend=backend)
 
-        try:
-            attend(qkv_BN3hd)
-        except UserError as error:
-            notes.append(str(error).removesuffix('; use "auto"'))
+        reason = BACKENDS[name].why_not(_request(shape, precision, device, options))
+        if reason is not None:
+            notes.append(f'attention backend "{name}" cannot serve this request: {reason}')
             continue
         attends[f"illama {name}"] = attend
     cases = []

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
-from illama.bench.device import timer_for
-from illama.bench.interleave import Timer
 from illama.bench.load import OtherLoad
+from illama.device import Precision
+from illama.matmul_rate import Sampling, matmul_rate, seconds_per_call
+from illama.timers import Timer, timer_for
 
 # (rows, inner, columns): squares, and the linear layers of a network at batch 16; large ones for a GPU.
 _CPU_SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (3152, 192, 768), (3152, 768, 3072))
 _GPU_SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192), (50432, 768, 3072), (50432, 1024, 4096))
 _CPU_BUFFERS_MIB = (2, 8, 32, 256)
 _GPU_BUFFERS_MIB = (16, 64, 256, 1024)
-SAMPLE_S = 0.12
-SAMPLES = 5
+SAMPLING = Sampling(sample_s=0.12, samples=5)
 
 
 @dataclass(frozen=True)
@@ -60,45 +59,25 @@ class Ceilings:
         }
 
 
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-
-
-def measure_ceilings(device: torch.device, precisions: tuple[str, ...]) -> Ceilings:
+def measure_ceilings(device: torch.device, precisions: tuple[Precision, ...]) -> Ceilings:
     """Measure the device: a few seconds.
 
     Args:
         device: The device.
-        precisions: Keys of `DTYPES`.
+        precisions: Types of the factors of matrix products.
     """
     timer, load = timer_for(device), OtherLoad.here()
     before = None if load is None else load.look()
-    speeds, how = {}, {}
-    for precision in precisions:
-        speeds[precision], how[precision] = _matmul_ceiling(device, DTYPES[precision], timer)
+    shapes = _GPU_SHAPES if device.type == "cuda" else _CPU_SHAPES
+    rates = {precision: matmul_rate(device, precision, shapes, SAMPLING, timer) for precision in precisions}
     bandwidths = _bandwidths(device, timer)
     others = None if load is None or before is None else load.since(before)
-    return Ceilings(speeds, how, bandwidths, others)
-
-
-def _matmul_ceiling(device: torch.device, dtype: torch.dtype, timer: Timer) -> tuple[float, str]:
-    best, how = 0.0, ""
-    for rows, inner, columns in _GPU_SHAPES if device.type == "cuda" else _CPU_SHAPES:
-        a = torch.randn(rows, inner, device=device, dtype=dtype)
-        weight = torch.randn(columns, inner, device=device, dtype=dtype)
-        for name, product in _products(a, weight):
-            speed = 2 * rows * inner * columns / _seconds(product, timer)
-            if speed > best:
-                best, how = speed, f"{name} {rows} x {inner} x {columns}"
-    return best, how
-
-
-def _products(a: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Every way to multiply that this build of torch has, weights in the layout of a linear layer."""
-    yield "torch.mm", lambda: torch.mm(a, weight.t())
-    linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    if a.device.type == "cpu" and linear is not None and torch.backends.mkldnn.is_available():
-        # oneDNN's own product: torch.mm may go to another library, which need not be the faster one.
-        yield "oneDNN linear", lambda: linear(a, weight, None, "none", [], "")
+    return Ceilings(
+        {precision: rate.flops_per_s for precision, rate in rates.items()},
+        {precision: rate.how for precision, rate in rates.items()},
+        bandwidths,
+        others,
+    )
 
 
 def _bandwidths(device: torch.device, timer: Timer) -> dict[int, float]:
@@ -109,14 +88,7 @@ def _bandwidths(device: torch.device, timer: Timer) -> dict[int, float]:
         source = torch.ones(size // 8, device=device)  # half the size, float32; the copy is the other half
         target = torch.empty_like(source)
         whole = torch.ones(size // 4, device=device)
-        copying = size / _seconds(partial(target.copy_, source), timer)
-        reading = size / _seconds(whole.sum, timer)
+        copying = size / seconds_per_call(partial(target.copy_, source), timer, SAMPLING)
+        reading = size / seconds_per_call(whole.sum, timer, SAMPLING)
         found[size] = max(copying, reading)
     return found
-
-
-def _seconds(run: Callable[[], object], timer: Timer) -> float:
-    """Seconds per call: the least disturbed of a few samples, for a ceiling is what can be reached."""
-    run()
-    calls = max(1, round(SAMPLE_S / max(timer.seconds(run, 2) / 2, 1e-7)))
-    return min(timer.seconds(run, calls) / calls for _ in range(SAMPLES))

@@ -1,4 +1,4 @@
-"""What differs between devices when something is measured on them: the clock, and how memory is counted."""
+"""The memory that a call takes on a device."""
 
 from __future__ import annotations
 
@@ -10,47 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-from illama.bench.interleave import Timer, WallTimer
-
-
-class CudaTimer:
-    """CUDA events around the calls: the device's own clock, idle time between kernels included."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def seconds(self, run: Callable[[], object], calls: int) -> float:
-        with torch.cuda.device(self._device):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            start.record()
-            for _ in range(calls):
-                run()
-            end.record()
-            end.synchronize()
-        return start.elapsed_time(end) / 1e3
-
-
-class MpsTimer(WallTimer):
-    """The host's clock; waits for the device before and after."""
-
-    def seconds(self, run: Callable[[], object], calls: int) -> float:
-        torch.mps.synchronize()
-
-        def waited() -> None:
-            for _ in range(calls):
-                run()
-            torch.mps.synchronize()
-
-        return super().seconds(waited, 1)
-
-
-def timer_for(device: torch.device) -> Timer:
-    """The right clock for a device."""
-    if device.type == "cuda":
-        return CudaTimer(device)
-    return MpsTimer() if device.type == "mps" else WallTimer()
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from illama.bench.load import OTHERS_LIMIT, OtherLoad
+from illama.timers import Timer
 
 WARMUP_CALLS = 2  # after the first call, which may compile
 ROUND_S = 0.6  # least length of a round: shorter ones cannot be told from the clock ticks of /proc/stat
@@ -40,23 +40,6 @@ class Case:
     flops: float | None = None
     bytes: float | None = None
     working_set: float | None = None
-
-
-class Timer(Protocol):
-    """How a number of calls is timed on a device."""
-
-    def seconds(self, run: Callable[[], object], calls: int) -> float:
-        """Seconds that `calls` calls take, all together, until their results are there."""
-
-
-class WallTimer:
-    """The host's clock, for devices on which a call returns when it is done."""
-
-    def seconds(self, run: Callable[[], object], calls: int) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            run()
-        return time.perf_counter() - start
 
 
 @dataclass(frozen=True)

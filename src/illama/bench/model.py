@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from illama.bench.ceilings import Ceilings, measure_ceilings
-from illama.bench.device import peak_bytes, timer_for
+from illama.bench.device import peak_bytes
 from illama.bench.interleave import Effort, Rounds, measure
 from illama.bench.load import OtherLoad
 from illama.bench.networks import Network, Treatment, build_networks, out_of_memory, too_large, treatments
@@ -22,6 +22,7 @@ from illama.device import resolve_device
 from illama.errors import UserError
 from illama.models import ModelConfig
 from illama.models.variants import VARIANTS
+from illama.timers import timer_for
 
 
 def bench_networks(

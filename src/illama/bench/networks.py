@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from illama.bench.ceilings import DTYPES
 from illama.bench.interleave import Case
 from illama.bench.options import BenchPrecision, CompileMode, ModelOptions
 from illama.bench.peers import Cost, cost, counted_cost, load_peer, timm_vit, vit_cost
 from illama.device import autocast
 from illama.errors import UserError
+from illama.matmul_rate import DTYPES
 from illama.models import ILlama, ModelConfig
 from illama.models.complexity import needed_multiply_adds
 

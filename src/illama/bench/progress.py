@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from illama.training.log import QUIET_SECONDS, eta
+from illama.training.console import eta
+from illama.training.log import QUIET_SECONDS
 
 
 class BenchProgress:

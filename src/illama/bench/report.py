@@ -27,6 +27,7 @@ PIPED_WIDTH = 120  # characters of a line where there is no terminal, and from w
 def bench_environment(device: torch.device) -> dict[str, Any]:
     """What a run folder records, plus what decides speed: memory, Triton, instruction set, the GPU's size."""
     found = environment(device)
+    found.pop("working_folder", None)  # serves to continue a run; a report is published
     try:
         found["versions"]["triton"] = metadata.version("triton")
     except metadata.PackageNotFoundError:

@@ -1,0 +1,68 @@
+"""How well a run uses its device: needed operations beside what the device reaches, and memory at its peak."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from illama.device import Precision
+from illama.matmul_rate import MatmulRate, quick_matmul_rate
+from illama.models.complexity import needed_multiply_adds, training_multiply_adds
+from illama.models.config import ModelConfig
+
+GB = 1e9
+
+
+class StepMeter:
+    """Utilization (MFU) and memory of training steps.
+
+    Building it measures the device's matrix products once, for about 0.2 s. Generators and numbers of the run are left
+    as they are.
+
+    Args:
+        config: The model.
+        device: Where this process trains.
+        precision: The run's; the ceiling is that of products in it.
+        world_size: Devices that share the images, all alike.
+    """
+
+    def __init__(self, config: ModelConfig, device: torch.device, precision: Precision, world_size: int = 1) -> None:
+        self._config, self._device, self._world_size = config, device, world_size
+        self.ceiling: MatmulRate = quick_matmul_rate(device, precision)
+        if device.type == "cuda":  # the factors of that product are no part of the run's peak
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def summary(self, images_per_s: float, softness: float = 0.0) -> dict[str, float | None]:
+        """Figures for a log record; both depend on clock and machine.
+
+        `mfu`: what the images' forward and backward passes need at least (`illama.models.complexity`), in operations
+        per second, as a share of what the device's matrix products reach; 0 to 1. Work that is done again to save
+        memory does not count. `memory_gb`: 1e9 bytes at the peak so far, on CUDA those of torch's allocator, on a CPU
+        the resident memory of this process without its workers; None where neither can be known.
+
+        Args:
+            images_per_s: Training images per second, all devices together.
+            softness: Softness in force; above 0 the mask saves nothing.
+        """
+        flops = training_flops(self._config, softness)
+        mfu = images_per_s * flops / (self.ceiling.flops_per_s * self._world_size)
+        return {"mfu": mfu, "memory_gb": peak_memory_gb(self._device)}
+
+
+def training_flops(config: ModelConfig, softness: float) -> float:
+    """Floating-point operations that a training step needs for each image, two for each multiply-add."""
+    return 2.0 * training_multiply_adds(config, needed_multiply_adds(config, softness))
+
+
+def peak_memory_gb(device: torch.device) -> float | None:
+    """Most memory so far in 1e9 bytes: torch's allocator on CUDA, this process on a CPU, None elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GB
+    if device.type != "cpu" or sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # what the system counts ru_maxrss in
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB
