@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -47,3 +49,24 @@ def resolve_precision(wanted: Literal["float32", "bf16", "auto"], device: torch.
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """bf16 autocast, or nothing for float32."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def only_repeatable(wanted: bool) -> Iterator[None]:
+    """Inside, only kernels that give the same bits every time may run, if `wanted`; others raise an error.
+
+    CPU kernels do so anyway, for the same number of threads.
+    """
+    if not wanted:
+        yield
+        return
+    # cuBLAS reads this when it is first used; without it torch refuses its products.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

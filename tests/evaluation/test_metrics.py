@@ -67,7 +67,10 @@ def test_per_class_counts() -> None:
 def test_batches_join_to_the_whole() -> None:
     logits, targets = random_case(3, 50, 9, 30)
     whole = Scores.of(logits, targets)
-    parts = Scores.join([Scores.of(logits[i : i + 7], targets[i : i + 7]) for i in range(0, 50, 7)])
+    places = torch.arange(50)
+    batches = [slice(at, at + 7) for at in (14, 0, 42, 7, 21, 35, 28, 49)]  # several processes bring them in any order
+    parts = Scores.join([Scores.of(logits[rows], targets[rows], places[rows]) for rows in batches])
+    assert torch.equal(parts.indices, places)
     assert torch.equal(parts.ranks, whole.ranks)
     assert torch.equal(parts.targets, whole.targets)
     assert torch.allclose(parts.losses, whole.losses, rtol=1e-6)

@@ -31,7 +31,7 @@ def test_a_plan_makes_the_total_or_there_is_none(devices: int, total: int, devic
 
 def test_accumulation_alone_decides_the_device_batch() -> None:
     recipe = load_recipe("imagenet1k_tiny", ["train.device_batch=null", "train.accumulation=4"])
-    assert plan_batches(recipe, 8) == BatchPlan(128, 4, 4096, 4e-3, 8)
+    assert plan_batches(recipe, 8) == BatchPlan(128, 4, 4096, 4e-3, 8, draw_batch=1024)
 
 
 def test_another_total_needs_a_word_about_the_learning_rate() -> None:

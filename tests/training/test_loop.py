@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from illama.checkpoint import load_checkpoint, load_model
 from illama.errors import Stopped, UserError
 from illama.models import ILlama
 from illama.recipes import Recipe
 from illama.training.loop import Run, train
+from illama.training.objective import Objective
+from tests.runs import records, weights
 
 EVERYTHING = ("train.accumulation=2", "train.ema_decay=0.9", "train.save_every_steps=2", "augment.mixup=0.2")
 
@@ -36,16 +37,6 @@ def crash_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         return original(self, batches)
 
     monkeypatch.setattr(Run, "_step", step_or_crash)
-
-
-def weights(run_dir: Path, tag: str = "last", file: str = "model.safetensors") -> dict[str, torch.Tensor]:
-    return load_file(run_dir / "checkpoints" / tag / file)
-
-
-def records(run_dir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the figures that depend on the clock."""
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("images_per_s", "data_wait")} for line in lines]
 
 
 @pytest.mark.parametrize("crash_at", [1, 4, 7, 13])
@@ -113,8 +104,8 @@ def test_a_non_finite_loss_stops_before_the_weights_change(
         kept["model"] = self.model
         if self.state.progress.step == bad_step:
             kept["before"] = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-            objective = self.objective
-            monkeypatch.setattr(self, "objective", lambda *batch: objective(*batch) * math.nan)
+            right = Objective.__call__
+            monkeypatch.setattr(Objective, "__call__", lambda self, *batch: right(self, *batch) * math.nan)
         return original(self, batches)
 
     monkeypatch.setattr(Run, "_step", step_with_nan)

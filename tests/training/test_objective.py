@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_a_compiled_run_is_the_eager_run(toy: Callable[..., Recipe], tmp_path: P
 def test_cuda_graphs_need_compile_and_cuda(toy: Callable[..., Recipe]) -> None:
     with pytest.raises(UserError, match=r"train.cuda_graphs.*train.compile=true"):
         load_recipe("digits_micro", ["train.cuda_graphs=true"])
-    with pytest.raises(UserError, match=r"needs a CUDA device, this is cpu; give train.cuda_graphs=false"):
+    with pytest.raises(UserError, match=r"needs one process on CUDA, this is cpu; give train.cuda_graphs=false"):
         build_objective(
             torch.nn.Identity(),
             torch.nn.functional.cross_entropy,
@@ -60,11 +61,13 @@ def test_a_continued_run_keeps_its_matrix_products(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(linear, "_faster_kernel", lambda: "onednn")
     model = torch.nn.Linear(2, 2)
     state = TrainState(model, torch.optim.AdamW(model.parameters()), None, torch.device("cpu"))
-    saved = state.to_dict()
-    assert saved["linear_kernel"] == "onednn"
-    state.load(saved | {"linear_kernel": "mkl"}, None)
+    training_state = state.to_dict()
+    assert training_state["linear_kernel"] == "onednn"
+    config = load_recipe("digits_micro").model
+    saved = Checkpoint(Path(), state.weights(), training_state, Meta(config=config))
+    state.load(dataclasses.replace(saved, training_state=training_state | {"linear_kernel": "mkl"}))
     assert linear.linear_kernel() == "mkl"
-    state.load(saved, None)
+    state.load(saved)
     assert linear.linear_kernel() == "onednn"
 
 

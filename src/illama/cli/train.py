@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -21,6 +21,7 @@ def train_command(
     out: Path | None = None,
     device: Device = None,
     init_from: Path | None = None,
+    track: Literal["wandb"] | None = None,
     print_only: Annotated[bool, Parameter(name="--print", negative="")] = False,
 ) -> None:
     """Train a recipe. Running the same command again continues a run that was stopped, exactly.
@@ -31,6 +32,7 @@ def train_command(
         data: Where the data set is; short for data.path=...
         out: The run folder; runs/RECIPE by default.
         init_from: Start a NEW run from these weights (a run, a checkpoint, .safetensors, .pth, .pt, .bin).
+        track: Send the log to Weights & Biases too; metrics.jsonl and TensorBoard are always written.
         print_only: Show the resolved recipe, its batch, steps and schedules, and stop.
     """
     from illama.recipes import load_recipe
@@ -42,9 +44,12 @@ def train_command(
 
         print(describe(resolved), end="")
         return
+    from illama.distributed import is_main_process
     from illama.training.loop import train
 
-    print(summary(train(resolved, out=out, device=device, init_from=init_from)))
+    result = train(resolved, out=out, device=device, init_from=init_from, track=track)
+    if is_main_process():
+        print(summary(result))
 
 
 def summary(result: TrainResult) -> str:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from illama.data.randaugment import RandAugment, apply_layer, draw_jitter
+from illama.data.randaugment import Layer, RandAugment, apply_layer, draw_jitter
 from illama.data.warp import rotation, warp
 
 if TYPE_CHECKING:
@@ -50,37 +50,42 @@ class BatchedAugment:
             fill=tuple(min(255, round(255 * mean)) for mean in recipe.data.mean),
         )
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, rows: Tensor | None = None, of: int = 0) -> Tensor:
         """Augment a batch.
 
         Args:
             images: (B, C, H, W) uint8, any device.
             generator: A CPU generator; decides everything.
+            rows: Places of the images in the larger batch that the numbers are drawn for, (B,) int64; None for a batch
+                of its own.
+            of: Size of that larger batch.
 
         Returns:
             (B, C, H, W) uint8.
         """
-        n, channels, height, width = images.shape
+        n, (channels, height, width) = of if rows is not None else len(images), images.shape[1:]
+        here = slice(None) if rows is None else rows
         if self.padding:
-            images = shift(images, self.padding, generator)
+            top, left = torch.randint(2 * self.padding + 1, (2, n), generator=generator)[:, here]
+            images = shift(images, self.padding, top, left)
         if self.hflip > 0:
-            flipped = (torch.rand(n, generator=generator) < self.hflip).to(images.device)
+            flipped = (torch.rand(n, generator=generator)[here] < self.hflip).to(images.device)
             images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
         if self.rotate > 0:
-            degrees = self.rotate * (2 * torch.rand(n, generator=generator) - 1)
+            degrees = self.rotate * (2 * torch.rand(n, generator=generator)[here] - 1)
             turn = rotation(degrees, height, width).to(images.device)
             images = warp(images, turn, (0,) * channels, taps=2)
         layers = self.randaugment.draw(n, generator) if self.randaugment else []
         if self.color_jitter > 0:
             layers = draw_jitter(self.color_jitter, n, generator)
         for layer in layers:
-            images = apply_layer(images, layer, self.fill)
+            images = apply_layer(images, Layer(layer.op[here], layer.argument[here]), self.fill)
         return images
 
 
-def shift(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Pad with black (level 0, before normalisation) and crop back to size at a random place."""
+def shift(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
+    """Pad with black (level 0, before normalisation) and crop back to size at each image's (top, left), (B,) int64."""
     n, _, height, width = images.shape
-    top, left = torch.randint(2 * padding + 1, (2, n), generator=generator).to(images.device)
+    top, left = top.to(images.device), left.to(images.device)
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view of all crops
     return windows[torch.arange(n, device=images.device), :, top, left]

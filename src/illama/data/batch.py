@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from illama.data.rng import Purpose, torch_generator
+
+if TYPE_CHECKING:
+    from illama.recipes import BatchPlan
 
 
 @dataclass(frozen=True)
@@ -19,63 +23,95 @@ class Batch:
         images: (B, C, H, W) float32, normalised, on the device.
         targets: Classes (B,) int64, or soft targets (B, K) float32, on the device.
         indices: Position of each image in its source, (B,) int64 on the CPU.
+        micro: Which micro-batch of the training this is; None in evaluation.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     indices: torch.Tensor
+    micro: MicroBatch | None = None
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Which images one micro-batch takes.
+    """Which images one micro-batch takes, and where in its draw batch they stand.
+
+    Random numbers are drawn for a whole draw batch, by its number; a device that holds a part of it takes its rows of
+    those numbers. So they do not depend on how many devices share the work.
 
     Attributes:
         step: Optimizer step, from 0.
-        part: Number of the micro-batch within the step.
+        part: Number of the draw batch within the step.
         epoch: From 0.
         chosen: Positions of the images, (B,) int64.
+        rows: Their places in the draw batch, (B,) int64.
+        of: Images of the draw batch; B where one device holds all of it.
     """
 
     step: int
     part: int
     epoch: int
     chosen: np.ndarray
+    rows: np.ndarray
+    of: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this device holds the whole draw batch."""
+        return len(self.rows) == self.of
 
 
 @dataclass(frozen=True)
 class TrainingOrder:
     """The order of the images: one seeded permutation per epoch, what is left over of an epoch is dropped.
 
+    The order is the same for any number of processes; each of them takes its micro-batches of every step.
+
     Attributes:
         num_images: Images of the data set.
-        device_batch: Images per micro-batch.
-        accumulation: Micro-batches per optimizer step.
+        plan: How a step is split over devices and micro-batches.
         seed: Decides the order.
+        rank: Which of the plan's devices this is.
     """
 
     num_images: int
-    device_batch: int
-    accumulation: int
+    plan: BatchPlan
     seed: int
+    rank: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps per epoch, floor(images / total batch)."""
-        return self.num_images // (self.device_batch * self.accumulation)
+        return self.num_images // self.plan.total_batch
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Places in the draw batch that this device takes, (device_batch,) int64.
+
+        Of a shared draw batch they are taken from both ends, so that image i and its partner in mixing, the i-th from
+        the end, come to the same device and are partners there as well.
+        """
+        plan = self.plan
+        if plan.draw_batch == plan.device_batch:
+            return np.arange(plan.device_batch)
+        front = np.arange(plan.device_batch // 2) + self.rank * (plan.device_batch // 2)
+        return np.concatenate([front, plan.draw_batch - 1 - front[::-1]])
 
     def permutation(self, epoch: int) -> np.ndarray:
         """All positions in the order of an epoch, (num_images,) int64."""
         return torch.randperm(self.num_images, generator=torch_generator(Purpose.ORDER, self.seed, epoch)).numpy()
 
     def from_step(self, start_step: int) -> Iterator[MicroBatch]:
-        """Micro-batches from an optimizer step on, without end."""
+        """This device's micro-batches from an optimizer step on, without end."""
+        plan, rows = self.plan, self.rows
+        shared = plan.draw_batch > plan.device_batch
         epoch, within = divmod(start_step, self.steps_per_epoch)
         while True:
             order = self.permutation(epoch)
             for number in range(within, self.steps_per_epoch):
                 step = epoch * self.steps_per_epoch + number
-                for part in range(self.accumulation):
-                    at = (number * self.accumulation + part) * self.device_batch
-                    yield MicroBatch(step, part, epoch, order[at : at + self.device_batch])
+                for micro in range(plan.accumulation):
+                    part = micro if shared else micro * plan.num_devices + self.rank
+                    at = number * plan.total_batch + part * plan.draw_batch
+                    yield MicroBatch(step, part, epoch, order[at + rows], rows, plan.draw_batch)
             epoch, within = epoch + 1, 0

@@ -56,32 +56,49 @@ class RandomErasing:
         boxes = torch.stack([top, top + h, left, left + w], -1).long()
         return boxes * used[..., None]
 
-    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def __call__(
+        self,
+        images: torch.Tensor,
+        generator: torch.Generator,
+        noise: torch.Generator,
+        rows: torch.Tensor | None = None,
+        of: int = 0,
+    ) -> torch.Tensor:
         """Erase in place.
 
         Args:
             images: Normalised images (B, C, H, W), any device.
-            generator: A CPU generator; decides everything.
+            generator: A CPU generator; decides the boxes.
+            noise: A generator of the images' device; decides what fills them.
+            rows: Places of the images in the larger batch that the numbers are drawn for, (B,) int64; None for a batch
+                of its own.
+            of: Size of that larger batch.
         """
-        n, channels, height, width = images.shape
+        channels, height, width = images.shape[1:]
+        n = len(images) if rows is None else of
+        place = torch.full((n,), -1)  # of each image of the larger batch in this one
+        place[slice(None) if rows is None else rows] = torch.arange(len(images))
         boxes = self.boxes(n, height, width, generator)
         for box in range(self.count):
             top, bottom, left, right = boxes[:, box].unbind(-1)
-            rows = torch.nonzero(bottom > top)[:, 0]
-            if not len(rows):
+            erased = torch.nonzero(bottom > top)[:, 0]
+            fill = self._fill((len(erased), channels, height, width), noise)
+            here = place[erased] >= 0
+            erased = erased[here]
+            if not len(erased):
                 continue
             y, x = torch.arange(height), torch.arange(width)
-            in_y = (y >= top[rows, None]) & (y < bottom[rows, None])
-            in_x = (x >= left[rows, None]) & (x < right[rows, None])
+            in_y = (y >= top[erased, None]) & (y < bottom[erased, None])
+            in_x = (x >= left[erased, None]) & (x < right[erased, None])
             inside = (in_y[:, :, None] & in_x[:, None, :])[:, None].to(images.device)
-            fill = self._fill((len(rows), channels, height, width), generator).to(images.device, images.dtype)
-            rows = rows.to(images.device)
-            images[rows] = torch.where(inside, fill, images[rows])
+            if len(fill) > len(erased):
+                fill = fill[here.to(images.device)]
+            there = place[erased].to(images.device)
+            images[there] = torch.where(inside, fill.to(images.dtype), images[there])
         return images
 
-    def _fill(self, shape: tuple[int, int, int, int], generator: torch.Generator) -> torch.Tensor:
-        if self.mode == "pixel":
-            return torch.randn(shape, generator=generator)
-        if self.mode == "rand":
-            return torch.randn((*shape[:2], 1, 1), generator=generator)
-        return torch.zeros(1)
+    def _fill(self, shape: tuple[int, int, int, int], noise: torch.Generator) -> torch.Tensor:
+        """What the erased images get, (shape) or something that broadcasts to it along all but the first axis."""
+        if self.mode == "const":
+            return torch.zeros((shape[0], 1, 1, 1), device=noise.device)
+        return torch.randn(shape if self.mode == "pixel" else (*shape[:2], 1, 1), generator=noise, device=noise.device)

@@ -22,9 +22,10 @@ from illama.data.memory import (
 )
 from illama.data.mixing import Mixing
 from illama.data.rng import Purpose, numpy_generator, torch_generator
-from illama.data.source import Source
+from illama.data.source import Source, SubsetSource
 from illama.data.stream import RawBatch, TrainSamples, fit, stream_evaluation, stream_training, train_transform
 from illama.data.transforms import SMALL_PX, EvalTransform, normalize, to_tensor
+from illama.distributed import ALONE, World, local_size
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class TrainLoader:
         description: Where the images are kept, for people.
     """
 
-    def __init__(self, recipe: Recipe, source: Source, device: torch.device, plan: BatchPlan) -> None:
+    def __init__(self, recipe: Recipe, source: Source, device: torch.device, plan: BatchPlan, rank: int = 0) -> None:
         num_classes = recipe.model.num_classes
         if num_classes < len(source.classes):
             raise UserError(
@@ -55,6 +56,7 @@ class TrainLoader:
         self._workers = resolve_workers(recipe.data.workers)
         crop = resolve_crop(recipe)
         self._memory, self.description = _keep_in_memory(recipe, source, crop)
+        self._augment: BatchedAugment | None = None
         if self._memory is None:
             self._samples = TrainSamples(source, train_transform(recipe, crop), recipe.seed)
             self.skipped: dict[str, str] = {}
@@ -64,30 +66,34 @@ class TrainLoader:
             if self._memory.images.numel() <= MEMORY_MAX_BYTES:
                 self._memory.images = self._memory.images.to(device)
         count = len(source) if self._memory is None else len(self._memory.labels)
-        self._order = TrainingOrder(count, plan.device_batch, plan.accumulation, recipe.seed)
+        self._order = TrainingOrder(count, plan, recipe.seed, rank)
         self.steps_per_epoch = self._order.steps_per_epoch
         if self.steps_per_epoch == 0:
-            step = plan.device_batch * plan.accumulation
             raise UserError(
-                f"{source.description}: {count} readable images are fewer than the {step} of one step; "
+                f"{source.description}: {count} readable images are fewer than the {plan.total_batch} of one step; "
                 f"give train.total_batch={count} or less"
             )
         self._erasing = RandomErasing.of(recipe.augment)
         self._mixing = Mixing.of(recipe.augment, num_classes)
 
+    @property
+    def rows(self) -> torch.Tensor | None:
+        """Places of this device's images in the batch that random numbers are drawn for; None where it is the same."""
+        rows = torch.from_numpy(self._order.rows)
+        return rows if len(rows) < self._order.plan.draw_batch else None
+
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
-        """Micro-batches from optimizer step `start_step` on, `accumulation` of them per step, without end."""
+        """This device's micro-batches from optimizer step `start_step` on, `accumulation` per step, without end."""
         feed = self._from_memory if self._memory is not None else self._from_workers
         for micro, images, labels, indices in feed(start_step):
             yield self._finish(micro, images, labels, indices)
 
     def _from_memory(self, start_step: int) -> Iterator[tuple[MicroBatch, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        memory, seed = self._memory, self._recipe.seed
+        memory = self._memory
         assert memory is not None
         for micro in self._order.from_step(start_step):
             chosen = torch.from_numpy(micro.chosen)
             images = memory.images[chosen.to(memory.images.device)].to(self._device)
-            images = self._augment(images, torch_generator(Purpose.AUGMENT, seed, micro.step, micro.part))
             yield micro, images, memory.labels[chosen].to(self._device), memory.indices[chosen]
 
     def _from_workers(self, start_step: int) -> Iterator[tuple[MicroBatch, torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -97,37 +103,54 @@ class TrainLoader:
             yield (micro, *_to(raw, self._device))
 
     def _finish(self, micro: MicroBatch, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> Batch:
-        """Normalise, erase, mix: the part that both ways of keeping images share."""
+        """Augment (what no worker did), normalise, erase, mix, on the device."""
         data, seed, at = self._recipe.data, self._recipe.seed, (micro.step, micro.part)
+        rows = None if micro.is_whole else torch.from_numpy(micro.rows)
+        if self._augment is not None:
+            images = self._augment(images, torch_generator(Purpose.AUGMENT, seed, *at), rows, micro.of)
         images = normalize(images, data.mean, data.std)
         if self._erasing is not None:
-            images = self._erasing(images, torch_generator(Purpose.ERASE, seed, *at))
+            noise = torch_generator(Purpose.NOISE, seed, *at, device=self._device)
+            images = self._erasing(images, torch_generator(Purpose.ERASE, seed, *at), noise, rows, micro.of)
         if self._mixing is None:
-            return Batch(images, labels, indices)
+            return Batch(images, labels, indices, micro)
         mix = self._mixing.draw(numpy_generator(Purpose.MIX, seed, *at), *images.shape[2:])
-        return Batch(*self._mixing.apply(images, labels, mix), indices)
+        return Batch(*self._mixing.apply(images, labels, mix), indices, micro)
 
 
 class EvalLoader:
     """Every readable image of a source once, in order; can be iterated again.
 
+    Of several processes each takes every size-th image, so that together they take all of them, each once.
+
     Attributes:
+        transform: How the images are looked at.
+        device: Where batches are needed.
         skipped: Location of each unreadable image met so far, and why.
     """
 
     def __init__(
-        self, source: Source, transform: EvalTransform, batch_size: int, device: torch.device, workers: int
+        self,
+        source: Source,
+        transform: EvalTransform,
+        batch_size: int,
+        device: torch.device,
+        workers: int,
+        timeout_s: int,
+        world: World,
     ) -> None:
-        self._source = source
-        self._transform = transform
+        self._places = torch.arange(world.rank, len(source), world.size)
+        self._source = source if world.size == 1 else SubsetSource(source, self._places.numpy(), "a share")
+        self.transform = transform
         self._batch_size = batch_size
-        self._device = device
+        self.device = device
         self._workers = workers
+        self._timeout_s = timeout_s
         self._memory: DecodedImages | None = None
         self.skipped: dict[str, str] = {}
         height, width = transform.img_size
-        if len(source) * transform.in_chans * height * width <= EVAL_MAX_BYTES:
-            self._memory = decode(source, transform, threads=workers or 1)
+        if 0 < len(self._source) * transform.in_chans * height * width <= EVAL_MAX_BYTES:
+            self._memory = decode(self._source, transform, threads=workers or 1)
             self.skipped.update(self._memory.skipped)
 
     def __len__(self) -> int:
@@ -138,8 +161,8 @@ class EvalLoader:
         for raw in self._from_memory() if self._memory is not None else self._from_workers():
             self.skipped.update(raw.broken)
             if len(raw.labels):
-                images, labels, indices = _to(raw, self._device)
-                yield Batch(self._transform.normalize(images, self._device), labels, indices)
+                images, labels, indices = _to(raw, self.device)
+                yield Batch(self.transform.normalize(images, self.device), labels, self._places[indices])
 
     def _from_memory(self) -> Iterator[RawBatch]:
         memory = self._memory
@@ -149,23 +172,26 @@ class EvalLoader:
             yield RawBatch(memory.images[rows], memory.labels[rows], memory.indices[rows], {})
 
     def _from_workers(self) -> Iterator[RawBatch]:
-        pin = self._device.type == "cuda"
-        return stream_evaluation(self._source, self._transform, self._batch_size, self._workers, pin_memory=pin)
+        pin = self.device.type == "cuda"
+        return stream_evaluation(self._source, self.transform, self._batch_size, self._workers, pin_memory=pin)
 
 
-def build_train_loader(recipe: Recipe, source: Source, device: torch.device | str, plan: BatchPlan) -> TrainLoader:
-    """Training batches of a recipe.
+def build_train_loader(
+    recipe: Recipe, source: Source, device: torch.device | str, plan: BatchPlan, rank: int = 0
+) -> TrainLoader:
+    """Training batches of a recipe, or of one of several processes that share its steps.
 
     Args:
         recipe: Its sections data, augment and seed decide.
         source: The training split.
         device: Where batches are needed.
         plan: Images per micro-batch and micro-batches per step.
+        rank: Which of the plan's devices this is.
 
     Raises:
         UserError: Fewer images than one step takes, none readable, or a storage that cannot serve the recipe.
     """
-    return TrainLoader(recipe, source, torch.device(device), plan)
+    return TrainLoader(recipe, source, torch.device(device), plan, rank)
 
 
 def build_eval_loader(
@@ -174,6 +200,8 @@ def build_eval_loader(
     batch_size: int,
     device: torch.device | str,
     workers: int | str = "auto",
+    timeout_s: int = 300,
+    world: World = ALONE,
 ) -> EvalLoader:
     """Batches of normalised images, every readable image once; small sets are decoded here and kept.
 
@@ -183,16 +211,18 @@ def build_eval_loader(
         batch_size: Images per batch.
         device: Where batches are needed.
         workers: Processes (threads for a small set) that decode; "auto" fits the machine.
+        timeout_s: Seconds without an image after which those processes are started anew; 0 waits for ever.
+        world: The processes that share the images.
 
     Raises:
         UserError: No image can be read.
     """
-    return EvalLoader(source, transform, batch_size, torch.device(device), resolve_workers(workers))
+    return EvalLoader(source, transform, batch_size, torch.device(device), resolve_workers(workers), timeout_s, world)
 
 
 def resolve_workers(workers: int | str) -> int:
-    """Number of decoding processes; "auto" is one per CPU, 16 at most."""
-    return min(cpu_count(), 16) if isinstance(workers, str) else workers
+    """Number of decoding processes; "auto" is one per CPU, shared by this machine's training processes, 16 at most."""
+    return max(1, min(cpu_count() // local_size(), 16)) if isinstance(workers, str) else workers
 
 
 def resolve_crop(recipe: Recipe) -> str:

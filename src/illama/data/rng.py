@@ -19,15 +19,28 @@ class Purpose(enum.IntEnum):
     MIX = 3
     SAMPLE = 4
     ERASE = 5
+    NOISE = 6
+    DROP = 7
 
 
 def _state(purpose: Purpose, seed: int, *position: int) -> int:
     return int(np.random.SeedSequence((purpose, seed, *position)).generate_state(1, np.uint64)[0])
 
 
-def torch_generator(purpose: Purpose, seed: int, *position: int) -> torch.Generator:
-    """A CPU generator whose numbers depend on nothing but the arguments (all of them 0 or more)."""
-    return torch.Generator().manual_seed(_state(purpose, seed, *position) >> 1)
+def torch_generator(purpose: Purpose, seed: int, *position: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator whose numbers depend on nothing but the arguments (all of them 0 or more) and the kind of device."""
+    return torch.Generator(device).manual_seed(_state(purpose, seed, *position) >> 1)
+
+
+def seed_global(device: torch.device, purpose: Purpose, seed: int, *position: int) -> None:
+    """Seed the generators that modules draw from (drop path): torch's global ones of the CPU and of `device`."""
+    state = _state(purpose, seed, *position) >> 1
+    torch.default_generator.manual_seed(state)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(state)
+    elif device.type == "mps":
+        torch.mps.manual_seed(state)
 
 
 def numpy_generator(purpose: Purpose, seed: int, *position: int) -> np.random.Generator:
@@ -35,18 +48,30 @@ def numpy_generator(purpose: Purpose, seed: int, *position: int) -> np.random.Ge
     return np.random.Generator(np.random.PCG64(_state(purpose, seed, *position)))
 
 
-@contextlib.contextmanager
-def global_seed(purpose: Purpose, seed: int, *position: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's global CPU generators for a while, then put back what they were."""
-    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+def reseed(purpose: Purpose, seed: int, *position: int) -> None:
+    """Seed Python's, numpy's and torch's global CPU generators, as augmentations of other libraries draw from them."""
     state = _state(purpose, seed, *position)
     random.seed(state)
     np.random.seed(state & 0xFFFFFFFF)
     # torch.manual_seed would reseed the accelerators too
     torch.default_generator.manual_seed(state >> 1)
+
+
+@contextlib.contextmanager
+def global_states_kept() -> Iterator[None]:
+    """Put Python's, numpy's and torch's global CPU generators back, in the end, to what they were."""
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     try:
         yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])
         torch.default_generator.set_state(before[2])
+
+
+@contextlib.contextmanager
+def global_seed(purpose: Purpose, seed: int, *position: int) -> Iterator[None]:
+    """`reseed` for a while."""
+    with global_states_kept():
+        reseed(purpose, seed, *position)
+        yield

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
-from illama.errors import UserError
+from illama.distributed import ALONE, World
 from illama.evaluation.metrics import Scores
 
 if TYPE_CHECKING:
+    from illama.data.batch import Batch
     from illama.data.loader import EvalLoader
     from illama.models import ILlama
 
@@ -84,6 +86,7 @@ def evaluate_model(
     *,
     softness: float | None = None,
     progress: bool = False,
+    world: World = ALONE,
 ) -> EvalResult:
     """Classify every image once and judge the logits.
 
@@ -93,6 +96,8 @@ def evaluate_model(
         num_classes: Classes to count by.
         softness: Softness of the mask during the pass; the model's own when None.
         progress: Draw a bar with the remaining time on stderr, where that is a terminal.
+        world: The processes that share the pass, each with its share of the images in `loader`. All get the result
+            that one process with all images would get.
 
     Raises:
         UserError: There was no readable image.
@@ -100,13 +105,15 @@ def evaluate_model(
     parts: list[Scores] = []
     started = time.perf_counter()
     with evaluating(model, softness), _bar(loader, progress) as advance:
-        for batch in loader:
-            parts.append(Scores.of(model(batch.images), batch.targets))
+        for batch in _in_step(loader, model, world):
+            parts.append(Scores.of(model(batch.images), batch.targets, batch.indices))
             advance()
         used_softness = float(model.softness)
-    if not parts:
-        raise UserError(f"no image could be evaluated; {len(loader.skipped)} were skipped as unreadable")
-    scores = Scores.join(parts)  # waits for the device, so the time below is the pass's
+    # Joining waits for the device, so the time below is the pass's.
+    scores = Scores.join(world.gather(Scores.join(parts)))
+    skipped = {where: why for each in world.gather(loader.skipped) for where, why in each.items()}
+    if not len(scores.targets):
+        raise world.error(f"no image could be evaluated; {len(skipped)} were skipped as unreadable")
     seconds = time.perf_counter() - started
     hits, counts = scores.per_class(num_classes)
     return EvalResult(
@@ -118,7 +125,7 @@ def evaluate_model(
         class_counts=tuple(counts),
         softness=used_softness,
         images_per_s=len(scores.targets) / seconds,
-        skipped=dict(loader.skipped),
+        skipped=skipped,
     )
 
 
@@ -137,6 +144,23 @@ def collect_logits(
             advance()
     logits, targets, indices = (torch.cat(column) for column in zip(*parts, strict=True))
     return logits, targets, indices
+
+
+def _in_step(loader: EvalLoader, model: nn.Module, world: World) -> Iterator[Batch]:
+    """The loader's batches. A model whose weights are cut into shards is put together by all processes in each forward
+    pass, so one that has run out of images takes part until the last one has, with an image that counts for nothing."""
+    if world.size == 1 or not isinstance(model, FSDPModule):
+        yield from loader
+        return
+    batches, transform = iter(loader), loader.transform
+    while True:
+        batch = next(batches, None)
+        if not any(world.gather(batch is not None)):
+            return
+        if batch is not None:
+            yield batch
+        else:
+            model(torch.zeros(1, transform.in_chans, *transform.img_size, device=loader.device))
 
 
 @contextmanager

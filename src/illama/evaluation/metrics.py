@@ -18,15 +18,17 @@ class Scores:
         targets: Right class, (N,) int64.
         ranks: How many classes come before the right one, (N,) int64; 0 is a hit.
         losses: Cross-entropy of the right class in nats, (N,) float32.
+        indices: Position of each image in its source, (N,) int64.
     """
 
     targets: Tensor
     ranks: Tensor
     losses: Tensor
+    indices: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, targets: Tensor) -> Scores:
-        """Judge logits (N, C) by integer targets (N,), on their device.
+    def of(cls, logits: Tensor, targets: Tensor, indices: Tensor | None = None) -> Scores:
+        """Judge logits (N, C) by integer targets (N,), on their device; `indices` count from 0 where not given.
 
         Of equal logits the lower class number comes first, so a model that says nothing is right on class 0 only.
         A row with a non-finite value ranks the right class last.
@@ -37,14 +39,21 @@ class Scores:
         ahead = (logits > own) | ((logits == own) & before)
         finite = torch.isfinite(logits).all(dim=1)
         ranks = torch.where(finite, ahead.sum(dim=1), logits.shape[1])
-        return cls(targets, ranks, F.cross_entropy(logits, targets, reduction="none"))
+        places = torch.arange(len(targets)) if indices is None else indices
+        return cls(targets, ranks, F.cross_entropy(logits, targets, reduction="none"), places)
 
     @classmethod
     def join(cls, parts: Sequence[Scores]) -> Scores:
-        """All images of several batches, on the CPU."""
-        return cls(
-            *(torch.cat([getattr(part, name) for part in parts]).cpu() for name in ("targets", "ranks", "losses"))
-        )
+        """All images of several batches in the order of their positions, on the CPU."""
+        if not parts:
+            none = torch.empty(0, dtype=torch.int64)
+            return cls(none, none, none.float(), none)
+        whole = [
+            torch.cat([getattr(part, name) for part in parts]).cpu()
+            for name in ("targets", "ranks", "losses", "indices")
+        ]
+        order = torch.argsort(whole[-1], stable=True)
+        return cls(*(values[order] for values in whole))
 
     def top(self, k: int) -> float:
         """Percent of images whose right class is among the first `k`; 100 when there are no more than k classes."""

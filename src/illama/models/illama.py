@@ -204,6 +204,15 @@ class ILlama(Features, nn.Module):
                 if isinstance(module, DropPath):
                     module.set_rate(rate * share)
 
+    def share_drop_path(self, rows: torch.Tensor | None, of: int = 0) -> None:
+        """Draw stochastic depth for a larger batch of `of` images, of which each batch is the `rows` (B,) int64.
+
+        So several processes drop what one with the whole batch would drop. None: for each batch by itself.
+        """
+        for module in self.modules():
+            if isinstance(module, DropPath):
+                module.share(rows, of)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass instead of keeping its activations."""
         self.grad_checkpointing = enable

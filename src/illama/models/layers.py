@@ -86,7 +86,9 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = 0.0
         self.active = False
+        self.of = 0
         self.register_buffer("keep", torch.ones(()), persistent=False)
+        self.rows: torch.Tensor | None = None  # no buffer: it is each process's own
 
     def set_rate(self, rate: float) -> None:
         """Set the probability of dropping, 0 to 1 (excluded); nothing happens on the device when it stays the same."""
@@ -94,10 +96,17 @@ class DropPath(nn.Module):
             self.rate, self.active = rate, rate > 0.0
             self.keep.fill_(1.0 - rate)
 
+    def share(self, rows: torch.Tensor | None, of: int = 0) -> None:
+        """Draw for a larger batch of `of` samples and take these `rows` (B,) of it; None: for each batch alone."""
+        self.rows, self.of = rows, of
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not (self.active and self.training):
             return x
-        survivors = torch.bernoulli(self.keep.expand((x.shape[0],) + (1,) * (x.dim() - 1)))
+        drawn = x.shape[0] if self.rows is None else self.of
+        survivors = torch.bernoulli(self.keep.expand((drawn,) + (1,) * (x.dim() - 1)))
+        if self.rows is not None:
+            survivors = survivors[self.rows]
         return x * (survivors / self.keep).to(x.dtype)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:

@@ -18,6 +18,10 @@ class BatchPlan:
         total_batch: Images per optimizer step, all devices together.
         lr: Highest learning rate at this total batch.
         num_devices: Devices that share a step.
+        draw_batch: Images that share one set of random draws (augmentation, mixing, drop path). The recipe alone
+            decides it, never the number of devices: `device_batch` where the recipe names one, else what one device
+            would hold, of which each of several takes an equal share. (Mixing pairs images, so an odd share cannot be
+            kept apart from the others; it has draws of its own.)
     """
 
     device_batch: int
@@ -25,6 +29,11 @@ class BatchPlan:
     total_batch: int
     lr: float
     num_devices: int = 1
+    draw_batch: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.draw_batch:
+            object.__setattr__(self, "draw_batch", self.device_batch)
 
 
 def plan_batches(recipe: Recipe, num_devices: int = 1) -> BatchPlan:
@@ -52,7 +61,9 @@ def plan_batches(recipe: Recipe, num_devices: int = 1) -> BatchPlan:
     lr = _linear(recipe, total) if optimizer.lr_scaling == "linear" else optimizer.lr
     if lr < optimizer.min_lr:
         raise UserError(f"optimizer.lr scaled to {lr:g} is below optimizer.min_lr {optimizer.min_lr:g}; lower min_lr")
-    return BatchPlan(device_batch, accumulation, total, lr, num_devices)
+    shared = recipe.train.device_batch is None and device_batch % 2 == 0
+    draw_batch = total // accumulation if shared else device_batch
+    return BatchPlan(device_batch, accumulation, total, lr, num_devices, draw_batch)
 
 
 def train_image_count(recipe: Recipe) -> int | None:

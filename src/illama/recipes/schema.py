@@ -59,7 +59,9 @@ class DataConfig(Section):
     max_eval_images: Count | None = None
     """Evaluate on so many images only."""
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
-    """Processes that decode images; `auto` fits the machine."""
+    """Processes that decode images, for each device; `auto` fits the machine."""
+    worker_timeout_s: Annotated[int, Field(ge=0)] = 300
+    """Seconds without an image after which the decoding processes are started anew; 0 waits for ever."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel, of values from 0 to 1, subtracted before the model."""
     std: tuple[AboveZero, ...] = IMAGENET_STD
@@ -183,6 +185,13 @@ class TrainConfig(Section):
     """Whether `torch.compile` makes one graph of forward pass and loss."""
     cuda_graphs: bool = False
     """Whether the compiled kernels are replayed as CUDA graphs; CUDA only, needs `compile`."""
+    deterministic: bool = False
+    """Whether only kernels that always give the same bits may run; on a CPU they do anyway, on a GPU it costs speed."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: a whole model on each (`ddp`), or weights, gradients and optimizer state cut into shards
+    (`fsdp`, for models that do not fit)."""
+    grad_reduce: Literal["float32", "bf16"] = "float32"
+    """Type in which processes add up their gradients."""
     grad_checkpointing: bool = False
     """Whether blocks are computed again in the backward pass to save memory."""
     loss: Literal["auto", "cross_entropy", "soft_target"] = "auto"
@@ -197,6 +206,8 @@ class TrainConfig(Section):
     """Images per evaluation batch and device."""
     save_every_steps: Count | None = None
     """Optimizer steps between two checkpoints, besides the one at each epoch's end."""
+    keep_every_epochs: Count | None = None
+    """Epochs between two checkpoints that are kept for good, beside `last`, `previous` and `best`; null keeps none."""
 
 
 class Recipe(Section):

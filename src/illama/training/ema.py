@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from illama.models import ILlama
 
@@ -28,12 +28,11 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: ILlama) -> None:
-        """Move the average towards the model's present weights."""
+        """Move the average towards the model's present weights; of a sharded model each process moves its shards."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1.0 - decay)
+        torch._foreach_lerp_(_own(self.model), _own(model), 1.0 - decay)
         self.updates += 1
 
-    def load(self, state: Mapping[str, torch.Tensor], updates: int) -> None:
-        """Take over averaged weights and their counter."""
-        self.model.load_state_dict(dict(state))
-        self.updates = updates
+
+def _own(model: ILlama) -> list[torch.Tensor]:
+    return [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]

@@ -5,33 +5,39 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
-from illama.checkpoint import Meta, initialize_from, load_checkpoint, save_checkpoint
-from illama.data import EvalTransform, build_eval_loader, build_train_loader, open_source
-from illama.data.loader import EvalLoader, TrainLoader
-from illama.data.source import Source
-from illama.device import resolve_device, resolve_precision
-from illama.errors import Stopped, UserError
-from illama.models import ILlama
-from illama.recipes import BatchPlan, Recipe, plan_batches
+from illama.checkpoint import Saver
+from illama.data.rng import Purpose, seed_global
+from illama.device import only_repeatable, resolve_precision
+from illama.distributed import ALONE, Vote, World, join_world
+from illama.errors import Stopped
+from illama.models.linear import keep_linear_kernel, linear_kernel
+from illama.recipes import Recipe
+from illama.training.console import summary
 from illama.training.ema import WeightAverage
 from illama.training.figures import draw_curves
 from illama.training.guard import LossGuard
-from illama.training.log import RunLog
-from illama.training.losses import build_loss
-from illama.training.objective import build_objective
+from illama.training.keeper import Keeper
+from illama.training.log import NoLog, RunLog
+from illama.training.meter import StepMeter
+from illama.training.objective import build_objective, shard_model
 from illama.training.optim import build_adamw, param_groups, set_lr
 from illama.training.predictions import draw_test_predictions
 from illama.training.run_folder import check_run_folder, write_run_folder
-from illama.training.schedules import Schedules
+from illama.training.run_lock import RunLock
+from illama.training.setup import prepare
 from illama.training.signals import stop_signals
+from illama.training.start_line import start_line
 from illama.training.state import TrainState
 from illama.training.stopwatch import Stopwatch
+from illama.training.track import check_tracker, open_tracker
 from illama.training.validation import Validation, in_words
 
 
@@ -66,15 +72,18 @@ def train(
     *,
     device: str | None = None,
     init_from: Path | str | None = None,
+    track: str | None = None,
 ) -> TrainResult:
-    """Train a recipe, or continue where the run in `out` stopped.
+    """Train a recipe, or continue where the run in `out` stopped; alone, or as one of the processes of `torchrun`.
 
     Args:
         recipe: From `illama.load_recipe`.
         out: The run folder; runs/<recipe name> when None.
-        device: "cpu", "cuda", "cuda:1", "mps"; the best there is when None.
+        device: "cpu", "cuda", "cuda:1", "mps"; the best there is when None. Of several processes on CUDA each takes a
+            GPU of its own.
         init_from: Weights that a new run starts from; the position embedding is resized and the head newly
             initialised where the class count differs.
+        track: "wandb" for Weights & Biases beside metrics.jsonl and TensorBoard.
 
     Raises:
         UserError: Data, recipe, weights or folder cannot be used; nothing has been written then.
@@ -82,86 +91,105 @@ def train(
     """
     run_dir = Path(out) if out is not None else Path("runs") / recipe.name
     start_weights = None if init_from is None else Path(init_from)
-    begun = check_run_folder(run_dir, recipe, start_weights)
-    target = resolve_device(device)
-    run = Run(recipe, run_dir, target, start_weights, begun)
-    return run.complete()
+    lost = f"run the same command again: it goes on from the last checkpoint in {run_dir}"
+    with (
+        join_world(device) as (world, own_device),
+        world.losing_nobody(lost),
+        only_repeatable(recipe.train.deterministic),
+    ):
+        world.lead(lambda: check_tracker(track))
+        world.lead(lambda: check_run_folder(run_dir, recipe, start_weights))
+        return Run(recipe, run_dir, own_device, start_weights, world).complete(track)
 
 
 class Run:
-    """One sitting of a training run.
+    """One sitting of a training run, in one of its processes.
 
-    Building it checks everything and reads the data; only then is the folder written.
+    Building it checks everything and reads the data; only then is the folder written, by `complete`.
     """
 
     def __init__(
-        self, recipe: Recipe, run_dir: Path, device: torch.device, init_from: Path | None, begun: bool
+        self, recipe: Recipe, run_dir: Path, device: torch.device, init_from: Path | None, world: World = ALONE
     ) -> None:
-        self.recipe, self.run_dir, self.device = recipe, run_dir, device
-        self.plan: BatchPlan = plan_batches(recipe)
+        self.recipe, self.run_dir, self.device, self.world = recipe, run_dir, device, world
+        self.init_from = init_from
         self.precision = resolve_precision(recipe.train.precision, device)
-        self.transform = EvalTransform.of(recipe)
-        train_source, eval_source = _open_sources(recipe)
-        self.classes, self.eval_source = train_source.classes, eval_source
-        self.train_loader: TrainLoader = build_train_loader(recipe, train_source, device, self.plan)
-        self.eval_loader: EvalLoader = build_eval_loader(
-            eval_source, self.transform, recipe.train.eval_batch, device, recipe.data.workers
-        )
-        self.validation = Validation(self.eval_loader, device, self.precision)
-        self.schedules = Schedules.of(recipe, self.train_loader.steps_per_epoch, lr=self.plan.lr)
-        loss = build_loss(recipe.train.loss, recipe.augment)
-        torch.manual_seed(recipe.seed)
-        self.model = ILlama(recipe.model)
-        self.notes = [train_source.description, self.train_loader.description, eval_source.description]
-        if init_from is not None:
-            self.notes.append(str(initialize_from(init_from, self.model)))
-        self.model.to(device).set_grad_checkpointing(recipe.train.grad_checkpointing)
+        self.parts = parts = world.agree(lambda: prepare(recipe, device, init_from, world))
+        self.plan, self.schedules, self.model = parts.plan, parts.schedules, parts.model
+        self.notes = list(parts.notes)
+        self.validation = Validation(parts.eval_loader, device, self.precision, world)
+        self.model.set_grad_checkpointing(recipe.train.grad_checkpointing)
+        self.state = self._new_state()
         self.objective = build_objective(
             self.model,
-            loss,
+            parts.loss,
             device,
             self.precision,
             compiled=recipe.train.compile,
             cuda_graphs=recipe.train.cuda_graphs,
+            world=world,
+            grad_reduce=recipe.train.grad_reduce,
         )
-        self.state = self._new_state()
-        self.guard = LossGuard(device, self.state.optimizer)
-        if begun:
-            self._resume()
-        else:
-            write_run_folder(run_dir, recipe, self.classes, device)
+        self.guard = LossGuard(device, self.state.optimizer, world)
+        self.meter = StepMeter(recipe.model, device, self.precision, world.size)
+        transform, saver = parts.eval_loader.transform, Saver(run_dir)
+        self.keeper = Keeper(run_dir, recipe, parts.classes, transform, self.state, saver, self._final_softness())
         self.last_eval: dict[str, Any] = {}
+        self.skipped: dict[str, str] = {}
 
-    def complete(self) -> TrainResult:
-        """Train until the last step, evaluate, draw the pictures."""
-        progress, total = self.state.progress, self.schedules.total_steps
-        self.log = RunLog(self.run_dir, keep_bytes=progress.log_bytes, step=progress.step, total_steps=total)
-        with self.log.progress(), stop_signals() as stop_asked:
+    def complete(self, track: str | None = None) -> TrainResult:
+        """Train until the last step, evaluate, draw the pictures; nobody else may train in the folder meanwhile."""
+        with ExitStack() as held:
+            self.world.main_only(lambda: held.enter_context(RunLock(self.run_dir)))
+            begun = self.world.lead(lambda: check_run_folder(self.run_dir, self.recipe, self.init_from))
+            if begun:
+                self.notes += self.keeper.resume()
+            else:
+                about = (self.run_dir, self.recipe, self.parts.classes, self.device)
+                self.world.lead(lambda: write_run_folder(*about))
+            self.log = self.world.main_only(lambda: self._open_log(track, begun)) or NoLog()
+            held.enter_context(self.log.progress())
+            stop_asked = held.enter_context(stop_signals(patient=self.world.size > 1))
+            held.enter_context(self.keeper.saver)
             self._introduce()
-            if progress.step < total:
+            if self.state.progress.step < self.schedules.total_steps:
                 self._train_steps(stop_asked)
             else:
                 self.log.say("This run is finished; it is evaluated again, its weights stay as they are.")
                 self.last_eval = self._evaluate(write=False)
             self._report()
-        draw_curves(self.run_dir)
-        draw_test_predictions(self.run_dir, self.model, self.eval_source, self.transform, self.device)
+        self._draw()
         return self._result()
+
+    def _open_log(self, track: str | None, begun: bool) -> RunLog:
+        progress, schedules = self.state.progress, self.schedules
+        return RunLog(
+            self.run_dir,
+            keep_bytes=progress.log_bytes,
+            step=progress.step,
+            total_steps=schedules.total_steps,
+            eval_every_steps=schedules.steps_per_epoch * self.recipe.train.eval_every_epochs,
+            tracker=open_tracker(track, self.run_dir, self.recipe.to_dict(), resume=begun),
+        )
 
     def _train_steps(self, stop_asked: threading.Event) -> None:
         progress, per_epoch = self.state.progress, self.schedules.steps_per_epoch
-        batches = self.train_loader.batches(progress.step)
-        since = Stopwatch()
+        self._settle_buckets()
+        batches = self.parts.train_loader.batches(progress.step)
+        since, vote = Stopwatch(), Vote(self.world)
         try:
             while progress.step < self.schedules.total_steps:
                 waited = self._step(batches)
                 since.count(self.plan.total_batch, waited)
+                self.keeper.saver.check()
                 step = progress.step = progress.step + 1
                 at_log = step % self.recipe.train.log_every_steps == 0 or step % per_epoch == 0
                 self.log.advance(step, self._log_step(since) if at_log else None)
                 self._end_of_step(step, per_epoch, since)
-                if stop_asked.is_set() and step < self.schedules.total_steps:
-                    self._save("last", since)
+                if vote.cast(stop_asked.is_set()) and step < self.schedules.total_steps:
+                    self._save(since)
+                    self.keeper.saver.close()
+                    self.world.wait()  # a launcher ends the others when the first one has gone
                     raise Stopped(f"stopped at step {step} and saved; run the same command again to continue")
         finally:
             batches.close()
@@ -171,14 +199,17 @@ class Run:
         state, step, waited = self.state, self.state.progress.step, 0.0
         self._apply_schedules(step)
         self.model.train()
-        for _ in range(self.plan.accumulation):
+        for left in reversed(range(self.plan.accumulation)):
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            loss = self.objective(batch.images, batch.targets) / self.plan.accumulation
-            loss.backward()
-            state.loss_sum += loss.detach()
+            seed_global(self.device, Purpose.DROP, self.recipe.seed, step, batch.micro.part)
+            with self.objective.exchanging(left == 0):
+                loss = self.objective(batch.images, batch.targets) / self.plan.accumulation
+                loss.backward()
+            state.loss_sum += loss.detach() / self.world.size
             self.guard.watch(loss.detach(), step)
+        self.guard.close_step()
         if self.recipe.optimizer.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_grad)
         state.optimizer.step()
@@ -210,20 +241,16 @@ class Run:
             improved = self.state.progress.best is None or judged > self.state.progress.best
             if improved:
                 self.state.progress.best = judged
-        if improved:  # first: a crash between the two replays this evaluation, and "best" is what its name says
-            self._save("best", since)
-        self._save("last", since)
+        self._save(since, best=improved)
         since.go_on()
 
     def _log_step(self, since: Stopwatch) -> str:
         """Write a log line; the only place in the step where the host waits for the device."""
         self._check_finite()
         state, step = self.state, self.state.progress.step
-        loss = float(state.loss_sum) / state.loss_steps
-        state.loss_sum.zero_()
-        state.loss_steps = 0
+        loss = state.mean_loss()
         images_per_s, data_wait = since.rates()
-        record = {
+        record: dict[str, Any] = {
             "kind": "train",
             "step": step,
             "epoch": step / self.schedules.steps_per_epoch,
@@ -234,21 +261,21 @@ class Run:
             "images_per_s": images_per_s,
             "data_wait": data_wait,
         }
+        record |= self.meter.summary(images_per_s, record["softness"])
         self.log.write(record)
-        return (
-            f"epoch {record['epoch']:.1f}  loss {loss:.3f}  softness {record['softness']:.2f}  "
-            f"{images_per_s:.0f} images/s  data wait {data_wait:.0%}"
-        )
+        return summary(record, self.recipe.schedule.epochs)
 
     def _check_finite(self) -> None:
         bad = self.guard.first_bad_step()
         if bad is None:
             return
-        last = load_checkpoint(self.run_dir, "last")
-        good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last.meta.step}"
-        raise UserError(
-            f"the loss is not finite at step {bad} (learning rate {self.schedules.lr(bad):.3g}); no weight was changed "
-            f"by it; {good} ({self.run_dir / 'checkpoints' / 'last'}); "
+        self.keeper.saver.close()
+        last = self.world.lead(self.keeper.last_step)
+        good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
+        where = f" on process {self.guard.bad_ranks()}" if self.world.size > 1 else ""
+        raise self.world.error(
+            f"the loss is not finite at step {bad}{where} (learning rate {self.schedules.lr(bad):.3g}); no weight was "
+            f"changed by it; {good} ({self.run_dir / 'checkpoints' / 'last'}); "
             "lower optimizer.lr or set optimizer.clip_grad=1.0, in a new folder (--out)"
         )
 
@@ -261,68 +288,73 @@ class Run:
             self.log.say(in_words(record))
         return record
 
-    def _save(self, tag: str, since: Stopwatch) -> None:
+    def _save(self, since: Stopwatch, *, best: bool = False) -> None:
         self._check_finite()
-        progress = self.state.progress
+        progress, per_epoch = self.state.progress, self.schedules.steps_per_epoch
         progress.log_bytes = self.log.bytes_written
         progress.seconds += since.taken()
-        softness = self._final_softness() if tag == "best" else float(self.model.softness)
-        average = self.state.average
-        save_checkpoint(
-            self.run_dir,
-            tag,
-            model_state=self.model.state_dict(),
-            training_state=self.state.to_dict(),
-            meta=self._meta(softness),
-            ema_state=None if average is None else average.model.state_dict(),
-        )
-
-    def _meta(self, softness: float) -> Meta:
-        step = self.state.progress.step
-        return Meta(
-            config=self.recipe.model,
-            classes=self.classes,
-            eval_transform=self.transform.to_dict(),
-            softness=softness,
-            step=step,
-            epoch=step // self.schedules.steps_per_epoch,
-            recipe=self.recipe.to_dict(),
-        )
-
-    def _resume(self) -> None:
-        saved = load_checkpoint(self.run_dir, "last")
-        assert saved is not None, "check_run_folder said that the run has begun"
-        self.model.load_state_dict(saved.model_state)
-        self.state.load(saved.training_state, saved.ema_state)
-        self.model.set_softness(saved.meta.softness)
-        self.notes.append(f"continuing {self.run_dir} after step {saved.meta.step}")
+        epoch, within = divmod(progress.step, per_epoch)
+        every = self.recipe.train.keep_every_epochs
+        self.keeper.save(epoch, best=best, keep=every is not None and not within and epoch % every == 0)
 
     def _new_state(self) -> TrainState:
-        optimizer, decay = self.recipe.optimizer, self.recipe.train.ema_decay
-        groups = param_groups(self.model, optimizer.weight_decay, optimizer.layer_decay)
-        return TrainState(
-            model=self.model,
-            optimizer=build_adamw(groups, betas=optimizer.betas, eps=optimizer.eps),
-            average=None if decay is None else WeightAverage(self.model, decay),
-            device=self.device,
-        )
+        """The optimizer and the averaged weights; with `train.parallel=fsdp` model and average become shards here."""
+        optimizer, how, model = self.recipe.optimizer, self.recipe.train, self.model
+        average = None if how.ema_decay is None else WeightAverage(model, how.ema_decay)
+        if how.parallel == "fsdp" and self.world.size > 1:
+            shard_model(model, self.device, how.grad_reduce, compiled=how.compile)
+            if average is not None:
+                shard_model(average.model, self.device)
+        self._share_draws()
+        groups = param_groups(model, optimizer.weight_decay, optimizer.layer_decay)
+        adamw = build_adamw(groups, betas=optimizer.betas, eps=optimizer.eps)
+        return TrainState(model, adamw, average, self.device, self.world)
+
+    def _settle_buckets(self) -> None:
+        """With more than two processes the order in which gradients are added up follows from DDP's buckets, which it
+        arranges anew after the first backward pass. One pass whose gradients are thrown away, so that the first step of
+        a continued run adds up as the same step of an undisturbed one."""
+        if self.world.size <= 2 or self.recipe.train.parallel == "fsdp":
+            return
+        config, augment, batch = self.recipe.model, self.recipe.augment, self.plan.device_batch
+        images = torch.zeros(batch, config.in_chans, *config.height_width, device=self.device)
+        mixed = augment.mixup > 0 or augment.cutmix > 0
+        targets = torch.zeros((batch, config.num_classes) if mixed else batch, device=self.device)
+        self.model.train()
+        self.objective(images, targets if mixed else targets.long()).backward()
+        self.state.optimizer.zero_grad(set_to_none=True)
+
+    def _share_draws(self) -> None:
+        """Random numbers and matrix products as one process with the whole batch would have them."""
+        rows = self.parts.train_loader.rows
+        if rows is not None:
+            self.model.share_drop_path(rows.to(self.device), self.plan.draw_batch)
+        if self.device.type == "cpu" and self.world.size > 1:
+            keep_linear_kernel(self.world.broadcast(linear_kernel()))
 
     def _final_softness(self) -> float:
         return self.schedules.softness(self.schedules.total_steps - 1)
 
     def _introduce(self) -> None:
-        plan, total = self.plan, self.schedules.total_steps
-        parameters = sum(p.numel() for p in self.model.parameters())
         self.log.say(
-            f"{self.recipe.name}: {parameters / 1e6:.2f} M parameters on {self.device} in {self.precision}, "
-            f"{total} steps of {plan.device_batch} x {plan.accumulation} = {plan.total_batch} images -> {self.run_dir}"
+            start_line(
+                self.recipe,
+                self.plan,
+                device=self.device,
+                precision=self.precision,
+                total_steps=self.schedules.total_steps,
+                run_dir=self.run_dir,
+            )
         )
         for note in self.notes:
             self.log.say(f"  {note}", style="dim")
-        for loader, what in ((self.train_loader, "training"), (self.eval_loader, "test")):
+        for loader, what in ((self.parts.train_loader, "training"), (self.parts.eval_loader, "test")):
             self.log.say_skipped(loader.skipped, what)
 
     def _report(self) -> None:
+        self.skipped = {
+            where: why for each in self.world.gather(self.parts.train_loader.skipped) for where, why in each.items()
+        }
         softness = self._final_softness()
         if softness:
             self.log.say(
@@ -331,7 +363,17 @@ class Run:
                 f"{self.last_eval['top1_causal']:.2f} % at softness 0.",
                 style="bold red",
             )
-        self.log.say_skipped(self.train_loader.skipped, "training")
+        self.log.say_skipped(self.skipped, "training")
+
+    def _draw(self) -> None:
+        """The pictures of the run; a sharded model is asked by all processes."""
+        if self.world.is_main:
+            draw_curves(self.run_dir)
+        if self.world.is_main or isinstance(self.model, FSDPModule):
+            folder = self.run_dir if self.world.is_main else None
+            draw_test_predictions(
+                folder, self.model, self.parts.eval_source, self.parts.eval_loader.transform, self.device
+            )
 
     def _result(self) -> TrainResult:
         progress = self.state.progress
@@ -343,17 +385,5 @@ class Run:
             best=self.last_eval["top1"] if progress.best is None else progress.best,
             softness=self._final_softness(),
             seconds=progress.seconds,
-            skipped=dict(self.train_loader.skipped),
+            skipped=self.skipped,
         )
-
-
-def _open_sources(recipe: Recipe) -> tuple[Source, Source]:
-    channels, seed = recipe.model.in_chans, recipe.seed
-    train_source = open_source(recipe.data, "train", in_chans=channels, seed=seed)
-    classes = train_source.classes
-    if len(classes) != recipe.model.num_classes:
-        raise UserError(
-            f"the data has {len(classes)} classes, model.num_classes is {recipe.model.num_classes}; "
-            f"give model.num_classes={len(classes)}"
-        )
-    return train_source, open_source(recipe.data, "eval", in_chans=channels, classes=classes, seed=seed)

@@ -1,17 +1,69 @@
-"""The loss of a batch: forward pass and criterion as one function, eager or compiled as one graph."""
+"""The loss of a batch: forward pass and criterion as one module, eager or compiled, on one process or several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from illama.device import Precision, autocast
+from illama.distributed import ALONE, World
 from illama.errors import UserError
+from illama.models import ILlama
 from illama.training.losses import Loss
 
-Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# Every process sets the same softness and has the same tables, so buffers need not be sent in each forward pass.
+_NO_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in signature(DistributedDataParallel).parameters
+    # its name before torch 2.13
+    else "broadcast_buffers": False
+}
+
+
+class _LossOfBatch(nn.Module):
+    def __init__(self, model: nn.Module, loss: Loss, device: torch.device, precision: Precision) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+        self._device, self._precision = device, precision
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with autocast(self._device, self._precision):
+            logits = self.model(images)
+        return self._loss(logits.float(), targets)
+
+
+class Objective:
+    """The training loss as a function of (images, targets), 0-d float32; of several processes each has its own.
+
+    Gradients of several processes are averaged in the backward pass; `exchanging` says when.
+    """
+
+    def __init__(self, module: nn.Module, model: nn.Module, *, cuda_graphs: bool = False) -> None:
+        self._module = module
+        self._sharded = model if isinstance(model, FSDPModule) else None
+        self._cuda_graphs = cuda_graphs
+
+    def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if not self._cuda_graphs:
+            return self._module(images, targets)
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._module(images, targets).clone()  # the next replay writes to the same memory
+
+    def exchanging(self, exchange: bool) -> AbstractContextManager[object]:
+        """Whether the gradients of this micro-batch are exchanged; of an accumulated step only the last one's are."""
+        if self._sharded is not None:
+            self._sharded.set_requires_gradient_sync(exchange)
+        elif isinstance(self._module, DistributedDataParallel) and not exchange:
+            return self._module.no_sync()
+        return nullcontext()
 
 
 def build_objective(
@@ -22,37 +74,57 @@ def build_objective(
     *,
     compiled: bool = False,
     cuda_graphs: bool = False,
+    world: World = ALONE,
+    grad_reduce: Literal["float32", "bf16"] = "float32",
 ) -> Objective:
     """The training loss as a function of (images, targets).
 
     Args:
-        model: Maps images to logits.
+        model: Maps images to logits; already cut into shards (`shard_model`) where the recipe says so.
         loss: From `build_loss`.
         device: Where both run.
         precision: "float32", or "bf16" for autocast around the forward pass.
         compiled: Whether `torch.compile` makes one graph of it; a graph break is an error. Softness, drop path and
-            learning rate may change without a new compilation.
+            learning rate may change without a new compilation. (A sharded model's blocks are compiled one by one.)
         cuda_graphs: Whether the compiled kernels are replayed as CUDA graphs, which saves their launches.
+        world: The processes that share a step.
+        grad_reduce: Type in which they add up their gradients.
 
     Raises:
-        UserError: CUDA graphs on another device.
+        UserError: CUDA graphs on another device, or for several processes.
     """
+    module: nn.Module = _LossOfBatch(model, loss, device, precision)
+    sharded = isinstance(model, FSDPModule)
+    if cuda_graphs and compiled and (device.type != "cuda" or world.size > 1):
+        where = f"this is {device}" if world.size == 1 else f"these are {world.size} processes"
+        raise UserError(f"train.cuda_graphs needs one process on CUDA, {where}; give train.cuda_graphs=false")
+    if compiled and not sharded:
+        module.compile(fullgraph=True, mode="reduce-overhead" if cuda_graphs else None)
+    if world.size > 1 and not sharded:
+        replicas = DistributedDataParallel(module, gradient_as_bucket_view=True, **_NO_BUFFERS)
+        if grad_reduce == "bf16":
+            if device.type != "cuda":
+                raise UserError(f"train.grad_reduce=bf16 needs CUDA, this is {device}; give train.grad_reduce=float32")
+            replicas.register_comm_hook(None, bf16_compress_hook)
+        module = replicas
+    return Objective(module, model, cuda_graphs=compiled and cuda_graphs)
 
-    def objective(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with autocast(device, precision):
-            logits = model(images)
-        return loss(logits.float(), targets)
 
-    if not compiled:
-        return objective
-    if not cuda_graphs:
-        return torch.compile(objective, fullgraph=True)
-    if device.type != "cuda":
-        raise UserError(f"train.cuda_graphs needs a CUDA device, this is {device}; give train.cuda_graphs=false")
-    graph = torch.compile(objective, fullgraph=True, mode="reduce-overhead")
+def shard_model(
+    model: ILlama, device: torch.device, grad_reduce: Literal["float32", "bf16"] = "float32", *, compiled: bool = False
+) -> None:
+    """Cut a model's weights into shards over all processes (FSDP2), block by block, in place.
 
-    def replayed(images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        torch.compiler.cudagraph_mark_step_begin()
-        return graph(images, targets).clone()  # the next replay writes to the same memory
-
-    return replayed
+    Args:
+        model: On `device`, with the same weights on every process.
+        device: This process's own.
+        grad_reduce: Type in which gradients are added up.
+        compiled: Whether each block is compiled.
+    """
+    mesh = torch.distributed.init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if grad_reduce == "bf16" else None)
+    for block in model.blocks:
+        if compiled:
+            block.compile(fullgraph=True)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)

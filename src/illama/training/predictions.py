@@ -15,9 +15,12 @@ SHOWN = 32
 
 
 def draw_test_predictions(
-    run_dir: Path, model: ILlama, source: Source, transform: EvalTransform, device: torch.device
-) -> Path:
-    """Classify evenly spaced images of the evaluation split and draw them; unreadable ones are left out."""
+    run_dir: Path | None, model: ILlama, source: Source, transform: EvalTransform, device: torch.device
+) -> None:
+    """Classify evenly spaced images of the evaluation split and draw them; unreadable ones are left out.
+
+    Without a folder the model is asked and nothing is drawn: what the other processes of a sharded model have to do.
+    """
     images, truths = [], []
     for index in np.linspace(0, len(source) - 1, min(SHOWN, len(source))).round().astype(int):
         try:
@@ -30,6 +33,6 @@ def draw_test_predictions(
     with torch.no_grad():
         probabilities = model(transform.normalize(shown, device)).float().softmax(-1).cpu()
     best, predicted = probabilities.max(-1)
-    path = run_dir / "predictions.png"
-    draw_predictions(shown, truths, predicted.tolist(), best.tolist(), source.classes, path)
-    return path
+    if run_dir is not None:
+        path = run_dir / "predictions.png"
+        draw_predictions(shown, truths, predicted.tolist(), best.tolist(), source.classes, path)

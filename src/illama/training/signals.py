@@ -10,15 +10,20 @@ from typing import Any
 
 
 @contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """SIGTERM and SIGINT ask for a clean end; a second one ends at once. Only the main thread can listen."""
+def stop_signals(*, patient: bool = False) -> Iterator[threading.Event]:
+    """SIGTERM and SIGINT ask for a clean end; a second one ends at once. Only the main thread can listen.
+
+    Args:
+        patient: Whether a second one is ignored: a launcher passes on what the terminal has sent to all processes, and
+            has its own way (SIGKILL) with those that take too long.
+    """
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
     def ask(number: int, frame: Any) -> None:
-        if asked.is_set():
+        if asked.is_set() and not patient:
             raise KeyboardInterrupt
         asked.set()
 

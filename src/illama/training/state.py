@@ -6,10 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
+from illama.checkpoint import Checkpoint
+from illama.distributed import ALONE, World
+from illama.models import ILlama
 from illama.models.linear import keep_linear_kernel, linear_kernel
 from illama.training.ema import WeightAverage
+from illama.training.shards import load_optimizer, load_weights, whole
 
 
 @dataclass
@@ -31,58 +34,67 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """What a checkpoint holds beside the weights, by name: optimizer, average, progress, pending loss, RNG."""
+    """What a checkpoint holds beside the weights, by name: optimizer, average, progress, pending loss.
 
-    model: nn.Module
+    Random numbers are not among it: data order, augmentation and drop path are functions of seed and step.
+    """
+
+    model: ILlama
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None
     device: torch.device
+    world: World = ALONE
     progress: Progress = field(default_factory=Progress)
-    loss_sum: torch.Tensor = field(init=False)  # since the last log line, on the device
+    loss_sum: torch.Tensor = field(init=False)  # this process's part since the last log line, on the device
     loss_steps: int = 0
 
     def __post_init__(self) -> None:
         self.loss_sum = torch.zeros((), device=self.device)
 
+    def mean_loss(self) -> float:
+        """Mean loss of all processes since it was last asked for. A collective; waits for the device."""
+        mean = float(self.world.sum_(self.loss_sum)) / self.loss_steps
+        self.loss_sum.zero_()
+        self.loss_steps = 0
+        return mean
+
     def to_dict(self) -> dict[str, Any]:
-        """Tensors and plain containers, readable with `weights_only=True`."""
+        """Whole tensors and plain containers, readable with `weights_only=True`. A collective."""
+        self._hand_loss_to_rank_0()
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict()),
             "average_updates": None if self.average is None else self.average.updates,
             "progress": dict(vars(self.progress)),
             "loss_sum": self.loss_sum,
             "loss_steps": self.loss_steps,
-            "rng": rng_state(self.device),
             "linear_kernel": linear_kernel() if self.device.type == "cpu" else None,
+            "processes": self.world.size,
         }
 
-    def load(self, saved: dict[str, Any], ema_state: dict[str, torch.Tensor] | None) -> None:
-        """Take over what `to_dict` wrote; the model's weights are loaded by the caller."""
-        if saved.get("linear_kernel") is not None:
-            keep_linear_kernel(saved["linear_kernel"])
-        self.optimizer.load_state_dict(saved["optimizer"])
-        if self.average is not None and ema_state is not None:
-            self.average.load(ema_state, saved["average_updates"])
-        self.progress = Progress(**saved["progress"])
-        self.loss_sum = saved["loss_sum"].to(self.device)
-        self.loss_steps = saved["loss_steps"]
-        set_rng_state(saved["rng"], self.device)
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The model's state_dict in whole tensors. A collective."""
+        return whole(self.model.state_dict())
 
+    def average_weights(self) -> dict[str, torch.Tensor] | None:
+        """The averaged model's state_dict in whole tensors, where there is one. A collective."""
+        return None if self.average is None else whole(self.average.model.state_dict())
 
-def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """States of the generators that drop path and dropout draw from (data order and augmentation need none)."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    elif device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
-    return states
+    def load(self, saved: Checkpoint) -> None:
+        """Take over what `weights`, `average_weights` and `to_dict` gave, by however many processes they were saved."""
+        state = saved.training_state
+        if state.get("linear_kernel") is not None:
+            keep_linear_kernel(state["linear_kernel"])
+        load_weights(self.model, saved.model_state)
+        load_optimizer(self.optimizer, state["optimizer"])
+        if self.average is not None and saved.ema_state is not None:
+            load_weights(self.average.model, saved.ema_state)
+            self.average.updates = state["average_updates"]
+        self.progress = Progress(**state["progress"])
+        self.loss_sum = state["loss_sum"].to(self.device) * self.world.is_main
+        self.loss_steps = state["loss_steps"]
 
-
-def set_rng_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    """Put back what `rng_state` read; a generator of another device is left as it is."""
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-    elif device.type == "mps" and "mps" in states:
-        torch.mps.set_rng_state(states["mps"])
+    def _hand_loss_to_rank_0(self) -> None:
+        """As a continued run has it: otherwise its next log line would differ in the last bits."""
+        self.world.sum_(self.loss_sum)
+        if not self.world.is_main:
+            self.loss_sum.zero_()

@@ -9,6 +9,7 @@ import torch
 
 from illama.data import EvalLoader
 from illama.device import Precision, autocast
+from illama.distributed import ALONE, World
 from illama.evaluation import EvalResult, evaluate_model
 from illama.models import ILlama
 from illama.training.ema import WeightAverage
@@ -21,6 +22,7 @@ class Validation:
     loader: EvalLoader
     device: torch.device
     precision: Precision
+    world: World = ALONE
 
     def __call__(self, model: ILlama, average: WeightAverage | None, *, step: int, epoch: int) -> dict[str, Any]:
         """One record of metrics.jsonl; accuracies in percent, losses in nats.
@@ -49,9 +51,9 @@ class Validation:
         return record
 
     def accuracy(self, model: ILlama, softness: float) -> EvalResult:
-        """One pass over the evaluation split."""
+        """One pass over the evaluation split, each process its share; the same result on all."""
         with autocast(self.device, self.precision):
-            return evaluate_model(model, self.loader, model.num_classes, softness=softness)
+            return evaluate_model(model, self.loader, model.num_classes, softness=softness, world=self.world)
 
 
 def in_words(record: dict[str, Any]) -> str:

@@ -1,0 +1,93 @@
+"""What a run needs before its first step: data, schedules, the network. Nothing is written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from illama.checkpoint import initialize_from
+from illama.data import EvalTransform, build_eval_loader, build_train_loader, open_source
+from illama.data.loader import EvalLoader, TrainLoader
+from illama.data.source import Source
+from illama.distributed import World
+from illama.errors import UserError
+from illama.models import ILlama
+from illama.recipes import BatchPlan, Recipe, plan_batches
+from illama.training.losses import Loss, build_loss
+from illama.training.schedules import Schedules
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A recipe's parts on one process.
+
+    Attributes:
+        plan: How a step is split.
+        train_loader: This process's micro-batches.
+        eval_loader: This process's share of the evaluation split.
+        eval_source: The whole evaluation split.
+        classes: Class names in index order.
+        schedules: Everything that changes with the step.
+        model: Newly initialised, or with the weights that the run starts from.
+        loss: The criterion.
+        notes: What people should know of them, line by line.
+    """
+
+    plan: BatchPlan
+    train_loader: TrainLoader
+    eval_loader: EvalLoader
+    eval_source: Source
+    classes: tuple[str, ...]
+    schedules: Schedules
+    model: ILlama
+    loss: Loss
+    notes: list[str]
+
+
+def prepare(recipe: Recipe, device: torch.device, init_from: Path | None, world: World) -> Parts:
+    """Open the data and build the network, with no word to the other processes.
+
+    Args:
+        recipe: What is trained.
+        device: This process's own.
+        init_from: Weights to start from.
+        world: Which of how many processes this is.
+
+    Raises:
+        UserError: Data, weights or batch cannot be used.
+    """
+    plan, data = plan_batches(recipe, world.size), recipe.data
+    train_source, eval_source = _open_sources(recipe)
+    train_loader = build_train_loader(recipe, train_source, device, plan, world.rank)
+    transform, batch = EvalTransform.of(recipe), recipe.train.eval_batch
+    eval_loader = build_eval_loader(eval_source, transform, batch, device, data.workers, data.worker_timeout_s, world)
+    notes = [train_source.description, train_loader.description, eval_source.description]
+    torch.manual_seed(recipe.seed)
+    model = ILlama(recipe.model)
+    if init_from is not None:
+        notes.append(str(initialize_from(init_from, model)))
+    return Parts(
+        plan=plan,
+        train_loader=train_loader,
+        eval_loader=eval_loader,
+        eval_source=eval_source,
+        classes=train_source.classes,
+        schedules=Schedules.of(recipe, train_loader.steps_per_epoch, lr=plan.lr),
+        model=model.to(device),
+        loss=build_loss(recipe.train.loss, recipe.augment),
+        notes=notes,
+    )
+
+
+def _open_sources(recipe: Recipe) -> tuple[Source, Source]:
+    channels, seed = recipe.model.in_chans, recipe.seed
+    train_source = open_source(recipe.data, "train", in_chans=channels, seed=seed)
+    classes = train_source.classes
+    if len(classes) != recipe.model.num_classes:
+        raise UserError(
+            f"the data has {len(classes)} classes, model.num_classes is {recipe.model.num_classes}; "
+            f"give model.num_classes={len(classes)}"
+        )
+    return train_source, open_source(recipe.data, "eval", in_chans=channels, classes=classes, seed=seed)

@@ -1,0 +1,68 @@
+"""Several processes on this machine that talk through gloo, as `torchrun` would start them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from illama.errors import Stopped, UserError
+
+# Started once and forked for each process: importing torch takes longer than most of the tests.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        "illama.training.loop",
+        "tests.processes",
+        "sklearn.datasets",
+        "torch._dynamo",
+        "torch.distributed.fsdp",
+        "torch.utils.tensorboard",
+    ]
+)
+
+
+def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Run `work(*arguments)` in `count` processes of one group; results by rank.
+
+    A `UserError` or `Stopped` counts as a result; anything else fails the test with that process's traceback.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    results = _CONTEXT.SimpleQueue()
+    children = [
+        _CONTEXT.Process(target=_one, args=(rank, count, port, results, work, arguments)) for rank in range(count)
+    ]
+    for child in children:
+        child.start()
+    found = dict(results.get() for _ in children)
+    for child in children:
+        child.join()
+    failed = [text for kind, text in found.values() if kind == "failed"]
+    assert not failed, failed[0]
+    return [found[rank][1] for rank in range(count)]
+
+
+def _one(rank: int, count: int, port: int, results: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    if count > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    try:
+        results.put((rank, ("done", work(*arguments))))
+    except (UserError, Stopped) as end:
+        results.put((rank, ("done", end)))
+    except BaseException:
+        results.put((rank, ("failed", traceback.format_exc())))

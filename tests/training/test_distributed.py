@@ -1,0 +1,266 @@
+"""Several processes train, evaluate, stop and go on as one would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from illama.checkpoint import load_checkpoint
+from illama.data import batch as data_batch
+from illama.distributed import join_world
+from illama.errors import Stopped, ToldElsewhere, UserError
+from illama.recipes import Recipe, plan_batches
+from illama.training.loop import Run, train
+from illama.training.objective import Objective
+from tests.processes import in_processes
+from tests.runs import distance, records, same_weights, weights
+
+EVERYTHING = (
+    "train.ema_decay=0.9",
+    "train.save_every_steps=2",
+    "augment.mixup=0.2",
+    "augment.cutmix=0.5",
+    "augment.erase_prob=0.25",
+    "optimizer.clip_grad=1.0",
+    "data.max_eval_images=41",
+    "train.eval_batch=8",
+)
+FILES = ("model.safetensors", "ema.safetensors")
+
+
+def train_here(recipe: Recipe, out: Path, crash_at: int | None = None) -> list[tuple[int, list[int]]]:
+    """Train; returns (step, positions of the images) of each micro-batch. A crash is an exception before a step."""
+    seen: list[tuple[int, list[int]]] = []
+    step, draw = Run._step, Run._draw
+
+    def noted(self: Run, batches: Any) -> float:
+        if self.state.progress.step == crash_at:
+            self.keeper.saver.close()  # how much of a save a crash leaves is no matter of this test
+            raise Stopped("crash")
+
+        def watched() -> Any:
+            for batch in batches:
+                seen.append((batch.micro.step, batch.indices.tolist()))
+                yield batch
+
+        return step(self, watched())
+
+    Run._step, Run._draw = noted, lambda self: None  # type: ignore[method-assign]
+    try:
+        train(recipe, out, device="cpu")
+    except Stopped:
+        if crash_at is None:
+            raise
+    finally:
+        Run._step, Run._draw = step, draw  # type: ignore[method-assign]
+    return seen
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_train_to_the_weights_of_one(
+    processes: int, toy: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """The recipe names the total batch alone: each process takes a share of every draw batch."""
+    recipe = toy(*EVERYTHING)
+    in_processes(1, train_here, recipe, tmp_path / "one")
+    in_processes(processes, train_here, recipe, tmp_path / "several")
+    for file in FILES:
+        assert distance(tmp_path / "one", tmp_path / "several", file) <= 1e-6
+    for one, several in zip(records(tmp_path / "one"), records(tmp_path / "several"), strict=True):
+        assert one.pop("kind") == several.pop("kind")
+        assert one == pytest.approx(several, rel=1e-5)
+
+
+def test_the_same_micro_batches_give_the_same_bits(toy: Callable[..., Recipe], tmp_path: Path) -> None:
+    """With the device batch named, one process accumulates what two add up: two sums of the same two numbers."""
+    recipe = toy(*EVERYTHING, "train.device_batch=16")
+    in_processes(1, train_here, recipe, tmp_path / "one")
+    in_processes(2, train_here, recipe, tmp_path / "two")
+    assert all(same_weights(tmp_path / "one", tmp_path / "two", file=file) for file in FILES)
+
+
+def test_two_processes_train_a_part_of_cifar10_like_one(
+    cifar: Callable[..., Recipe], shared_data: Path, tmp_path: Path
+) -> None:
+    recipe = cifar(f"data.path={shared_data / 'cifar10'}")
+    in_processes(1, train_here, recipe, tmp_path / "one")
+    in_processes(2, train_here, recipe, tmp_path / "two")
+    assert distance(tmp_path / "one", tmp_path / "two") <= 1e-6
+
+
+def test_shards_train_like_copies(toy: Callable[..., Recipe], tmp_path: Path) -> None:
+    """FSDP2 against DDP, and one process reads the checkpoint of the shards."""
+    recipe = toy(*EVERYTHING)
+    in_processes(2, train_here, recipe, tmp_path / "ddp")
+    sharded = toy(*EVERYTHING, "train.parallel=fsdp", "train.accumulation=2")
+    in_processes(2, train_here, toy(*EVERYTHING, "train.accumulation=2"), tmp_path / "accumulated")
+    in_processes(2, train_here, sharded, tmp_path / "fsdp_accumulated")
+    in_processes(2, train_here, toy(*EVERYTHING, "train.parallel=fsdp"), tmp_path / "fsdp")
+    for one, other in (("ddp", "fsdp"), ("accumulated", "fsdp_accumulated")):
+        for file in FILES:
+            assert distance(tmp_path / one, tmp_path / other, file) <= 1e-6
+    states = [load_checkpoint(tmp_path / name, "last").training_state["optimizer"] for name in ("ddp", "fsdp")]
+    for one, other in zip(*(state["state"].values() for state in states), strict=True):
+        for key in one:
+            torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 2), (3, 1), (3, 3)])
+def test_a_run_goes_on_with_another_number_of_processes(
+    before: int, after: int, parallel: str, toy: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    """In the middle of an epoch: the same images in the same order, none twice, and the weights of an undisturbed run.
+
+    On the same number of processes bit for bit.
+    """
+    recipe = toy(*EVERYTHING, f"train.parallel={parallel}", "train.total_batch=24", "optimizer.lr_batch=24")
+    whole = in_processes(before, train_here, recipe, tmp_path / "whole")
+    first = in_processes(before, train_here, recipe, tmp_path / "broken", 9)
+    assert load_checkpoint(tmp_path / "broken", "last").meta.step == 8  # an epoch has six steps
+    second = in_processes(after, train_here, recipe, tmp_path / "broken")
+
+    def images_of_steps(ranks: list[list[tuple[int, list[int]]]]) -> dict[int, list[int]]:
+        steps: dict[int, list[int]] = {}
+        for step, chosen in (entry for rank in ranks for entry in rank):
+            steps.setdefault(step, []).extend(chosen)
+        return {step: sorted(chosen) for step, chosen in steps.items()}
+
+    expected = images_of_steps(whole)
+    went_on = images_of_steps(second)
+    assert min(went_on) == 8
+    done = {step: chosen for step, chosen in images_of_steps(first).items() if step < 8} | went_on
+    assert done == expected
+    for epoch in range(3):
+        images = [image for step in range(6 * epoch, 6 * epoch + 6) for image in done[step]]
+        assert len(images) == len(set(images)) == 6 * 24
+    for file in FILES:
+        assert distance(tmp_path / "whole", tmp_path / "broken", file) <= 1e-6
+        if before == after:
+            assert same_weights(tmp_path / "whole", tmp_path / "broken", file=file)
+    if before == after:
+        assert records(tmp_path / "whole") == records(tmp_path / "broken")
+
+
+def stop_by_signal_on(rank: int, at_step: int, recipe: Recipe, out: Path) -> Any:
+    import os
+    import signal
+
+    step = Run._step
+
+    def signalled(self: Run, batches: Any) -> float:
+        if self.world.rank == rank and self.state.progress.step == at_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batches)
+
+    Run._step = signalled  # type: ignore[method-assign]
+    return train(recipe, out, device="cpu")
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(toy: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = toy(*EVERYTHING)
+    ends = in_processes(2, stop_by_signal_on, 1, 6, recipe, tmp_path / "run")
+    assert [type(end) for end in ends] == [Stopped, Stopped]
+    assert str(ends[0]) == str(ends[1])
+    assert load_checkpoint(tmp_path / "run", "last").meta.step == 8  # the outcome of a vote is known a step later
+    in_processes(2, train_here, recipe, tmp_path / "run")
+    in_processes(2, train_here, recipe, tmp_path / "whole")
+    assert same_weights(tmp_path / "whole", tmp_path / "run")
+
+
+def nan_on(rank: int, at_step: int, recipe: Recipe, out: Path) -> tuple[str, type, dict[str, np.ndarray]]:
+    """Message and weights that a run is left with after one process met a loss that is not finite."""
+    right, runs = Objective.__call__, []
+    step = Run._step
+
+    def noted(self: Run, batches: Any) -> float:
+        runs[:] = [self]
+        return step(self, batches)
+
+    def wrong(self: Objective, *batch: torch.Tensor) -> torch.Tensor:
+        bad = runs[0].world.rank == rank and runs[0].state.progress.step == at_step
+        return right(self, *batch) * (float("nan") if bad else 1.0)
+
+    Run._step, Objective.__call__ = noted, wrong  # type: ignore[method-assign]
+    with pytest.raises(UserError) as stopped:
+        train(recipe, out, device="cpu")
+    return str(stopped.value), type(stopped.value), {n: p.detach().numpy() for n, p in runs[0].model.named_parameters()}
+
+
+def test_a_loss_that_is_not_finite_on_one_process_stops_all(toy: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = toy("train.log_every_steps=4")
+    (message, told, one), (_, silent, other) = in_processes(2, nan_on, 1, 7, recipe, tmp_path / "run")
+    assert (told, silent) == (UserError, ToldElsewhere)
+    assert "step 7 on process [1]" in message
+    assert "the last good checkpoint is step 5" in message
+    in_processes(2, train_here, toy("train.log_every_steps=4", "train.save_every_steps=7"), tmp_path / "good", 7)
+    good = weights(tmp_path / "good")
+    assert all((one[name] == good[name].numpy()).all() and (other[name] == one[name]).all() for name in good)
+
+
+def fail_to_open(recipe: Recipe, out: Path) -> Any:
+    """Only rank 1 cannot read its data."""
+    import os
+
+    if os.environ["RANK"] == "1":
+        from illama.training import setup
+
+        def broken(*arguments: Any, **options: Any) -> Any:
+            raise UserError("no such data on this machine")
+
+        setup.open_source = broken
+    return train(recipe, out, device="cpu")
+
+
+def test_an_error_of_one_process_ends_all_and_is_told_once(toy: Callable[..., Recipe], tmp_path: Path) -> None:
+    ends = in_processes(2, fail_to_open, toy(), tmp_path / "run")
+    assert [type(end) for end in ends] == [UserError, ToldElsewhere]
+    assert "no such data on this machine" in str(ends[0])
+    assert not (tmp_path / "run").exists()
+
+
+def test_gradients_of_shards_can_be_added_up_in_bf16(toy: Callable[..., Recipe], tmp_path: Path) -> None:
+    for name, kind in (("exact", "float32"), ("bf16", "bf16")):
+        recipe = toy(*EVERYTHING, "train.parallel=fsdp", f"train.grad_reduce={kind}")
+        in_processes(2, train_here, recipe, tmp_path / name)
+    assert 1e-7 < distance(tmp_path / "exact", tmp_path / "bf16") < 1e-2
+
+
+def test_copies_add_up_in_bf16_on_cuda_only(toy: Callable[..., Recipe], tmp_path: Path) -> None:
+    ends = in_processes(2, train_here, toy("train.grad_reduce=bf16"), tmp_path / "run")
+    assert all(isinstance(end, UserError) for end in ends)
+    assert "train.grad_reduce=bf16 needs CUDA" in str(ends[0])
+
+
+def test_the_total_batch_stays_or_there_is_no_run(toy: Callable[..., Recipe], tmp_path: Path) -> None:
+    for processes in (1, 2, 4):
+        assert plan_batches(toy(), processes).total_batch == 32
+    ends = in_processes(3, train_here, toy(), tmp_path / "run")
+    assert all(isinstance(end, UserError) for end in ends)
+    assert "train.total_batch 32 is not a multiple of 3 devices" in str(ends[0])
+    assert "optimizer.lr_scaling=linear" in str(ends[0])
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_the_rows_of_all_processes_make_the_draw_batch(processes: int, toy: Callable[..., Recipe]) -> None:
+    """Each row once; and each process holds whole pairs of mixing, paired in its own batch as in the whole one."""
+    recipe = toy("train.total_batch=48", "optimizer.lr_batch=48")
+    plan = plan_batches(recipe, processes)
+    rows = [data_batch.TrainingOrder(160, plan, 0, rank).rows for rank in range(processes)]
+    assert sorted(np.concatenate(rows)) == list(range(48))
+    for own in rows:
+        assert (own[::-1] == 47 - own).all()
+
+
+def gathered(value: Any) -> Any:
+    with join_world("cpu") as (world, _):
+        return world.gather((world.rank, value)), world.broadcast(world.rank), float(world.sum_(torch.ones(())))
+
+
+def test_processes_hear_each_other() -> None:
+    assert in_processes(3, gathered, "a") == [([(0, "a"), (1, "a"), (2, "a")], 0, 3.0)] * 3
