@@ -19,9 +19,11 @@ from illama.models import ILlama
 from illama.recipes import Recipe
 from illama.training.loop import Run, train
 from illama.training.objective import Objective
-from tests.runs import records, weights
+from tests.runs import records, same_weights, weights
 
 EVERYTHING = ("train.accumulation=2", "train.ema_decay=0.9", "train.save_every_steps=2", "augment.mixup=0.2")
+
+FILES = ("model.safetensors", "ema.safetensors")
 
 
 class Crash(Exception):  # noqa: N818 - no error, an event
@@ -61,6 +63,26 @@ def test_a_crash_changes_nothing(
     assert states[0]["average_updates"] == states[1]["average_updates"] == 15
     for one, other in zip(*(state["optimizer"]["state"].values() for state in states), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA"))]
+)
+@pytest.mark.parametrize("deterministic", ["false", "true"])
+def test_the_same_seed_gives_the_same_bits(
+    deterministic: str, device: str, toy: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    if device == "cuda" and deterministic == "false":
+        pytest.skip("a GPU promises it with train.deterministic=true only")
+    recipe = toy(*EVERYTHING, "augment.erase_prob=0.25", f"train.deterministic={deterministic}")
+    for name in ("one", "other"):
+        torch.manual_seed(len(name))  # what was drawn before does not matter
+        train(recipe, tmp_path / name, device=device)
+    assert all(same_weights(tmp_path / "one", tmp_path / "other", file=file) for file in FILES)
+    assert records(tmp_path / "one") == records(tmp_path / "other")
+    train(toy(*EVERYTHING, "seed=1"), tmp_path / "seed 1", device=device)
+    assert not same_weights(tmp_path / "one", tmp_path / "seed 1")
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_accumulation_equals_one_large_batch(toy: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from illama import UserError, load_recipe, train
-from illama.checkpoint import load_checkpoint
+from illama.checkpoint import Checkpoint, Meta, load_checkpoint
 from illama.models import linear
 from illama.recipes import Recipe
 from illama.training.loop import Run

@@ -37,6 +37,7 @@ def eval_command(
         batch_size: Images at a time.
         softness: Softness of the mask, 0 (causal) to 1; the one saved with the weights by default.
     """
+    from illama.distributed import is_main_process
     from illama.evaluation.run import evaluate
 
     check_targets(json=json)
@@ -49,6 +50,8 @@ def eval_command(
         device=device,
         progress=True,
     )
+    if not is_main_process():
+        return
     for where, why in result.skipped.items():
         print(f"illama: skipped {where}: {why}", file=sys.stderr)
     if json is not None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from illama.checkpoint import Meta, load_model
 from illama.checkpoint.io import find_weights
 from illama.errors import UserError
 from illama.evaluation.classify import EvalResult, evaluate_model
 from illama.recipes import DataConfig, Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    import torch
+
+    from illama.data.loader import EvalLoader
+    from illama.distributed import World
+    from illama.models import ILlama
 
 
 def evaluate(
@@ -22,7 +30,7 @@ def evaluate(
     softness: float | None = None,
     progress: bool = False,
 ) -> EvalResult:
-    """Top-1, top-5, loss and per-class accuracy of a trained model.
+    """Top-1, top-5, loss and per-class accuracy of a trained model; alone, or as one of the processes of `torchrun`.
 
     Args:
         checkpoint: A run folder, a checkpoint folder or a .safetensors file that illama wrote.
@@ -40,12 +48,30 @@ def evaluate(
     Raises:
         UserError: Checkpoint, data or device cannot be used.
     """
-    from illama.data import EvalTransform, build_eval_loader, open_source
-    from illama.device import resolve_device  # imported here: the training loop evaluates too
+    from illama.distributed import join_world  # imported here: the training loop evaluates too
 
-    target = resolve_device(device)
+    with join_world(device) as (world, target), world.losing_nobody("run the same command again"):
+        wanted = batch_size, split, data
+        model, meta, loader, about = world.agree(lambda: _prepare(checkpoint, *wanted, target, world))
+        result = evaluate_model(
+            model, loader, meta.config.num_classes, softness=softness, progress=progress and world.is_main, world=world
+        )
+    return dataclasses.replace(result, classes=meta.classes, **about)
+
+
+def _prepare(
+    checkpoint: Path | str,
+    batch_size: int | None,
+    split: str | None,
+    data: str | None,
+    device: torch.device,
+    world: World,
+) -> tuple[ILlama, Meta, EvalLoader, dict[str, str]]:
+    """The model, what travelled with it, this process's share of the images, and data and weights in words."""
+    from illama.data import EvalTransform, build_eval_loader, open_source
+
     file = find_weights(Path(checkpoint))
-    model, meta = load_model(file, target)
+    model, meta = load_model(file, device)
     recipe = None if meta.recipe is None else parse_recipe(meta.recipe, f"the recipe in {checkpoint}")
     config = choose_data(recipe, data)
     source = open_source(
@@ -57,10 +83,9 @@ def evaluate(
     )
     transform = EvalTransform.from_dict(needed_transform(meta, checkpoint))
     size = batch_size or (256 if recipe is None else recipe.train.eval_batch)
-    loader = build_eval_loader(source, transform, size, target, config.workers)
-    result = evaluate_model(model, loader, meta.config.num_classes, softness=softness, progress=progress)
+    loader = build_eval_loader(source, transform, size, device, config.workers, config.worker_timeout_s, world)
     weights = f"{file}, step {meta.step}" + (", averaged" if meta.ema else "")
-    return dataclasses.replace(result, classes=meta.classes, data=source.description, weights=weights)
+    return model, meta, loader, {"data": source.description, "weights": weights}
 
 
 def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:

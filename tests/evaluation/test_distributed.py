@@ -1,0 +1,86 @@
+"""Evaluation counts every image once, for any number of processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from illama.checkpoint import Meta, save_weights
+from illama.data import EvalTransform
+from illama.data.images import BrokenImage
+from illama.data.source import Source
+from illama.distributed import join_world
+from illama.evaluation import EvalResult, evaluate_model
+from illama.evaluation.run import evaluate
+from illama.models import ILlama, ModelConfig
+from tests.processes import in_processes
+
+IMAGES, BROKEN = 41, (7, 30)  # of 39 readable ones the sharing out leaves some over on 2 processes, of 41 on 2 and 3
+CONFIG = ModelConfig(img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=16, depth=2, num_heads=2)
+TRANSFORM = EvalTransform((8, 8), mean=(0.5,), std=(0.5,), mode="none", in_chans=1)
+
+
+class Noise(Source):
+    """Images of noise, two of them broken."""
+
+    def __init__(self, count: int) -> None:
+        self.classes = tuple(str(i) for i in range(10))
+        self.labels = np.arange(count) % 10
+        self.description = f"{count} images of noise"
+
+    def read(self, i: int) -> Image.Image:
+        if i in BROKEN:
+            raise BrokenImage(self.location(i), "broken on purpose")
+        return Image.fromarray(np.random.default_rng(i).integers(256, size=(8, 8), dtype=np.uint8))
+
+    def location(self, i: int) -> str:
+        return f"noise {i}"
+
+
+def result_of(count: int, sharded: bool, in_memory: bool) -> EvalResult:
+    from illama.data import loader as loaders
+    from illama.training.objective import shard_model
+
+    if not in_memory:
+        loaders.EVAL_MAX_BYTES = 0
+    torch.manual_seed(0)
+    model = ILlama(CONFIG)
+    torch.nn.init.normal_(model.head.weight)  # else every image gets the same class
+    with join_world("cpu") as (world, device):
+        if sharded and world.size > 1:
+            shard_model(model, device)
+        loader = loaders.build_eval_loader(Noise(count), TRANSFORM, 4, device, workers=0, world=world)
+        return evaluate_model(model, loader, 10, world=world)
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("count", [IMAGES, 2, 40])
+def test_the_result_does_not_depend_on_the_number_of_processes(count: int, sharded: bool, in_memory: bool) -> None:
+    (one,) = in_processes(1, result_of, count, sharded, in_memory)
+    assert one.count == count - sum(i < count for i in BROKEN)
+    for processes in (2, 3):
+        for several in in_processes(processes, result_of, count, sharded, in_memory):
+            assert (several.top1, several.top5, several.count) == (one.top1, one.top5, one.count)
+            assert (several.class_hits, several.class_counts) == (one.class_hits, one.class_counts)
+            assert several.loss == pytest.approx(one.loss, rel=1e-6)
+            assert several.skipped == one.skipped
+
+
+def evaluated(weights: Path) -> EvalResult:
+    return evaluate(weights, data="digits", device="cpu")
+
+
+def test_a_checkpoint_is_evaluated_by_several_processes(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    weights = tmp_path / "model.safetensors"
+    meta = Meta(config=CONFIG, classes=tuple(str(i) for i in range(10)), eval_transform=TRANSFORM.to_dict())
+    save_weights(weights, ILlama(CONFIG).state_dict(), meta)
+    (one,) = in_processes(1, evaluated, weights)
+    for several in in_processes(3, evaluated, weights):
+        assert (several.top1, several.count) == (one.top1, 360)
+        assert several.loss == pytest.approx(one.loss, rel=1e-6)
