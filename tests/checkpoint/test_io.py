@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from illama import disk
 from illama.checkpoint import Meta, folder, io, load_checkpoint, newest_checkpoint, save_checkpoint, save_weights
 from illama.checkpoint.io import read_safetensors
 from illama.errors import UserError
@@ -234,6 +235,7 @@ def test_what_counts_is_on_disk_first(
         return rename(self, target)
 
     monkeypatch.setattr(folder, "to_disk", to_disk)
+    monkeypatch.setattr(disk, "to_disk", to_disk)
     monkeypatch.setattr(Path, "rename", renamed)
     save(run, model, meta, 1)
     new = "runs/x/checkpoints/.last.new"

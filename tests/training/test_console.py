@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from illama.text import duration
 from illama.training import console
-from illama.training.console import TimeLeft, eta, fitted, summary
+from illama.training.console import TimeLeft, fitted, summary
 
 RECORD: dict[str, Any] = {
     "kind": "train",
@@ -48,8 +49,9 @@ def test_never_wider_and_the_time_left_stays(width: int) -> None:
 
 
 def test_durations() -> None:
-    assert [eta(seconds) for seconds in (0, 89.4, 90, 5399, 5400, 86400)] == [
-        "0 s",
+    assert [duration(seconds) for seconds in (0, 9.96, 89.4, 90, 5399, 5400, 86400)] == [
+        "0.0 s",
+        "10.0 s",
         "89 s",
         "2 min",
         "90 min",

@@ -58,7 +58,8 @@ def test_sigkill_in_the_middle_keeps_every_line(tmp_path: Path) -> None:
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     writer.stdout.close()
-    found = steps(tmp_path)
+    whole, _, _ = path.read_text().rpartition("\n")  # the kernel may be killed between two pages of the last line
+    found = [json.loads(line)["step"] for line in whole.splitlines()]
     assert found == list(range(len(found)))
     assert len(found) > told
 
@@ -234,7 +235,7 @@ def test_on_a_terminal_no_line_is_wider(tmp_path: Path, monkeypatch: pytest.Monk
     assert ("lr 3.1e-04" in last) == (width == 140)
     assert ("812 images/s" in last) == (width >= 79)
     if width >= 79:
-        assert last.endswith("ETA 0 s")
+        assert last.endswith("ETA 0.0 s")
 
 
 def test_no_log_has_the_same_interface(tmp_path: Path) -> None:

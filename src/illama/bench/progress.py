@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from illama.training.console import eta
+from illama.text import duration
 from illama.training.log import QUIET_SECONDS
 
 
@@ -69,6 +69,6 @@ class BenchProgress:
             self._bar.update(self._task, completed=done, description=self._title, doing=doing)
         elif time.monotonic() - self._last_line > QUIET_SECONDS:
             self._last_line = now = time.monotonic()
-            left = f"  ETA {eta((self._groups - done) * (now - self._started) / done)}" if done else ""
+            left = f"  ETA {duration((self._groups - done) * (now - self._started) / done)}" if done else ""
             text = f"{self._title}: {doing}  {100 * done / self._groups:.0f} %{left}"
             self._console.print(text, highlight=False, soft_wrap=True)

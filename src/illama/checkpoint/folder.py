@@ -14,7 +14,6 @@ On disk before it counts: the files, then the folder that lists them, then the r
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from illama.disk import make_folder, to_disk
 from illama.errors import UserError
 
 META_FILE = "meta.json"
@@ -141,29 +141,6 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
-    is_folder = path.is_dir()
-    if is_folder and os.name == "nt":
-        return  # Windows cannot open a folder for this
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if not (is_folder and error.errno == errno.EINVAL):  # network file systems that know it for files only
-            raise
-    finally:
-        os.close(handle)
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder with its parents, each name on disk in the folder above it."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        to_disk(path.parent)
 
 
 @contextmanager

@@ -107,12 +107,9 @@ def _show(text: str) -> None:
 
 def _config(source: str, data: str | None) -> DataConfig:
     """The data section that opens what was given."""
-    from illama.data.split_names import holds_shards
     from illama.evaluation.run import choose_data
 
     config = choose_data(None, source)
-    if config.path is not None and holds_shards(Path(config.path).expanduser()):
-        config = config.model_copy(update={"name": "wds/shards"})
     if data is not None:
         if config.path is not None:
             raise UserError(f"--data {data} is for a data set that is given by its name; {source} is a place itself")

@@ -10,8 +10,8 @@ from rich.filesize import decimal
 
 from illama.data.check_result import INFORMATION, CheckResult, Duplicates, Place
 from illama.data.inspection import Finding
-from illama.data.progress import duration
 from illama.data.write_shards import ShardingResult
+from illama.text import duration
 
 NAMED = 3  # files in a line of error
 EXAMPLES = 5  # images named under each heading

@@ -89,7 +89,12 @@ def needed_path(data: DataConfig) -> Path:
     return path
 
 
-def _kind(data: DataConfig) -> str:
+def holds_shards(path: Path) -> bool:
+    """Whether a folder looks like one of WebDataset shards."""
+    return path.is_dir() and any(next(path.glob(pattern), None) for pattern in ("_info.json", "*.tar", "*/*.tar"))
+
+
+def kind_of(data: DataConfig) -> str:
     """The key of SOURCES that reads this data set."""
     if data.name != "auto":
         prefix, slash, _ = data.name.partition("/")
@@ -97,11 +102,13 @@ def _kind(data: DataConfig) -> str:
     path = needed_path(data)
     if path.suffix == ".parquet" or any(next(path.glob(at), None) for at in ("*.parquet", "data/*.parquet")):
         return "parquet"
+    if holds_shards(path):
+        return "wds/"
     if path.is_dir() and any(entry.is_dir() for entry in path.iterdir()):
         return "folder"
     raise UserError(
-        f"data.path {data.path} is not a data set: expected *.parquet files, or a folder for each class "
-        "(train/CLASS/image.jpg), or set data.name to one of " + ", ".join(sorted(SOURCES))
+        f"data.path {data.path} is not a data set: expected *.parquet files, shards (train-*.tar), or a folder for "
+        "each class (train/CLASS/image.jpg), or set data.name to one of " + ", ".join(sorted(SOURCES))
     )
 
 
@@ -132,7 +139,7 @@ def open_source(
     carve = data.val_fraction > 0 and (training or own_eval)
     evaluated = data.eval_split if own_eval else split
     name = data.train_split if training or carve else evaluated
-    source = SOURCES[_kind(data)](data, name, in_chans, classes)
+    source = SOURCES[kind_of(data)](data, name, in_chans, classes)
     if carve:
         source = _carved(source, data.val_fraction, held_out=not training, seed=seed)
     limit = data.max_train_images if training else data.max_eval_images

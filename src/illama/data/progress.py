@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from illama.text import duration
+
 PATIENCE_S = 2.0  # work that ends before this shows nothing
 LINE_EVERY_S = 10.0  # between two lines where no bar can be drawn
 
@@ -72,12 +74,3 @@ class WorkProgress:
         if self._unit == "bytes":
             return f"{decimal(self._done)} of {decimal(self._total)}"
         return f"{self._done:,} of {self._total:,} {self._unit}"
-
-
-def duration(seconds: float) -> str:
-    """A duration as a person writes it: 0.4 s, 45 s, 12 min, 3.4 h."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

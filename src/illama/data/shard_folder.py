@@ -12,7 +12,6 @@ DST/SHA256SUMS             for `sha256sum -c`; there when all is done
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from illama.data.shard_plan import ShardPlan
+from illama.disk import to_disk
 from illama.errors import UserError
 
 PLAN_FILE, JOURNAL_FILE = "_plan.jsonl.gz", "_shards.jsonl"
@@ -119,16 +119,7 @@ def is_partial(name: str) -> bool:
 def appear(file: Path) -> None:
     """Give a complete partial file its name, for good."""
     os.replace(partial(file), file)
-    if os.name == "nt":
-        return  # Windows cannot open a folder
-    handle = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # network file systems that know it for files only
-            raise
-    finally:
-        os.close(handle)
+    to_disk(file.parent)
 
 
 def write_text(file: Path, text: str) -> None:

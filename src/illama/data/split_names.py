@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from illama.data.catalog import _kind, needed_path
+from illama.data.catalog import kind_of, needed_path
 from illama.data.folder import _split_folders
 from illama.data.parquet import _files
 from illama.data.shards import _listed
@@ -22,7 +21,7 @@ def split_names(data: DataConfig) -> list[str]:
     Raises:
         UserError: The data set is missing or of no known kind.
     """
-    kind = _kind(data)
+    kind = kind_of(data)
     if kind == "digits":
         return ["train", "test"]
     if kind == "torch/":  # what else there is, torchvision does not tell
@@ -54,8 +53,3 @@ def _in_order(names: Iterable[str]) -> list[str]:
         set(names),
         key=lambda name: ("train" not in name, known.index(name) if name in known else len(known), name),
     )
-
-
-def holds_shards(path: Path) -> bool:
-    """Whether a folder looks like one of WebDataset shards."""
-    return path.is_dir() and any(next(path.glob(pattern), None) for pattern in ("_info.json", "*.tar", "*/*.tar"))

@@ -56,7 +56,7 @@ def evaluate(
         result = evaluate_model(
             model, loader, meta.config.num_classes, softness=softness, progress=progress and world.is_main, world=world
         )
-    return dataclasses.replace(result, classes=meta.classes, **about)
+    return dataclasses.replace(result, classes=meta.classes, data=about["data"], weights=about["weights"])
 
 
 def _prepare(

@@ -41,7 +41,7 @@ class DataConfig(Section):
 
     name: str = Field(default="auto", pattern=_DATA_NAME, examples=_DATA_EXAMPLES)
     """`digits` (embedded), `parquet` (Hugging Face image layout), `folder` (a folder per class), a timm string
-    (`torch/...`, `hfds/...`, `wds/...`), or `auto`: parquet or folder, whichever `path` holds."""
+    (`torch/...`, `hfds/...`, `wds/...`), or `auto`: parquet, shards or folder, whichever `path` holds."""
     path: str | None = None
     """Folder of the data set; the command line's `--data` sets it."""
     train_split: str = Field(default="train", min_length=1)

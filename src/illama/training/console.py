@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
+from illama.text import duration
+
 BETWEEN = "  "  # separates the parts of a line
 MEMORY_STEPS = 1000  # steps after which a step's time has lost most of its weight in the estimate
 
@@ -47,13 +49,6 @@ def fitted(text: str, last: str, width: int) -> str:
         if len(line) <= width:
             return line
     return parts[0][:width]
-
-
-def eta(seconds: float) -> str:
-    """A duration as a person writes it: 45 s, 12 min, 3.4 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class TimeLeft:
@@ -124,5 +119,5 @@ class SummaryColumn(ProgressColumn):
         """The summary of the last log point, before the first one the step."""
         seconds = self._left.seconds()
         text = task.fields["summary"] or f"step {task.completed:.0f}/{task.total:.0f}"
-        last = "" if seconds is None else f"ETA {eta(seconds)}"
+        last = "" if seconds is None else f"ETA {duration(seconds)}"
         return Text(fitted(text, last, self._console.width - self._taken), no_wrap=True)

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID
 
 from illama.errors import UserError
-from illama.training.console import BETWEEN, SummaryColumn, TimeLeft, eta
+from illama.text import duration
+from illama.training.console import BETWEEN, SummaryColumn, TimeLeft
 from illama.training.run_folder import METRICS_FILE
 from illama.training.track import TensorBoard, Tracker
 
@@ -117,7 +118,7 @@ class RunLog:
                 self._bar.update(self._task, summary=summary)
         elif summary and time.monotonic() - self._last_line > QUIET_SECONDS:
             self._last_line = time.monotonic()
-            left = eta(self._left.seconds() or 0.0)
+            left = duration(self._left.seconds() or 0.0)
             self.say(BETWEEN.join([f"step {step}/{self._total_steps}", summary, f"ETA {left}"]))
 
     @contextmanager

@@ -11,8 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from illama.checkpoint.folder import make_folder, to_disk
 from illama.checkpoint.tags import has_checkpoint
+from illama.disk import make_folder, to_disk
 from illama.errors import UserError
 from illama.recipes import Recipe, load_recipe, recipe_diff
 from illama.training.run_lock import LOCK_FILE

@@ -1,0 +1,30 @@
+"""What is written is on the disk, and not only on its way there."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":
+        return  # Windows cannot open a folder for this
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not (is_folder and error.errno == errno.EINVAL):  # network file systems that know it for files only
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder with its parents, each name on disk in the folder above it."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        to_disk(path.parent)
