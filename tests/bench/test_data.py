@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,7 +51,11 @@ def folder(tmp_path: Path) -> Path:
 def test_an_image_folder_is_compared_with_timms_loader(folder: Path) -> None:
     report = bench_data(str(folder), [*SMALL, "augment.crop=resized"], OPTIONS)
     (group,) = report.groups
-    assert [row.name for row in group.rows] == ["illama", "timm create_loader"]
+    names = ["illama", "timm create_loader", "illama, the same images in a shard"]
+    assert [row.name for row in group.rows] == names
+    assert set(group.profile) == {"one image, one core"}
+    assert {"decode", "crop and resize"} < set(group.profile["one image, one core"])
+    assert all(seconds >= 0 for seconds in group.profile["one image, one core"].values())
     assert all(row.items_per_s > 0 for row in group.rows)
     assert group.rows[1].ratio is not None
     assert "12 images, 2 classes" in report.lines[0]
@@ -75,6 +81,41 @@ def test_timms_loader_gives_what_the_recipe_asks_for(folder: Path) -> None:
     stream.close()  # type: ignore[attr-defined]
 
 
+@timm_leaves_files_open
+def test_class_folders_without_splits_serve_whole(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    options = dataclasses.replace(OPTIONS, out=out, batch=None)
+    report = bench_data(str(folder / "train"), [*SMALL, "augment.crop=resized"], options)
+    assert "12 images, 2 classes" in report.lines[0]
+    assert report.groups[0].title.startswith("imagenet1k_tiny: batches of 12")
+    with Image.open(out / "data_samples.png") as picture:
+        assert min(picture.size) > 500
+
+
+def test_an_odd_batch_is_not_given_to_timms_mixing(folder: Path) -> None:
+    options = dataclasses.replace(OPTIONS, batch=5)
+    report = bench_data(str(folder), [*SMALL, "augment.crop=resized"], options)
+    assert "timm create_loader" not in [row.name for row in report.groups[0].rows]
+    assert any("even number" in note for note in report.groups[0].notes)
+
+
+def test_the_shard_holds_the_same_images(folder: Path) -> None:
+    from illama.recipes import load_recipe
+
+    (folder / "train" / "pear" / "0.png").write_bytes(b"no image")
+    images, _, _ = bench_data_module._prepare(str(folder), load_recipe("imagenet1k_tiny", SMALL), OPTIONS)
+    with ExitStack() as stack:
+        shards = bench_data_module._as_shards(images, stack)
+        assert shards is not None
+        assert shards.classes == images.classes
+        assert shards.labels.tolist() == images.labels.tolist()
+        assert all(shards.encoded(i) == images.encoded(i) for i in range(12))
+    with ExitStack() as stack:
+        stack.callback(setattr, bench_data_module, "SHARDED_BYTES", bench_data_module.SHARDED_BYTES)
+        bench_data_module.SHARDED_BYTES = 100
+        assert bench_data_module._as_shards(images, stack) is None
+
+
 def test_a_source_without_files_is_measured_alone() -> None:
     report = bench_data("digits", [], OPTIONS)
     (row,) = report.groups[0].rows
@@ -85,7 +126,7 @@ def test_a_source_without_files_is_measured_alone() -> None:
 
 def test_padded_crops_are_not_compared_with_resized_ones(folder: Path) -> None:
     report = bench_data(str(folder), SMALL, OPTIONS)
-    assert len(report.groups[0].rows) == 1
+    assert [row.name for row in report.groups[0].rows] == ["illama", "illama, the same images in a shard"]
     assert any("augment.crop=resized" in note for note in report.groups[0].notes)
 
 

@@ -21,7 +21,7 @@ from illama.data.source import Source
 from illama.data.stream import TrainSamples, train_transform
 from illama.data.transforms import normalize
 from illama.errors import UserError
-from illama.recipes import Recipe, load_recipe, plan_batches
+from illama.recipes import BatchPlan, Recipe, load_recipe, plan_batches
 
 # All that is random, at once.
 EVERYTHING = [
@@ -77,7 +77,7 @@ def _small(*overrides: str) -> Recipe:
 
 
 def test_every_epoch_is_a_permutation_without_its_rest() -> None:
-    order = TrainingOrder(num_images=23, device_batch=3, accumulation=2, seed=5)
+    order = TrainingOrder(23, BatchPlan(3, 2, 6, 1e-3), seed=5)
     assert order.steps_per_epoch == 3
     micro = list(itertools.islice(order.from_step(0), 12))
     assert [(m.step, m.part, m.epoch) for m in micro[:7]] == [
@@ -170,7 +170,8 @@ def test_mixing_makes_soft_targets_of_the_model_s_width() -> None:
 
 def test_shift_moves_whole_pixels_over_black() -> None:
     images = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).expand(500, 3, 8, 8)
-    moved = shift(images, 2, torch.Generator().manual_seed(0))
+    top, left = torch.randint(5, (2, 500), generator=torch.Generator().manual_seed(0))
+    moved = shift(images, 2, top, left)
     found = set()
     padded = torch.nn.functional.pad(images[0], (2, 2, 2, 2))
     for image in moved:
@@ -266,11 +267,37 @@ def test_stream_takes_the_next_readable_image(workers: int) -> None:
     recipe = _small(*PLAIN, "data.storage=stream", f"data.workers={workers}")
     loader = _loader(recipe, source)
     instead = {3: 5, 4: 5, 7: 0}
-    order = TrainingOrder(8, 4, 1, recipe.seed)
+    order = TrainingOrder(8, BatchPlan(4, 1, 4, 1e-3), recipe.seed)
     for micro, batch in zip(order.from_step(0), itertools.islice(loader.batches(0), 4), strict=False):
         assert batch.indices.tolist() == [instead.get(int(i), int(i)) for i in micro.chosen]
         assert batch.targets.tolist() == source.labels[batch.indices].tolist()
     assert loader.skipped == {f"image {i}": "made broken" for i in (3, 4, 7)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_vanishes_is_stood_in_for(workers: int, tmp_path: Path) -> None:
+    for k in range(12):
+        folder = tmp_path / "train" / "abc"[k % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Synthetic([(30, 20)] * 12).read(k).save(folder / f"{k}.jpg")
+    recipe = _small("data.name=folder", f"data.path={tmp_path}", "data.storage=stream", "augment.crop=resized")
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"workers": workers})})
+    loader = _loader(recipe, open_source(recipe.data, "train"))
+    gone = tmp_path / "train/b/4.jpg"
+    seen = []
+    for batch in itertools.islice(loader.batches(0), 60 * loader.steps_per_epoch):
+        seen.append(batch.indices.tolist())
+        gone.unlink(missing_ok=True)
+    assert {Path(where).name: why for where, why in loader.skipped.items()} == {"4.jpg": "No such file or directory"}
+    late = [i for indices in seen[-90:] for i in indices]
+    assert set(late) == set(range(12)) - {_position(tmp_path, gone)}
+
+
+def _position(root: Path, file: Path) -> int:
+    """Place of a file in the order of an image folder: classes, then file names as people count."""
+    names = [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    order = [root / "train" / "abc"[c] / f"{k}.jpg" for c, inside in enumerate(names) for k in inside]
+    return order.index(file)
 
 
 @pytest.mark.parametrize("storage", ["memory", "stream"])

@@ -119,7 +119,8 @@ def test_erasing_keeps_its_rules(mode: str, count: int) -> None:
 def test_erasing_fills_the_box_and_nothing_else() -> None:
     images = torch.full((64, 3, 16, 16), 9.0)
     for mode in ("pixel", "rand", "const"):
-        out = RandomErasing(0.5, mode, 1)(images.clone(), torch_generator(Purpose.ERASE, 5, 0, 0))
+        boxes_from = torch_generator(Purpose.ERASE, 5, 0, 0)
+        out = RandomErasing(0.5, mode, 1)(images.clone(), boxes_from, lambda i: torch_generator(Purpose.NOISE, 5, i))
         boxes = RandomErasing(0.5, mode, 1).boxes(64, 16, 16, torch_generator(Purpose.ERASE, 5, 0, 0))
         for image, (top, bottom, left, right) in zip(out, boxes[:, 0].tolist(), strict=True):
             inside = torch.zeros(16, 16, dtype=torch.bool)

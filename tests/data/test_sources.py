@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -381,3 +382,60 @@ def test_hub_data_from_local_parquet(tmp_path: Path) -> None:
     assert len(open_source(config, "eval", classes=train.classes)) == 1
     with pytest.raises(UserError, match="no split 'val2'; splits found: test, train"):
         open_source(config, "val2")
+
+
+# files as they are stored
+
+
+def test_every_kind_of_source_hands_out_its_files(tmp_path: Path) -> None:
+    """What is decoded from the stored file equals what is read, of every source that keeps files."""
+    folder = _write(tmp_path / "folder", {"train/zero": 3, "train/one": 2})
+    _parquet(tmp_path / "p" / "train.parquet", list(range(5)), names=None)
+    _shard(tmp_path / "w" / "train-000.tar", list(range(4)))
+    configs = [
+        _config(folder),
+        _config(tmp_path / "p"),
+        _config(tmp_path / "w", name="wds/x"),
+        _config(folder, name="torch/image_folder"),
+        _config(folder, max_train_images=2),
+    ]
+    for config in configs:
+        for in_chans in (1, 3):
+            source = open_source(config, "train", in_chans=in_chans)
+            assert source.in_chans == in_chans
+            for i in range(len(source)):
+                stored = source.encoded(i)
+                assert stored is not None
+                assert stored.startswith(b"\x89PNG")
+                assert np.array_equal(np.asarray(source.picture(i).image()), np.asarray(source.read(i)))
+    digits = open_source(_config(name="digits"), "train", in_chans=1)
+    assert digits.encoded(3) is None
+    assert np.array_equal(np.asarray(digits.picture(3).image()), np.asarray(digits.read(3)))
+
+
+def test_a_vanished_file_is_a_broken_image(tmp_path: Path) -> None:
+    source = open_source(_config(_write(tmp_path, {"train/zero": 2})), "train")
+    (tmp_path / "train/zero/1.png").unlink()
+    for read in (source.read, source.picture, source.encoded):
+        with pytest.raises(BrokenImage, match=r"zero/1\.png: No such file"):
+            read(1)
+    (tmp_path / "train/zero/0.png").write_bytes(b"")
+    with pytest.raises(BrokenImage, match=r"zero/0\.png: the file is empty"):
+        source.picture(0)
+
+
+def test_shards_stay_open_but_not_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(4):
+        _shard(tmp_path / f"train-{n}.tar", [n, n + 10])
+    source = open_source(_config(tmp_path, name="wds/x"), "train", in_chans=1)
+    expected = [source.encoded(i) for i in range(8)]
+    again = pickle.loads(pickle.dumps(source))
+    monkeypatch.setattr("illama.data.shards.OPEN_FILES", 2)
+    assert [again.encoded(i) for i in (7, 0, 3, 5, 1, 6, 2, 4)] == [expected[i] for i in (7, 0, 3, 5, 1, 6, 2, 4)]
+    assert len(again._files._open) == 2
+    with ThreadPoolExecutor(4) as pool:
+        many = [i % 8 for i in range(400)]
+        assert list(pool.map(again.encoded, many)) == [expected[i] for i in many]
+    (tmp_path / "train-3.tar").unlink()
+    with pytest.raises(BrokenImage, match=r"train-3\.tar:.*No such file"):
+        pickle.loads(pickle.dumps(source)).encoded(7)

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import tarfile
+import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from illama.bench.device import timer_for
+from illama.bench.data_picture import draw_samples
+from illama.bench.data_stages import stages_of_one_image
 from illama.bench.interleave import Case, Effort, Rounds, Timer, measure
 from illama.bench.load import OtherLoad
 from illama.bench.networks import Treatment, build_illama
 from illama.bench.options import DataOptions
 from illama.bench.progress import BenchProgress
-from illama.bench.report import bench_environment
+from illama.bench.report import bench_environment, check_folder
 from illama.bench.results import Group, Report, row_of
 from illama.data import build_train_loader, open_source
-from illama.data.loader import resolve_crop, resolve_workers
+from illama.data.augment_images import timm_options
+from illama.data.images import BrokenImage
+from illama.data.loader import TrainLoader, resolve_crop, resolve_workers
+from illama.data.shards import open_shards
 from illama.data.source import Source
+from illama.data.split_names import split_names
 from illama.device import resolve_device, resolve_precision
 from illama.evaluation.run import choose_data
 from illama.recipes import BatchPlan, Recipe, load_recipe
+from illama.timers import timer_for
 from illama.timm_bridge import import_timm
 
 ROUND_S = 2.0  # of one loader: its batches come in bursts, one from each worker
 EPOCH_BATCHES = 1000  # a small folder is listed so often that timm's loader meets no end of an epoch
 STEPS = 3
+SHARDED_BYTES = 1 << 30  # a folder's images up to this much are measured from shards as well
 
 Batches = Iterator[Any]
 
@@ -68,11 +79,14 @@ def bench_data(source: str, overrides: Sequence[str], options: DataOptions) -> R
         UserError: Recipe, data set or device cannot be used.
     """
     device = resolve_device(options.device)
+    check_folder(options.out)
     recipe = load_recipe(options.recipe or ("digits_micro" if source == "digits" else "imagenet1k_tiny"), overrides)
-    with BenchProgress(1) as progress:
+    with ExitStack() as stack:
+        progress = stack.enter_context(BenchProgress(1))
         progress.begin(f"{recipe.name} on {source}")
         images, recipe, batch = _prepare(source, recipe, options)
-        cases, notes = _cases(images, recipe, batch, device)
+        shards = _as_shards(images, stack)
+        cases, notes = _cases(images, shards, recipe, batch, device)
         workers = max(1, resolve_workers(recipe.data.workers))
         timer = LoaderTimer(device, skip=workers)
         rounds = _measure(cases, timer, workers, options, progress)
@@ -82,6 +96,14 @@ def bench_data(source: str, overrides: Sequence[str], options: DataOptions) -> R
         )
         progress.tell(1.0, "training steps of the same network")
         step = _step_line(recipe, batch, device, rows[0].items_per_s)
+        profile = {}
+        streams_crops = resolve_crop(recipe) == "resized"
+        if streams_crops:
+            progress.tell(1.0, "where the time of an image goes")
+            alone = _loader(images, _with_workers(recipe, 0), batch, device)
+            profile["one image, one core"] = stages_of_one_image(images, recipe, device, alone)
+        if streams_crops and options.out is not None:
+            draw_samples(images, recipe, options.out / "data_samples.png")
     title = f"{recipe.name}: batches of {batch}, {recipe.data.workers} workers, {recipe.model.height_width} px"
     lines = (images.description, "Time of reading and augmenting alone, batches thrown away.", step)
     return Report(
@@ -89,7 +111,7 @@ def bench_data(source: str, overrides: Sequence[str], options: DataOptions) -> R
         "images/s",
         "illama is x times as fast",
         "illama is x\ntimes as fast",
-        (Group(title, rows, rounds, notes),),
+        (Group(title, rows, rounds, notes, profile=profile),),
         None,
         bench_environment(device),
         lines,
@@ -103,25 +125,68 @@ def _prepare(source: str, recipe: Recipe, options: DataOptions) -> tuple[Source,
         data = data.model_copy(update={"workers": options.workers})
     # The recipe's own split of its own data set may set a share aside; it does so here as well.
     data = data.model_copy(update={"val_fraction": recipe.data.val_fraction})
-    images = open_source(data, "train", in_chans=recipe.model.in_chans, seed=recipe.seed)
+    # Nothing is evaluated here, so class folders without splits serve as they are.
+    split = "train" if data.val_fraction > 0 or split_names(data) else "auto"
+    images = open_source(data, split, in_chans=recipe.model.in_chans, seed=recipe.seed)
     # The head has no part in loading: it takes the classes of this data set.
     model = dataclasses.replace(recipe.model, num_classes=len(images.classes))
-    batch = options.batch or min(recipe.train.device_batch or recipe.train.total_batch, len(images))
+    batch = options.batch or min(recipe.train.device_batch or recipe.train.total_batch, len(images) // 2 * 2)
     return images, recipe.model_copy(update={"data": data, "model": model}), batch
 
 
-def _cases(images: Source, recipe: Recipe, batch: int, device: torch.device) -> tuple[list[Case], tuple[str, ...]]:
-    loader = build_train_loader(recipe, images, device, BatchPlan(batch, 1, batch, recipe.optimizer.lr))
+def _with_workers(recipe: Recipe, workers: int) -> Recipe:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"workers": workers})})
+
+
+def _loader(images: Source, recipe: Recipe, batch: int, device: torch.device) -> TrainLoader:
+    return build_train_loader(recipe, images, device, BatchPlan(batch, 1, batch, recipe.optimizer.lr))
+
+
+def _cases(
+    images: Source, shards: Source | None, recipe: Recipe, batch: int, device: torch.device
+) -> tuple[list[Case], tuple[str, ...]]:
+    loader = _loader(images, recipe, batch, device)
     cases = [Case("illama", lambda: loader.batches(), batch)]
+    notes = [f"illama: {loader.description}"]
     if not Path(images.location(0)).is_file():
-        return cases, (f"illama: {loader.description}", "timm's loader is compared on image folders only")
-    if resolve_crop(recipe) != "resized":
-        return cases, (
-            f"illama: {loader.description}",
-            "timm's loader has random resized crops only; add augment.crop=resized to compare with it",
-        )
-    cases.append(Case("timm create_loader", lambda: _timm_batches(images, recipe, batch, device), batch))
-    return cases, (f"illama: {loader.description}",)
+        notes.append("timm's loader is compared on image folders only")
+    elif resolve_crop(recipe) != "resized":
+        notes.append("timm's loader has random resized crops only; add augment.crop=resized to compare with it")
+    elif batch % 2 and (recipe.augment.mixup > 0 or recipe.augment.cutmix > 0):
+        notes.append("timm mixes batches of an even number of images only")
+    else:
+        cases.append(Case("timm create_loader", lambda: _timm_batches(images, recipe, batch, device), batch))
+    if shards is not None:
+        from_shards = _loader(shards, recipe, batch, device)
+        cases.append(Case("illama, the same images in a shard", lambda: from_shards.batches(), batch))
+    return cases, tuple(notes)
+
+
+def _as_shards(images: Source, stack: ExitStack) -> Source | None:
+    """The images of a folder in one WebDataset shard in a temporary folder; None where they are no files, or large."""
+    if not Path(images.location(0)).is_file():
+        return None
+    if sum(_size(images.location(i)) for i in range(len(images))) > SHARDED_BYTES:
+        return None
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="illama-bench-")))
+    with tarfile.open(folder / "train-0000.tar", "w") as shard:
+        for i in range(len(images)):
+            try:
+                content = images.encoded(i)
+            except BrokenImage:
+                continue
+            ending = Path(images.location(i)).suffix
+            for name, part in ((f"{i:08d}{ending}", content), (f"{i:08d}.cls", str(int(images.labels[i])).encode())):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(part or b"")
+                shard.addfile(entry, io.BytesIO(part or b""))
+    (folder / "classes.txt").write_text("\n".join(images.classes), encoding="utf-8")
+    return open_shards(folder, "train", images.in_chans)
+
+
+def _size(file: str) -> int:
+    path = Path(file)
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _timm_batches(images: Source, recipe: Recipe, batch: int, device: torch.device) -> Batches:
@@ -129,7 +194,7 @@ def _timm_batches(images: Source, recipe: Recipe, batch: int, device: torch.devi
     import_timm()
     from timm.data import FastCollateMixup, ImageDataset, Mixup, create_loader
 
-    augment, data, workers = recipe.augment, recipe.data, resolve_workers(recipe.data.workers)
+    augment, workers = recipe.augment, resolve_workers(recipe.data.workers)
     dataset = ImageDataset(str(Path(images.location(0)).parents[1]))
     dataset.reader.samples *= max(1, EPOCH_BATCHES * batch // len(dataset))
     mixing = None
@@ -152,14 +217,7 @@ def _timm_batches(images: Source, recipe: Recipe, batch: int, device: torch.devi
         re_prob=augment.erase_prob,
         re_mode=augment.erase_mode,
         re_count=augment.erase_count,
-        scale=augment.crop_scale,
-        ratio=augment.crop_ratio,
-        hflip=augment.hflip,
-        color_jitter=augment.color_jitter,
-        auto_augment=augment.randaugment,
-        interpolation="bicubic",
-        mean=tuple(data.mean),
-        std=tuple(data.std),
+        **timm_options(recipe),
         num_workers=workers,
         pin_memory=prefetcher,
         persistent_workers=False,

@@ -30,7 +30,7 @@ class DigitsSource(Source):
     ) -> None:
         self._images = images
         self._rows = rows
-        self._in_chans = in_chans
+        self.in_chans = in_chans
         self.labels = labels
         self.classes = classes
         self.description = (
@@ -38,7 +38,7 @@ class DigitsSource(Source):
         )
 
     def read(self, i: int) -> Image.Image:
-        return as_seen(Image.fromarray(self._images[i]), self._in_chans)
+        return as_seen(Image.fromarray(self._images[i]), self.in_chans)
 
     def location(self, i: int) -> str:
         return f"digits row {self._rows[i]}"

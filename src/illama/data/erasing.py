@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ class RandomErasing:
         self,
         images: torch.Tensor,
         generator: torch.Generator,
-        noise: torch.Generator,
+        noise: Callable[[int], torch.Generator],
         rows: torch.Tensor | None = None,
         of: int = 0,
     ) -> torch.Tensor:
@@ -69,36 +70,22 @@ class RandomErasing:
         Args:
             images: Normalised images (B, C, H, W), any device.
             generator: A CPU generator; decides the boxes.
-            noise: A generator of the images' device; decides what fills them.
-            rows: Places of the images in the larger batch that the numbers are drawn for, (B,) int64; None for a batch
+            noise: For an image's place a generator of the images' device; decides what fills its boxes.
+            rows: Places of the images in the larger batch that the boxes are drawn for, (B,) int64; None for a batch
                 of its own.
             of: Size of that larger batch.
         """
         channels, height, width = images.shape[1:]
-        n = len(images) if rows is None else of
-        place = torch.full((n,), -1)  # of each image of the larger batch in this one
-        place[slice(None) if rows is None else rows] = torch.arange(len(images))
-        boxes = self.boxes(n, height, width, generator)
-        for box in range(self.count):
-            top, bottom, left, right = boxes[:, box].unbind(-1)
-            erased = torch.nonzero(bottom > top)[:, 0]
-            fill = self._fill((len(erased), channels, height, width), noise)
-            here = place[erased] >= 0
-            erased = erased[here]
-            if not len(erased):
-                continue
-            y, x = torch.arange(height), torch.arange(width)
-            in_y = (y >= top[erased, None]) & (y < bottom[erased, None])
-            in_x = (x >= left[erased, None]) & (x < right[erased, None])
-            inside = (in_y[:, :, None] & in_x[:, None, :])[:, None].to(images.device)
-            if len(fill) > len(erased):
-                fill = fill[here.to(images.device)]
-            there = place[erased].to(images.device)
-            images[there] = torch.where(inside, fill.to(images.dtype), images[there])
+        places = torch.arange(len(images)) if rows is None else rows
+        boxes = self.boxes(len(images) if rows is None else of, height, width, generator)[places]
+        for i in torch.nonzero((boxes[..., 1] > boxes[..., 0]).any(1))[:, 0].tolist():
+            source = noise(int(places[i]))
+            for top, bottom, left, right in boxes[i].tolist():
+                area = images[i, :, top:bottom, left:right]
+                if self.mode == "pixel":
+                    area.normal_(generator=source)
+                elif self.mode == "rand":
+                    area.copy_(torch.randn((channels, 1, 1), generator=source, device=images.device))
+                else:
+                    area.zero_()
         return images
-
-    def _fill(self, shape: tuple[int, int, int, int], noise: torch.Generator) -> torch.Tensor:
-        """What the erased images get, (shape) or something that broadcasts to it along all but the first axis."""
-        if self.mode == "const":
-            return torch.zeros((shape[0], 1, 1, 1), device=noise.device)
-        return torch.randn(shape if self.mode == "pixel" else (*shape[:2], 1, 1), generator=noise, device=noise.device)

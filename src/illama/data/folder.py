@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from illama.data.images import read_image
+from illama.data.images import read_bytes, read_image
 from illama.data.source import Source, number_classes
 from illama.data.splits import EVAL_SPLITS, TRAIN_SPLITS, choose_split
 from illama.errors import UserError
@@ -26,13 +26,16 @@ class FolderSource(Source):
         self, files: list[str], labels: np.ndarray, classes: tuple[str, ...], in_chans: int, description: str
     ) -> None:
         self._files = files
-        self._in_chans = in_chans
+        self.in_chans = in_chans
         self.labels = labels
         self.classes = classes
         self.description = description
 
     def read(self, i: int) -> Image.Image:
-        return read_image(self._files[i], self._in_chans)
+        return read_image(self._files[i], self.in_chans)
+
+    def encoded(self, i: int) -> bytes:
+        return read_bytes(self._files[i])
 
     def location(self, i: int) -> str:
         return self._files[i]

@@ -61,11 +61,7 @@ def read_image(file: ImageFile, in_chans: int = 3, where: str | None = None) -> 
     if isinstance(file, bytes):
         name, content = where or f"{len(file)} bytes", file
     else:
-        name = where or os.fspath(file)
-        try:
-            content = Path(file).read_bytes()
-        except OSError as error:
-            raise BrokenImage(name, error.strerror or str(error)) from None
+        name, content = where or os.fspath(file), read_bytes(file, where)
     if not content:
         raise BrokenImage(name, "the file is empty")
     with _PILLOW_QUIET:
@@ -77,6 +73,18 @@ def read_image(file: ImageFile, in_chans: int = 3, where: str | None = None) -> 
             raise BrokenImage(name, "not an image of a known format") from None
         except Exception as error:  # on damaged data Pillow's decoders raise nearly every type there is
             raise BrokenImage(name, str(error) or type(error).__name__) from None
+
+
+def read_bytes(file: str | os.PathLike[str], where: str | None = None) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        BrokenImage: It is missing or unreadable.
+    """
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise BrokenImage(where or os.fspath(file), error.strerror or str(error)) from None
 
 
 def check_channels(in_chans: int) -> None:

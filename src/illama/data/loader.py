@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,6 +26,7 @@ from illama.data.rng import Purpose, numpy_generator, torch_generator
 from illama.data.source import Source, SubsetSource
 from illama.data.stream import RawBatch, TrainSamples, fit, stream_evaluation, stream_training, train_transform
 from illama.data.transforms import SMALL_PX, EvalTransform, normalize, to_tensor
+from illama.data.workers import one_thread
 from illama.distributed import ALONE, World, local_size
 from illama.errors import UserError
 
@@ -58,8 +60,12 @@ class TrainLoader:
         self._memory, self.description = _keep_in_memory(recipe, source, crop)
         self._augment: BatchedAugment | None = None
         if self._memory is None:
-            self._samples = TrainSamples(source, train_transform(recipe, crop), recipe.seed)
+            self._augment = _augment_on_device(recipe, device)
+            transform = train_transform(recipe, crop, on_device=self._augment is not None)
+            self._samples = TrainSamples(source, transform, recipe.seed)
             self.skipped: dict[str, str] = {}
+            self.description += f"; decoded by {self._workers} processes"
+            self.description += ", augmented on the device" if self._augment is not None else " that augment them too"
         else:
             self._augment = BatchedAugment.of(recipe, crop)
             self.skipped = dict(self._memory.skipped)
@@ -84,9 +90,12 @@ class TrainLoader:
 
     def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
         """This device's micro-batches from optimizer step `start_step` on, `accumulation` per step, without end."""
-        feed = self._from_memory if self._memory is not None else self._from_workers
+        in_memory = self._memory is not None
+        feed = self._from_memory if in_memory else self._from_workers
         for micro, images, labels, indices in feed(start_step):
-            yield self._finish(micro, images, labels, indices)
+            with nullcontext() if in_memory or not self._workers else one_thread(self._device):
+                batch = self._finish(micro, images, labels, indices)
+            yield batch
 
     def _from_memory(self, start_step: int) -> Iterator[tuple[MicroBatch, torch.Tensor, torch.Tensor, torch.Tensor]]:
         memory = self._memory
@@ -97,8 +106,9 @@ class TrainLoader:
             yield micro, images, memory.labels[chosen].to(self._device), memory.indices[chosen]
 
     def _from_workers(self, start_step: int) -> Iterator[tuple[MicroBatch, torch.Tensor, torch.Tensor, torch.Tensor]]:
-        pin = self._device.type == "cuda"
-        for micro, raw in stream_training(self._samples, self._order, start_step, self._workers, pin_memory=pin):
+        pin, timeout_s = self._device.type == "cuda", self._recipe.data.worker_timeout_s
+        stream = stream_training(self._samples, self._order, start_step, self._workers, timeout_s, pin_memory=pin)
+        for micro, raw in stream:
             self.skipped.update(raw.broken)
             yield (micro, *_to(raw, self._device))
 
@@ -110,7 +120,10 @@ class TrainLoader:
             images = self._augment(images, torch_generator(Purpose.AUGMENT, seed, *at), rows, micro.of)
         images = normalize(images, data.mean, data.std)
         if self._erasing is not None:
-            noise = torch_generator(Purpose.NOISE, seed, *at, device=self._device)
+
+            def noise(place: int) -> torch.Generator:
+                return torch_generator(Purpose.NOISE, seed, *at, place, device=self._device)
+
             images = self._erasing(images, torch_generator(Purpose.ERASE, seed, *at), noise, rows, micro.of)
         if self._mixing is None:
             return Batch(images, labels, indices, micro)
@@ -173,7 +186,8 @@ class EvalLoader:
 
     def _from_workers(self) -> Iterator[RawBatch]:
         pin = self.device.type == "cuda"
-        return stream_evaluation(self._source, self.transform, self._batch_size, self._workers, pin_memory=pin)
+        how = self._batch_size, self._workers, self._timeout_s
+        return stream_evaluation(self._source, self.transform, *how, pin_memory=pin)
 
 
 def build_train_loader(
@@ -230,6 +244,17 @@ def resolve_crop(recipe: Recipe) -> str:
     if recipe.augment.crop != "auto":
         return recipe.augment.crop
     return "pad" if max(recipe.model.height_width) <= SMALL_PX else "resized"
+
+
+def _augment_on_device(recipe: Recipe, device: torch.device) -> BatchedAugment | None:
+    """What follows the crop, for whole batches on a GPU; None where workers do it: on CPUs, and for RandAugment
+    strings that only timm understands."""
+    if device.type == "cpu":
+        return None
+    try:
+        return BatchedAugment.of(recipe, crop="none")
+    except UserError:
+        return None
 
 
 def _keep_in_memory(recipe: Recipe, source: Source, crop: str) -> tuple[DecodedImages | None, str]:

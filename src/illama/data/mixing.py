@@ -88,7 +88,7 @@ class Mixing:
         """
         if mix.box is not None:
             top, bottom, left, right = mix.box
-            images[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
+            images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].flip(0)
         elif mix.share < 1:
             images = images.mul(mix.share).add_(images.flip(0), alpha=1 - mix.share)
         targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from illama.data.images import BrokenImage, as_seen, read_image
+from illama.data.images import BrokenImage, as_seen, read_bytes, read_image
 from illama.data.source import Source, number_classes
 from illama.data.splits import EVAL_SPLITS, TRAIN_SPLITS, choose_split
 from illama.errors import UserError
@@ -25,19 +25,22 @@ class TorchvisionSource(Source):
     ) -> None:
         self._dataset = dataset
         self._files: Sequence[tuple[str, int]] | None = getattr(dataset, "samples", getattr(dataset, "imgs", None))
-        self._in_chans = in_chans
+        self.in_chans = in_chans
         self.labels = labels
         self.classes = classes
         self.description = description
 
     def read(self, i: int) -> Image.Image:
         if self._files is not None:  # torchvision itself would leave the EXIF orientation out
-            return read_image(self._files[i][0], self._in_chans)
+            return read_image(self._files[i][0], self.in_chans)
         try:
             image, _ = self._dataset[i]
         except Exception as error:  # each data set reads in its own way
             raise BrokenImage(self.location(i), str(error)) from None
-        return as_seen(image, self._in_chans)
+        return as_seen(image, self.in_chans)
+
+    def encoded(self, i: int) -> bytes | None:
+        return None if self._files is None else read_bytes(self._files[i][0])
 
     def location(self, i: int) -> str:
         return self._files[i][0] if self._files is not None else f"{type(self._dataset).__name__} row {i}"
@@ -86,16 +89,20 @@ class HubSource(Source):
         self, reader: Any, labels: np.ndarray, classes: tuple[str, ...], in_chans: int, description: str
     ) -> None:
         self._reader = reader
-        self._in_chans = in_chans
+        self.in_chans = in_chans
         self.labels = labels
         self.classes = classes
         self.description = description
 
     def read(self, i: int) -> Image.Image:
+        return read_image(self.encoded(i), self.in_chans, self.location(i))
+
+    def encoded(self, i: int) -> bytes:
         cell = self._reader.dataset[i][self._reader.image_key]
         if not cell or not (cell.get("bytes") or cell.get("path")):
             raise BrokenImage(self.location(i), "the row has no image")
-        return read_image(cell.get("bytes") or cell["path"], self._in_chans, self.location(i))
+        content: bytes = cell.get("bytes") or read_bytes(cell["path"], self.location(i))
+        return content
 
     def location(self, i: int) -> str:
         return f"{self.description.partition(':')[0]} row {i}"

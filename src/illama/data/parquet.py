@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from illama.data.images import BrokenImage, read_image
+from illama.data.images import BrokenImage, read_bytes, read_image
 from illama.data.source import Source, number_classes
 from illama.data.splits import choose_split, split_in_name
 from illama.errors import UserError
@@ -93,23 +93,26 @@ class ParquetSource(Source):
         self, rows: _RowGroups, labels: np.ndarray, classes: tuple[str, ...], in_chans: int, description: str
     ) -> None:
         self._rows = rows
-        self._in_chans = in_chans
+        self.in_chans = in_chans
         self.labels = labels
         self.classes = classes
         self.description = description
 
     def read(self, i: int) -> Image.Image:
-        cell = self._rows.value(i)
-        content = cell.get("bytes") if isinstance(cell, dict) else cell
-        if content is None and isinstance(cell, dict) and cell.get("path"):
-            beside = self._rows.place(i)[0].parent / cell["path"]
-            return read_image(beside, self._in_chans)
-        if content is None:
-            raise BrokenImage(self.location(i), "the row has no image")
+        content = self.encoded(i)
         try:
-            return read_image(content, self._in_chans, "")
+            return read_image(content, self.in_chans, "")
         except BrokenImage as broken:  # the place is looked up only when it is needed
             raise BrokenImage(self.location(i), broken.why) from None
+
+    def encoded(self, i: int) -> bytes:
+        cell = self._rows.value(i)
+        content: bytes | None = cell.get("bytes") if isinstance(cell, dict) else cell
+        if content is None and isinstance(cell, dict) and cell.get("path"):
+            return read_bytes(self._rows.place(i)[0].parent / cell["path"])
+        if content is None:
+            raise BrokenImage(self.location(i), "the row has no image")
+        return content
 
     def location(self, i: int) -> str:
         file, row = self._rows.place(i)

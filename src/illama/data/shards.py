@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from illama.data.source import Source, number_classes
 from illama.data.splits import choose_split, split_in_name
 from illama.errors import UserError
 
+OPEN_FILES = 256  # of one process; systems allow 1024 and more
+
 
 @dataclass(frozen=True)
 class _Member:
@@ -26,6 +30,44 @@ class _Member:
     start: int
     size: int
     name: str
+
+
+class _OpenFiles:
+    """Files that stay open between reads.
+
+    A read carries its own position and no lock is held, so threads share this, and so do processes that were forked.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+        self._open: dict[int, _File] = {}
+
+    def __getstate__(self) -> dict[str, Any]:  # spawned processes open anew
+        return {"_paths": self._paths, "_open": {}}
+
+    def read(self, number: int, start: int, size: int) -> bytes:
+        """Bytes of one file, fewer where it ends."""
+        file = self._open.get(number)
+        if file is None:
+            file = self._open[number] = _File(self._paths[number])
+            for other in list(self._open)[:-OPEN_FILES]:
+                self._open.pop(other, None)  # it is closed when its last reader has finished
+        return file.read(start, size)
+
+
+class _File:
+    """An open file; closed with the last reference."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - it outlives this call
+        weakref.finalize(self, self._file.close)
+
+    def read(self, start: int, size: int) -> bytes:
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), size, start)
+        with open(self._file.name, "rb") as file:
+            file.seek(start)
+            return file.read(size)
 
 
 class ShardSource(Source):
@@ -42,20 +84,21 @@ class ShardSource(Source):
     ) -> None:
         self._shards = shards
         self._members = members
-        self._in_chans = in_chans
+        self._files = _OpenFiles(shards)
+        self.in_chans = in_chans
         self.labels = labels
         self.classes = classes
         self.description = description
 
     def read(self, i: int) -> Image.Image:
+        return read_image(self.encoded(i), self.in_chans, self.location(i))
+
+    def encoded(self, i: int) -> bytes:
         member = self._members[i]
         try:
-            with open(self._shards[member.shard], "rb") as file:
-                file.seek(member.start)
-                content = file.read(member.size)
+            return self._files.read(member.shard, member.start, member.size)
         except OSError as error:
             raise BrokenImage(self.location(i), error.strerror or str(error)) from None
-        return read_image(content, self._in_chans, self.location(i))
 
     def location(self, i: int) -> str:
         return f"{self._shards[self._members[i].shard]}:{self._members[i].name}"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from illama.data.images import BrokenImage
+from illama.data.picture import DecodedPicture, Picture, open_picture
 from illama.errors import UserError
 from illama.registry import closest
 
@@ -19,8 +21,10 @@ class Source(ABC):
         classes: Class names; a label is a position in it.
         labels: Class of each image, (n,) int64.
         description: What this is, for people: kind, place, split, number of images.
+        in_chans: Channels of the images, 1 or 3.
     """
 
+    in_chans: int = 3
     classes: tuple[str, ...]
     labels: np.ndarray
     description: str
@@ -35,6 +39,28 @@ class Source(ABC):
         Raises:
             BrokenImage: It cannot be read completely.
         """
+
+    def encoded(self, i: int) -> bytes | None:
+        """The image file as it is stored; None where a source keeps pixels, or leaves reading to another library.
+
+        Raises:
+            BrokenImage: There is none, or it cannot be fetched.
+        """
+        return None
+
+    def picture(self, i: int) -> Picture:
+        """Image `i` for those who need a part of it: the same pixels as `read`, decoded when they are asked for.
+
+        Raises:
+            BrokenImage: It cannot be read completely; the picture may say so later.
+        """
+        content = self.encoded(i)
+        if content is None:
+            return DecodedPicture(self.read(i))
+        try:
+            return open_picture(content, self.in_chans)
+        except BrokenImage as broken:  # the place is looked up only when it is needed
+            raise BrokenImage(self.location(i), broken.why) from None
 
     @abstractmethod
     def location(self, i: int) -> str:
@@ -55,10 +81,17 @@ class SubsetSource(Source):
         self._chosen = chosen
         self.classes = source.classes
         self.labels = source.labels[chosen]
+        self.in_chans = source.in_chans
         self.description = f"{source.description}; {why}"
 
     def read(self, i: int) -> Image.Image:
         return self._source.read(int(self._chosen[i]))
+
+    def encoded(self, i: int) -> bytes | None:
+        return self._source.encoded(int(self._chosen[i]))
+
+    def picture(self, i: int) -> Picture:
+        return self._source.picture(int(self._chosen[i]))
 
     def location(self, i: int) -> str:
         return self._source.location(int(self._chosen[i]))

@@ -135,4 +135,12 @@ def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     """(x / 255 - mean) / std of uint8 images (B, C, H, W), float32 on their device."""
     mean_C11 = torch.tensor(mean, device=images.device).view(-1, 1, 1) * 255
     scale_C11 = 1 / (torch.tensor(std, device=images.device).view(-1, 1, 1) * 255)
-    return images.float().sub_(mean_C11).mul_(scale_C11)
+    if images.device.type != "cpu":
+        return images.float().sub_(mean_C11).mul_(scale_C11)
+    # The same, an image at a time while it is in the cache, and without torch's threads: decoding has the other cores.
+    normalized = np.empty(images.shape, np.float32)
+    for image, out in zip(images.numpy(), normalized, strict=True):
+        out[...] = image
+        out -= mean_C11.numpy()
+        out *= scale_C11.numpy()
+    return torch.from_numpy(normalized)
