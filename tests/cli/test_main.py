@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from illama.cli.main import COMMANDS
-from illama.errors import Stopped, UserError
+from illama.errors import Stopped, ToldElsewhere, UserError
 from illama.recipes import list_recipes
 from illama.training import loop
 from tests.cli.conftest import Run
@@ -26,7 +26,19 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], [], ["--version"], ["train", "--help"], ["bench", "model", "--help"], ["version"]]
+    "words",
+    [
+        ["--help"],
+        [],
+        ["--version"],
+        ["train", "--help"],
+        ["launch", "--help"],
+        ["runs", "--help"],
+        ["data", "shard", "--help"],
+        ["data", "check", "--help"],
+        ["bench", "model", "--help"],
+        ["version"],
+    ],
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=False)
@@ -109,9 +121,33 @@ def test_train_hands_everything_on(run: Run, monkeypatch: pytest.MonkeyPatch) ->
     assert code == 0
     (call,) = calls
     recipe = call.pop("recipe")
-    assert call == {"out": Path("runs/x"), "device": "cpu", "init_from": Path("w.pth")}
+    assert call == {"out": Path("runs/x"), "device": "cpu", "init_from": Path("w.pth"), "track": None}
     assert (recipe.optimizer.lr, recipe.train.total_batch, recipe.data.path) == (5e-4, 32, "it's: here")
     assert "98.50 % at softness 0.5, 90.25 % at softness 0" in out
+
+
+def test_train_hands_the_tracker_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake_train(monkeypatch)
+    assert run("train", "digits_micro", "--track", "wandb")[0] == 0
+    assert [call["track"] for call in calls] == ["wandb"]
+    code, out, err = run("train", "digits_micro", "--track", "mlflow")
+    assert (code, out, len(calls)) == (2, "", 1)
+    assert "wandb" in one_line(err)
+
+
+def test_one_of_several_processes_speaks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them end with the same result, signal or error."""
+    fake_train(monkeypatch)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert run("train", "digits_micro") == (0, "", "")
+    fake_train(monkeypatch, Stopped("stopped at step 3"))
+    assert run("train", "digits_micro") == (75, "", "")
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    fake_train(monkeypatch, ToldElsewhere("no such data"))
+    assert run("train", "digits_micro") == (2, "", "")
+    assert sum(slept) >= 1, "the process that tells is ended when this one is gone"
 
 
 def test_print_shows_the_recipe_and_trains_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

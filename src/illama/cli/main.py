@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -22,6 +23,8 @@ from illama.cli.memory import keep_freed_memory
 from illama.errors import Stopped, ToldElsewhere, UserError
 
 USER_ERROR, STOPPED, INTERRUPTED, PIPE_CLOSED = 2, 75, 130, 141
+# A launcher ends all processes as soon as one has gone: the one that tells why must not be ended before it has.
+GOES_LAST_S = 5.0
 
 app = App(
     name="illama",
@@ -64,13 +67,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except ToldElsewhere:
+        time.sleep(GOES_LAST_S)
         return USER_ERROR
     except UserError as error:
         return _fail(str(error), USER_ERROR, debug)
     except CycloptsError as error:
         return _fail(f"{' '.join(str(error).split())} See illama {_command(words)}--help", USER_ERROR, debug)
     except Stopped as stopped:
-        print(f"illama: {stopped}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes, which all stop, one says so
+            print(f"illama: {stopped}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
         print("illama: interrupted", file=sys.stderr)

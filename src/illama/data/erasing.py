@@ -82,10 +82,10 @@ class RandomErasing:
             source = noise(int(places[i]))
             for top, bottom, left, right in boxes[i].tolist():
                 area = images[i, :, top:bottom, left:right]
-                if self.mode == "pixel":
-                    area.normal_(generator=source)
-                elif self.mode == "rand":
-                    area.copy_(torch.randn((channels, 1, 1), generator=source, device=images.device))
-                else:
+                if self.mode == "const":
                     area.zero_()
+                    continue
+                shape = area.shape if self.mode == "pixel" else (channels, 1, 1)
+                # drawn apart and copied: several times as fast on a CPU as drawing into rows of the image
+                area.copy_(torch.randn(shape, generator=source, device=images.device))
         return images
