@@ -278,7 +278,7 @@ def _profile_rows(group: Group) -> tuple[list[str], list[list[str]]]:
             cells.append(f"{_number(1e3 * seconds)} ({100 * seconds / total:.0f} %)")
         rows.append(cells)
     rows.append(["all", *(_number(1e3 * sum(found.values())) for found in group.profile.values())])
-    return ["ms of operators in a call", *group.profile], rows
+    return ["ms", *group.profile], rows
 
 
 def _profile_order(group: Group) -> Any:

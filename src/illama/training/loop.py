@@ -18,24 +18,21 @@ from illama.data.rng import Purpose, seed_global
 from illama.device import only_repeatable, resolve_precision
 from illama.distributed import ALONE, Vote, World, join_world
 from illama.errors import Stopped
-from illama.models.linear import keep_linear_kernel, linear_kernel
 from illama.recipes import Recipe
 from illama.training.console import summary
-from illama.training.ema import WeightAverage
 from illama.training.figures import draw_curves
 from illama.training.guard import LossGuard
 from illama.training.keeper import Keeper
 from illama.training.log import NoLog, RunLog
 from illama.training.meter import StepMeter
-from illama.training.objective import build_objective, shard_model
-from illama.training.optim import build_adamw, param_groups, set_lr
+from illama.training.objective import build_objective
+from illama.training.optim import set_lr
 from illama.training.predictions import draw_test_predictions
 from illama.training.run_folder import check_run_folder, write_run_folder
 from illama.training.run_lock import RunLock
-from illama.training.setup import prepare
+from illama.training.setup import build_state, prepare
 from illama.training.signals import stop_signals
 from illama.training.start_line import start_line
-from illama.training.state import TrainState
 from illama.training.stopwatch import Stopwatch
 from illama.training.track import check_tracker, open_tracker
 from illama.training.validation import Validation, in_words
@@ -119,7 +116,7 @@ class Run:
         self.notes = list(parts.notes)
         self.validation = Validation(parts.eval_loader, device, self.precision, world)
         self.model.set_grad_checkpointing(recipe.train.grad_checkpointing)
-        self.state = self._new_state()
+        self.state = build_state(recipe, parts, device, world)
         self.objective = build_objective(
             self.model,
             parts.loss,
@@ -174,7 +171,8 @@ class Run:
 
     def _train_steps(self, stop_asked: threading.Event) -> None:
         progress, per_epoch = self.state.progress, self.schedules.steps_per_epoch
-        self._settle_buckets()
+        if self.world.size > 2 and self.recipe.train.parallel == "ddp":
+            self._settle_buckets()
         batches = self.parts.train_loader.batches(progress.step)
         since, vote = Stopwatch(), Vote(self.world)
         try:
@@ -191,6 +189,7 @@ class Run:
                     self.keeper.saver.close()
                     self.world.wait()  # a launcher ends the others when the first one has gone
                     raise Stopped(f"stopped at step {step} and saved; run the same command again to continue")
+            vote.close()
         finally:
             batches.close()
 
@@ -218,6 +217,19 @@ class Run:
         if state.average is not None:
             state.average.update(self.model)
         return waited
+
+    def _settle_buckets(self) -> None:
+        """One backward pass whose gradients are thrown away.
+
+        The order in which more than two processes add up gradients follows from DDP's buckets, which it arranges anew
+        after the first pass. So the first step of a continued run adds up as the same step of an undisturbed one.
+        """
+        config, mixed = self.recipe.model, self.recipe.augment.mixup > 0 or self.recipe.augment.cutmix > 0
+        images = torch.zeros(self.plan.device_batch, config.in_chans, *config.height_width, device=self.device)
+        targets = torch.zeros(len(images), config.num_classes, device=self.device)
+        self.model.train()
+        self.objective(images, targets if mixed else targets[:, 0].long()).backward()
+        self.state.optimizer.zero_grad(set_to_none=True)
 
     def _apply_schedules(self, step: int) -> None:
         """The one place where schedules touch model and optimizer: once per optimizer step."""
@@ -296,41 +308,6 @@ class Run:
         epoch, within = divmod(progress.step, per_epoch)
         every = self.recipe.train.keep_every_epochs
         self.keeper.save(epoch, best=best, keep=every is not None and not within and epoch % every == 0)
-
-    def _new_state(self) -> TrainState:
-        """The optimizer and the averaged weights; with `train.parallel=fsdp` model and average become shards here."""
-        optimizer, how, model = self.recipe.optimizer, self.recipe.train, self.model
-        average = None if how.ema_decay is None else WeightAverage(model, how.ema_decay)
-        if how.parallel == "fsdp" and self.world.size > 1:
-            shard_model(model, self.device, how.grad_reduce, compiled=how.compile)
-            if average is not None:
-                shard_model(average.model, self.device)
-        self._share_draws()
-        groups = param_groups(model, optimizer.weight_decay, optimizer.layer_decay)
-        adamw = build_adamw(groups, betas=optimizer.betas, eps=optimizer.eps)
-        return TrainState(model, adamw, average, self.device, self.world)
-
-    def _settle_buckets(self) -> None:
-        """With more than two processes the order in which gradients are added up follows from DDP's buckets, which it
-        arranges anew after the first backward pass. One pass whose gradients are thrown away, so that the first step of
-        a continued run adds up as the same step of an undisturbed one."""
-        if self.world.size <= 2 or self.recipe.train.parallel == "fsdp":
-            return
-        config, augment, batch = self.recipe.model, self.recipe.augment, self.plan.device_batch
-        images = torch.zeros(batch, config.in_chans, *config.height_width, device=self.device)
-        mixed = augment.mixup > 0 or augment.cutmix > 0
-        targets = torch.zeros((batch, config.num_classes) if mixed else batch, device=self.device)
-        self.model.train()
-        self.objective(images, targets if mixed else targets.long()).backward()
-        self.state.optimizer.zero_grad(set_to_none=True)
-
-    def _share_draws(self) -> None:
-        """Random numbers and matrix products as one process with the whole batch would have them."""
-        rows = self.parts.train_loader.rows
-        if rows is not None:
-            self.model.share_drop_path(rows.to(self.device), self.plan.draw_batch)
-        if self.device.type == "cpu" and self.world.size > 1:
-            keep_linear_kernel(self.world.broadcast(linear_kernel()))
 
     def _final_softness(self) -> float:
         return self.schedules.softness(self.schedules.total_steps - 1)

@@ -89,7 +89,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware, git revision and command line: what a number needs to be trusted later."""
     import torch
 
-    packages = ("illama", "numpy", "pillow", "timm", "torchvision", "pyarrow", "safetensors")
+    packages = ("illama", "numpy", "pillow", "simplejpeg", "timm", "torchvision", "pyarrow", "safetensors")
     return {
         "command": sys.argv,
         "working_folder": str(Path.cwd()),

@@ -14,9 +14,14 @@ from illama.data.source import Source
 from illama.distributed import World
 from illama.errors import UserError
 from illama.models import ILlama
+from illama.models.linear import keep_linear_kernel, linear_kernel
 from illama.recipes import BatchPlan, Recipe, plan_batches
+from illama.training.ema import WeightAverage
 from illama.training.losses import Loss, build_loss
+from illama.training.objective import shard_model
+from illama.training.optim import build_adamw, param_groups
 from illama.training.schedules import Schedules
+from illama.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,27 @@ def prepare(recipe: Recipe, device: torch.device, init_from: Path | None, world:
         loss=build_loss(recipe.train.loss, recipe.augment),
         notes=notes,
     )
+
+
+def build_state(recipe: Recipe, parts: Parts, device: torch.device, world: World) -> TrainState:
+    """The optimizer and the averaged weights; with `train.parallel=fsdp` model and average become shards here.
+
+    A collective. Drop path and matrix products become what one process with the whole batch would have.
+    """
+    optimizer, how, model = recipe.optimizer, recipe.train, parts.model
+    average = None if how.ema_decay is None else WeightAverage(model, how.ema_decay)
+    if how.parallel == "fsdp" and world.size > 1:
+        shard_model(model, device, how.grad_reduce, compiled=how.compile)
+        if average is not None:
+            shard_model(average.model, device)
+    rows = parts.train_loader.rows
+    if rows is not None:
+        model.share_drop_path(rows.to(device), parts.plan.draw_batch)
+    if device.type == "cpu" and world.size > 1:
+        keep_linear_kernel(world.broadcast(linear_kernel()))
+    groups = param_groups(model, optimizer.weight_decay, optimizer.layer_decay)
+    adamw = build_adamw(groups, betas=optimizer.betas, eps=optimizer.eps)
+    return TrainState(model, adamw, average, device, world)
 
 
 def _open_sources(recipe: Recipe) -> tuple[Source, Source]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+_PARENT = os.getppid()
 
 
 @contextmanager
@@ -18,6 +23,8 @@ def stop_signals(*, patient: bool = False) -> Iterator[threading.Event]:
             has its own way (SIGKILL) with those that take too long.
     """
     asked = threading.Event()
+    if patient and _launcher_is_gone():
+        asked.set()
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
@@ -33,3 +40,16 @@ def stop_signals(*, patient: bool = False) -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _launcher_is_gone() -> bool:
+    """Whether `torchrun` has ended before its processes; if it does so later, they get SIGTERM (Linux).
+
+    Killed, it tells them nothing, and they would train on where nobody expects them. Of other launchers that is not
+    asked: they may start processes from a thread that ends, which Linux takes for the launcher's end.
+    """
+    pr_set_pdeathsig = 1
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    return os.getppid() != _PARENT
