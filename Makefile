@@ -11,7 +11,7 @@ INSTALL = UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install -q --python $(BIN)/pyth
 # Without byte code every process compiles every library again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test test-kernels check format clean
+.PHONY: help quickstart test test-faults test-kernels check format clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
@@ -36,6 +36,10 @@ quickstart: .venv/run.stamp
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2
+
+# Kills, full disks, damaged files, lost processes: the short form is part of `make test`, this is the long one.
+test-faults: .venv/dev.stamp
+	$(BIN)/python -m pytest -n 2 -rP -m "faults or not faults" tests/end_to_end/test_kill.py tests/end_to_end/test_faults.py
 
 # Triton is 0.7 GB, so only its own tests install it: in its interpreter on any CPU, then compiled for a GPU that need not
 # be there.

@@ -26,6 +26,10 @@ __all__ = [
     "train_transform",
 ]
 
+# So many in a row, more than a class of ImageNet has, are no damaged files: the data set is gone. Looking at all of a
+# large one would take hours to say so.
+BROKEN_IN_A_ROW = 10_000
+
 
 class TrainSamples:
     """Augmented images by (epoch, position); each has random numbers of its own, whichever process makes it.
@@ -45,17 +49,25 @@ class TrainSamples:
         return self._source.location(position)
 
     def __getitem__(self, key: Key) -> Sample:
-        """One image; leaves the global generators of Python, numpy and torch's CPU in another state."""
+        """One image; leaves the global generators of Python, numpy and torch's CPU in another state.
+
+        Raises:
+            UserError: Neither it nor any of the next `BROKEN_IN_A_ROW` can be read.
+        """
         epoch, wanted = key
         broken: list[BrokenImage] = []
-        for offset in range(len(self._source)):  # the next readable image stands in for a broken one
+        stand_ins = min(len(self._source), BROKEN_IN_A_ROW)
+        for offset in range(stand_ins):  # the next readable image stands in for a broken one
             i = (wanted + offset) % len(self._source)
             reseed(Purpose.SAMPLE, self._seed, epoch, wanted)
             try:
                 return self._transform(self._source.picture(i)), int(self._source.labels[i]), i, broken
             except BrokenImage as found:  # a picture may find out only when it is decoded; then it has no name yet
                 broken.append(BrokenImage(self._source.location(i), found.why))
-        return None, -1, wanted, broken
+        raise UserError(
+            f"{len(broken)} training images in a row cannot be read, the first: {broken[0]}; "
+            "see to it that the data set is there and can be read, then run the same command again"
+        )
 
 
 class EvalSamples:
@@ -102,15 +114,11 @@ def stream_training(
         pin_memory: Page-locked memory, from which copies to a GPU run beside its work.
 
     Raises:
-        UserError: Not one image can be read, or workers die or hang again and again.
+        UserError: The images are gone, or workers die or hang again and again.
     """
     keys: Iterator[Keys] = ((micro.epoch, micro.chosen) for micro in order.from_step(start_step))
     batches = decoded_batches(samples, keys, workers, timeout_s, pin_memory=pin_memory)
-    for micro, raw in zip(order.from_step(start_step), batches, strict=True):
-        if len(raw.labels) < len(micro.chosen):
-            where, why = next(iter(raw.broken.items()))
-            raise UserError(f"none of the {order.num_images} training images can be read; {where}: {why}")
-        yield micro, raw
+    yield from zip(order.from_step(start_step), batches, strict=True)
 
 
 def stream_evaluation(

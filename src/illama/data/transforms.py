@@ -138,9 +138,10 @@ def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     if images.device.type != "cpu":
         return images.float().sub_(mean_C11).mul_(scale_C11)
     # The same, an image at a time while it is in the cache, and without torch's threads: decoding has the other cores.
-    normalized = np.empty(images.shape, np.float32)
-    for image, out in zip(images.numpy(), normalized, strict=True):
+    # In torch's memory: numpy's begins at any 16 bytes, and matrix products round by how their factors are aligned.
+    normalized = torch.empty(images.shape)
+    for image, out in zip(images.numpy(), normalized.numpy(), strict=True):
         out[...] = image
         out -= mean_C11.numpy()
         out *= scale_C11.numpy()
-    return torch.from_numpy(normalized)
+    return normalized

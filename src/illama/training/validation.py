@@ -44,6 +44,7 @@ class Validation:
             "top1_causal": causal.top1,
             "loss_causal": causal.loss,
             "count": result.count,
+            "skipped": len(result.skipped),
         }
         if average is not None:
             averaged = self.accuracy(average.model, softness)
@@ -61,6 +62,8 @@ def in_words(record: dict[str, Any]) -> str:
     line = f"epoch {record['epoch']}: top-1 {record['top1']:.2f} %  test loss {record['loss']:.4f}"
     if record["softness"]:
         line += f"  (softness {record['softness']:.2f}; {record['top1_causal']:.2f} % at softness 0)"
+    if record["skipped"]:
+        line += f"  ({record['skipped']} unreadable images left out)"
     if "ema_top1" in record:
         line += f"  averaged weights {record['ema_top1']:.2f} %"
     return line
