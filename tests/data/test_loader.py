@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from illama.data import EvalTransform, build_eval_loader, build_train_loader, open_source
+from illama.data import loader as loaders
 from illama.data.augment_batched import BatchedAugment, shift
 from illama.data.batch import TrainingOrder
 from illama.data.images import BrokenImage
@@ -224,6 +225,25 @@ def test_resized_crops_stream() -> None:
 
 
 # where images are kept
+
+
+def test_on_a_gpu_workers_only_crop_and_the_device_augments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is done there is done here on the CPU: same crops by the workers, then flip and RandAugment by batches."""
+    assert loaders._augment_on_device(_small(), torch.device("cpu")) is None
+    weights = _small("augment.randaugment=rand-m9-w0")  # known to timm only: the workers do it
+    assert loaders._augment_on_device(weights, torch.device("cuda")) is None
+    there = loaders._augment_on_device(_small("augment.crop_padding=4"), torch.device("cuda"))
+    assert there is not None
+    assert there.padding == 0  # the workers have cropped
+    monkeypatch.setattr(loaders, "_augment_on_device", lambda recipe, device: BatchedAugment.of(recipe, "none"))
+    source = Synthetic([(40, 30)] * 12)
+    for overrides in (PLAIN, ()):
+        recipe = _small(*overrides, "data.storage=stream", "augment.crop=resized", "data.workers=0")
+        batches = list(itertools.islice(_loader(recipe, source).batches(0), 3))
+        again = list(itertools.islice(_loader(recipe, source).batches(1), 2))
+        for one, other in zip(batches[1:], again, strict=True):
+            assert torch.equal(one.images, other.images)
+        assert batches[0].images.shape[1:] == (3, 16, 16)
 
 
 def test_one_size_stays_in_memory_and_others_stream(monkeypatch: pytest.MonkeyPatch) -> None:

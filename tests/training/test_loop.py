@@ -85,6 +85,14 @@ def test_the_same_seed_gives_the_same_bits(
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+def test_every_nth_epoch_is_kept(toy: Callable[..., Recipe], tmp_path: Path) -> None:
+    train(toy("train.keep_every_epochs=2", "schedule.epochs=5"), tmp_path / "run", device="cpu")
+    kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000010", "step-00000020"]
+    assert [load_checkpoint(tmp_path / "run", tag).meta.epoch for tag in kept] == [2, 4]
+    assert load_checkpoint(tmp_path / "run", "previous").meta.step == 20
+
+
 def test_accumulation_equals_one_large_batch(toy: Callable[..., Recipe], tmp_path: Path) -> None:
     for parts in (1, 4):
         recipe = toy(f"train.accumulation={parts}", "model.drop_path=0", "augment.crop=none", "augment.rotate=0")

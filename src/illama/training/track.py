@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import uuid
 from importlib import import_module
 from pathlib import Path
@@ -52,6 +53,8 @@ class TensorBoard:
     def __init__(self, run_dir: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        self._hook = threading.excepthook
+        threading.excepthook = self._without_traceback
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
 
     def write(self, record: dict[str, Any]) -> None:
@@ -59,7 +62,15 @@ class TensorBoard:
             self._board.add_scalar(name, value, record["step"])
 
     def close(self, failed: bool) -> None:
-        self._board.close()
+        try:
+            self._board.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def _without_traceback(self, what: Any) -> None:
+        """A full disk in TensorBoard's own thread: the next `write` meets it, and one line is enough."""
+        if not (isinstance(what.exc_value, OSError) and type(what.thread).__module__.startswith("tensorboard.")):
+            self._hook(what)
 
 
 class Wandb:
