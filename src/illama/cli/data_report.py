@@ -53,7 +53,7 @@ def shard_report(result: ShardingResult) -> str:
         [
             *lines,
             done,
-            f"train on them with data.name=wds/shards data.path={result.target}",
+            f"train on them with --data {result.target}",
             "no image was decoded; this finds damaged ones: illama data check " + result.target,
         ]
     )
