@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import socket
+import tempfile
+import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +45,17 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[
     ]
     for child in children:
         child.start()
-    found = dict(results.get() for _ in children)
+    found: dict[int, tuple[str, Any]] = {}
+    while len(found) < count:
+        ended = [child.exitcode is not None for child in children]
+        if not results.empty():
+            rank, result = results.get()
+            found[rank] = result
+        elif all(ended):
+            died = {rank: child.exitcode for rank, child in enumerate(children) if rank not in found}
+            raise AssertionError(f"processes ended without a word, exit codes by rank: {died}; {_last_words(port)}")
+        else:
+            time.sleep(0.005)
     for child in children:
         child.join()
     failed = [text for kind, text in found.values() if kind == "failed"]
@@ -49,8 +63,15 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[
     return [found[rank][1] for rank in range(count)]
 
 
+def _last_words(port: int) -> str:
+    """What Python said of processes that the system ended, as by a segmentation fault."""
+    return "\n".join(file.read_text() for file in sorted(Path(tempfile.gettempdir()).glob(f"illama_fault_{port}_*")))
+
+
 def _one(rank: int, count: int, port: int, results: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    faults = Path(tempfile.gettempdir(), f"illama_fault_{port}_{rank}")
+    faulthandler.enable(faults.open("w"))
     if count > 1:
         os.environ |= {
             "RANK": str(rank),
@@ -66,3 +87,5 @@ def _one(rank: int, count: int, port: int, results: Any, work: Callable[..., Any
         results.put((rank, ("done", end)))
     except BaseException:
         results.put((rank, ("failed", traceback.format_exc())))
+    faulthandler.disable()
+    faults.unlink()

@@ -98,8 +98,9 @@ def test_what_the_processes_refuse_is_told_once(tmp_path: Path) -> None:
     [
         ([], "launch needs a command behind torchrun's options"),
         (["--nproc-per-node", "2"], "launch needs a command behind torchrun's options"),
-        (["--nproc-per-node", "2", "trian", "x"], "launch starts an illama command, given trian"),
-        (["launch", "train", "digits_micro"], "launch starts an illama command, given launch"),
+        (["--nproc-per-node", "2", "trian", "x"], "launch starts train or eval, given trian"),
+        (["predict", "runs/x", "photo.jpg"], "launch starts train or eval, given predict"),
+        (["launch", "train", "digits_micro"], "launch starts train or eval, given launch"),
         (["--nprok", "2", "train", "digits_micro"], "unrecognized arguments: --nprok"),
         (["--nproc-per-node", "many", "train", "digits_micro"], "Unsupported nproc_per_node value: many"),
         (["--nnodes", "0", "train", "digits_micro"], "min_nodes must be > 0"),

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from illama.errors import Stopped, UserError
 
 BUG = 1
+SHARED = ("train", "eval")  # what several processes share; of any other command each would do the whole
 _EXAMPLE = "illama launch --nproc-per-node 2 train digits_micro"
 # They report each process that ends with an error, in torch's words, after the process has told it in ours.
 _REPORTERS = ("agent.server.api", "multiprocessing.api")
@@ -96,14 +97,12 @@ def _parsed(words: Sequence[str]) -> Any:
     """torchrun's options, and `-m illama COMMAND ...` as what it is to start."""
     from torch.distributed.run import get_args_parser
 
-    from illama.cli.main import COMMANDS
-
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]
     options = parser.parse_args(words)
     command = options.training_script
-    if command not in COMMANDS or command == "launch":
-        raise UserError(f"launch starts an illama command, given {command}; type for example {_EXAMPLE}")
+    if command not in SHARED:
+        raise UserError(f"launch starts {' or '.join(SHARED)}, given {command}; type for example {_EXAMPLE}")
     options.training_script_args = [command, *options.training_script_args]
     options.training_script, options.module = "illama", True
     return options
