@@ -1,0 +1,49 @@
+"""A document's files in a folder, each whole or absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from illama.errors import UserError
+from illama.report.document import Document
+from illama.report.markdown_text import markdown
+from illama.report.page import html
+
+
+def write_document(document: Document, folder: Path) -> list[Path]:
+    """Write report.html, report.md and each figure's NAME.svg into a folder, which is made if absent.
+
+    A file appears, or replaces the one of its name, once it is complete; the figures come before what links them.
+
+    Returns:
+        The files, the page first.
+
+    Raises:
+        UserError: The folder cannot be made, or a file cannot be written.
+    """
+    texts = {"report.html": html(document).encode(), "report.md": markdown(document).encode()}
+    figures = {f"{figure.name}.svg": figure.svg for figure in document.figures()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made: {error.strerror or error}; give another one") from error
+    for name, content in (*figures.items(), *texts.items()):
+        _write(folder / name, content)
+    return [folder / name for name in (*texts, *figures)]
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        try:
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may keep the name and lose the content
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; give another folder") from error
