@@ -21,6 +21,7 @@ from architecture import draw_architecture
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
+from illama.analysis import exchange, image_gradient, jacobian_norms
 from illama.models import ILlama, roadmap_config
 
 HERE = Path(__file__).parent
@@ -96,7 +97,7 @@ def draw_leak(model: ILlama) -> dict[str, float]:
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.35), gridspec_kw={"wspace": 0.12})
     found: dict[str, float] = {}
     for ax, mode in ((left, MODES[0]), (middle, MODES[1])):
-        norms_NN = jacobian_norms(twin(model, mode, 0.0), images[:8])
+        norms_NN = jacobian_norms(twin(model, mode, 0.0), images[:8]).numpy()
         with np.errstate(divide="ignore"):
             logs = np.log10(norms_NN)
         logs[norms_NN == 0] = np.nan
@@ -115,7 +116,7 @@ def draw_leak(model: ILlama) -> dict[str, float]:
         ("post_softmax", 0.0, ORANGE, "post_softmax, softness 0"),
         ("pre_softmax", 0.0, BLUE, "pre_softmax, softness 0"),
     ):
-        changes = exchange(twin(model, mode, softness), images)
+        changes = exchange(twin(model, mode, softness), images).numpy()
         right.plot(changes, color=color, marker="o", markersize=3, label=label)
         found[f"exchange, {label}: mean relative change"] = float(changes.mean())
         found[f"exchange, {label}: largest relative change"] = float(changes.max())
@@ -124,29 +125,6 @@ def draw_leak(model: ILlama) -> dict[str, float]:
     right.legend(fontsize=8, frameon=False)
     save(figure, "leak")
     return found
-
-
-def jacobian_norms(model: ILlama, images: torch.Tensor) -> np.ndarray:
-    """Norm of d(output token i) / d(embedded token j) of all blocks together, (N, N), mean over the images."""
-    total = 0.0
-    for x_1ND in model.embed(images).detach().split(1):
-        jacobian = torch.autograd.functional.jacobian(model.run_blocks, x_1ND, vectorize=True)
-        total = total + jacobian[0, :, :, 0].norm(dim=(1, 3)).numpy()
-    return np.asarray(total) / len(images)
-
-
-@torch.no_grad()
-def exchange(model: ILlama, images: torch.Tensor) -> np.ndarray:
-    """Relative change of token t's output when every patch after t comes from another image; (N - 2,), mean."""
-    x_BND = model.embed(images)
-    before = model.run_blocks(x_BND)
-    changes = []
-    for t in range(x_BND.shape[1] - 2):
-        other = x_BND.clone()
-        other[:, t + 1 : -1] = x_BND.roll(1, dims=0)[:, t + 1 : -1]
-        change = model.run_blocks(other)[:, t] - before[:, t]
-        changes.append(float((change.norm(dim=-1) / before[:, t].norm(dim=-1)).mean()))
-    return np.array(changes)
 
 
 def draw_collapse() -> dict[str, float]:
@@ -168,19 +146,12 @@ def draw_collapse() -> dict[str, float]:
             torch.manual_seed(0)
             untrained = ILlama(roadmap_config(row, "tiny", mask_mode=mode, **SIZE))
             for state, network in (("untrained", untrained), ("trained", model)):
-                found[f"{row} {mode}: gradient by the image, {state}"] = image_gradient(network.double().eval(), images)
+                found[f"{row} {mode}: gradient by the image, {state}"] = image_gradient(network.double(), images)
     ax.axhline(np.log(10), color=GREY, linewidth=0.8, linestyle=":", label="chance: ln 10")
     ax.set(xlabel="step", ylabel="training loss (mean of 15 steps)", ylim=(0, 2.6), xlim=(0, STEPS))
     ax.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5))
     save(figure, "collapse")
     return found
-
-
-def image_gradient(model: ILlama, images: torch.Tensor) -> float:
-    """Norm of the gradient of the summed squared logits with respect to the pixels, mean over the images."""
-    images = images.clone().requires_grad_()
-    gradient = torch.autograd.grad(model(images).square().sum(), images)[0]
-    return float(gradient.flatten(1).norm(dim=1).mean())
 
 
 def save(figure: Figure, name: str) -> None:

@@ -1,0 +1,13 @@
+"""How much memory the analyses believe to have."""
+
+from __future__ import annotations
+
+import pytest
+
+from illama.analysis import batches
+
+
+@pytest.fixture
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for no more than one image."""
+    monkeypatch.setattr(batches, "MOST_VALUES", 1)
