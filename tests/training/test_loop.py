@@ -17,6 +17,7 @@ from illama.checkpoint import load_checkpoint, load_model
 from illama.errors import Stopped, UserError
 from illama.models import ILlama
 from illama.recipes import Recipe
+from illama.training.keeper import Keeper
 from illama.training.loop import Run, train
 from illama.training.objective import Objective
 from tests.runs import records, same_weights, weights
@@ -91,6 +92,30 @@ def test_every_nth_epoch_is_kept(toy: Callable[..., Recipe], tmp_path: Path) -> 
     assert kept == ["step-00000010", "step-00000020"]
     assert [load_checkpoint(tmp_path / "run", tag).meta.epoch for tag in kept] == [2, 4]
     assert load_checkpoint(tmp_path / "run", "previous").meta.step == 20
+
+
+def test_epochs_between_two_checkpoints(toy: Callable[..., Recipe], tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Every third epoch, the last one, those that are kept, and no other unless it is evaluated as the best."""
+    saved = []
+    save = Keeper.save
+    monkeypatch.setattr(Keeper, "save", lambda self, epoch, **how: (saved.append(epoch), save(self, epoch, **how)))
+    epochs = (
+        "schedule.epochs=8",
+        "train.eval_every_epochs=8",
+        "train.save_every_epochs=3",
+        "train.keep_every_epochs=4",
+    )
+    train(toy(*epochs), tmp_path / "run", device="cpu")
+    assert saved == [3, 4, 6, 8]
+    saved.clear()
+    train(
+        toy("schedule.epochs=4", "train.eval_every_epochs=1", "train.save_every_epochs=4"),
+        tmp_path / "evaluated",
+        device="cpu",
+    )
+    best = [record["top1_causal"] for record in records(tmp_path / "evaluated") if record["kind"] == "eval"]
+    better = [epoch for epoch in range(1, 5) if best[epoch - 1] > max([-1.0, *best[: epoch - 1]])]
+    assert saved == sorted({*better, 4})
 
 
 def test_accumulation_equals_one_large_batch(toy: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -205,7 +205,9 @@ class TrainConfig(Section):
     eval_batch: Count = 256
     """Images per evaluation batch and device."""
     save_every_steps: Count | None = None
-    """Optimizer steps between two checkpoints, besides the one at each epoch's end."""
+    """Optimizer steps between two checkpoints, besides those at the ends of epochs."""
+    save_every_epochs: Count = 1
+    """Epochs between two checkpoints; the last epoch, and an evaluation that is the best so far, are always saved."""
     keep_every_epochs: Count | None = None
     """Epochs between two checkpoints that are kept for good, beside `last`, `previous` and `best`; null keeps none."""
 

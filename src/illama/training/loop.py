@@ -241,20 +241,28 @@ class Run:
         """Evaluate and save where it is due."""
         every, total = self.recipe.train, self.schedules.total_steps
         epoch, within = divmod(step, per_epoch)
-        saves = every.save_every_steps is not None and step % every.save_every_steps == 0
-        if within and not saves:
+        evaluates = not within and (epoch % every.eval_every_epochs == 0 or step == total)
+        saves = (not within and (epoch % every.save_every_epochs == 0 or step == total)) or self._keeps(epoch, within)
+        saves = saves or (every.save_every_steps is not None and step % every.save_every_steps == 0)
+        if not (evaluates or saves):
             return
         self._check_finite()
         since.pause()
         improved = False
-        if not within and (epoch % every.eval_every_epochs == 0 or step == total):
+        if evaluates:
             self.last_eval = self._evaluate(write=True)
             judged = self.last_eval["top1" if self._final_softness() else "top1_causal"]
             improved = self.state.progress.best is None or judged > self.state.progress.best
             if improved:
                 self.state.progress.best = judged
-        self._save(since, best=improved)
+        if saves or improved:
+            self._save(since, best=improved)
         since.go_on()
+
+    def _keeps(self, epoch: int, within: int) -> bool:
+        """Whether the checkpoint of this moment stays for good."""
+        every = self.recipe.train.keep_every_epochs
+        return every is not None and not within and epoch % every == 0
 
     def _log_step(self, since: Stopwatch) -> str:
         """Write a log line; the only place in the step where the host waits for the device."""
@@ -306,8 +314,7 @@ class Run:
         progress.log_bytes = self.log.bytes_written
         progress.seconds += since.taken()
         epoch, within = divmod(progress.step, per_epoch)
-        every = self.recipe.train.keep_every_epochs
-        self.keeper.save(epoch, best=best, keep=every is not None and not within and epoch % every == 0)
+        self.keeper.save(epoch, best=best, keep=self._keeps(epoch, within))
 
     def _final_softness(self) -> float:
         return self.schedules.softness(self.schedules.total_steps - 1)

@@ -1,0 +1,87 @@
+"""How fast a recipe trains here: a few steps and one evaluation batch, nothing written."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from illama.device import resolve_device
+from illama.recipes import Recipe
+from illama.training.loop import Run
+
+_UNCOUNTED = 2  # first steps, which compile and warm up
+_LEAST = 3  # steps that are timed
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a short measurement says of a whole run, in seconds.
+
+    Attributes:
+        start_s: Reading the data, building the network, the first steps.
+        step_s: One optimizer step.
+        evaluations_s: All evaluations.
+        steps: Optimizer steps of the run.
+    """
+
+    start_s: float
+    step_s: float
+    evaluations_s: float
+    steps: int
+
+    @property
+    def total_s(self) -> float:
+        """The whole run."""
+        return self.start_s + self.steps * self.step_s + self.evaluations_s
+
+
+def measure_pace(recipe: Recipe, device: str | None = None, seconds: float = 3.0) -> Pace:
+    """Time the beginning of a run.
+
+    Args:
+        recipe: What would be trained.
+        device: Where.
+        seconds: How long steps are timed.
+
+    Raises:
+        UserError: Recipe, data or device cannot be used.
+    """
+    begun = time.perf_counter()
+    run = Run(recipe, Path(recipe.name), resolve_device(device), None)
+    batches = run.parts.train_loader.batches()
+    try:
+        for _ in range(_UNCOUNTED):
+            run._step(batches)
+        run.state.mean_loss()  # waits for the device
+        warm = time.perf_counter()
+        count = 0
+        while count < _LEAST or time.perf_counter() - warm < seconds:
+            run._step(batches)
+            count += 1
+            run.guard.first_bad_step()
+        step_s = (time.perf_counter() - warm) / count
+    finally:
+        batches.close()
+    total = run.schedules.total_steps
+    return Pace(warm - begun, step_s, _evaluations(run), total)
+
+
+def _evaluations(run: Run) -> float:
+    """All evaluations, from one batch; while the mask is soft each is made twice."""
+    import torch
+
+    from illama.device import autocast
+
+    loader = run.validation.loader
+    images = next(iter(loader)).images
+    run.model.eval()
+    begun = time.perf_counter()
+    with torch.inference_mode(), autocast(run.device, run.precision):
+        run.model(images).sum().item()
+    batch_s = time.perf_counter() - begun
+    epochs, every = run.recipe.schedule.epochs, run.recipe.train.eval_every_epochs
+    per_epoch = run.schedules.steps_per_epoch
+    ends = [*range(every, epochs, every), epochs]
+    passes = sum(2 if run.schedules.softness(end * per_epoch - 1) > 0 else 1 for end in ends)
+    return batch_s * len(loader) * passes
