@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Generator, Iterator
@@ -24,6 +22,7 @@ from illama.data.memory import cpu_count
 from illama.data.progress import WorkProgress
 from illama.data.source import Source
 from illama.data.split_names import split_names
+from illama.processes import end_with_parent
 
 if TYPE_CHECKING:
     from illama.recipes.schema import DataConfig
@@ -170,15 +169,7 @@ def _begin(sources: list[Source], min_side: int) -> None:
     _sources, _min_side = sources, min_side
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that the user sees ends the others
     warnings.simplefilter("ignore")  # Pillow's, of odd files; what matters is in the result
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot say so."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 def _inspect(chunk: _Chunk) -> Inspected:

@@ -1,4 +1,4 @@
-"""Progress of long work on image sets, on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work, on stderr: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ LINE_EVERY_S = 10.0  # between two lines where no bar can be drawn
 
 
 class WorkProgress:
-    """Counts images or bytes; use as a context. Safe from several threads.
+    """Counts images, bytes or epochs; use as a context. Safe from several threads.
 
     Args:
         what: What is done, for people ("writing shards").
         total: How much there is.
-        unit: "images", or "bytes", which are shown as kB, MB, GB.
+        unit: What is counted: "images", "epochs"; "bytes" are shown as kB, MB, GB.
     """
 
     def __init__(self, what: str, total: int, unit: str = "images") -> None:
@@ -54,6 +54,10 @@ class WorkProgress:
     ) -> None:
         if self._bar:
             self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line for a person, above the bar."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, amount: int) -> None:
         """So much more is done."""

@@ -1,8 +1,9 @@
 """What a configuration costs on paper: parameters, multiply-adds, and the bytes that must move. No torch here.
 
 Letters: B batch, N tokens, D width, L depth, m hidden width of the feed-forward, p patch side, n patches.
-Arithmetic is counted in multiply-adds of matrix products and of the patch convolution, per image, as the paper does;
-two floating-point operations each. Norms, rotations, gates, softmax and additions are not counted.
+Arithmetic is counted in multiply-adds of matrix products and of the patch convolution, per image; two floating-point
+operations each. Norms, rotations, gates, softmax and additions are not counted. What the paper prints follows the
+counters of two libraries, which differ a little: `counted_parameters`, `counted_multiply_adds`.
 """
 
 from __future__ import annotations
@@ -14,27 +15,55 @@ from illama.models.config import ModelConfig
 
 def parameters(config: ModelConfig) -> int:
     """Number of parameters; 5,701,096 for tiny at 224 px with 1000 classes (spec of the family, section 3)."""
+    positions = config.num_patches + 1 if "learned" in config.position else 0
+    norms = _norms(config) if config.norm == "rms" else 0
+    scales = 0 if config.layer_scale is None else 2 * config.depth
+    class_token = 1
+    return counted_parameters(config) + (class_token + positions + norms + scales) * config.embed_dim
+
+
+def counted_parameters(config: ModelConfig) -> int:
+    """Parameters as the paper's Tables 6 and 11 print them: of linear layers, the patch convolution and LayerNorms.
+
+    A counter that adds up the modules whose type it knows (thop does) misses what belongs to none of them: the class
+    token and the position embedding, which are attributes of the network, and layers that torch does not have
+    (RMSNorm of the published code, LayerScale). So base is 86,331,112 at every image size, printed as 86.3; with
+    RMSNorm it would be 86.4, and ViT-L without LayerNorm 304.0 where 304.1 is printed.
+    """
     width, hidden = config.embed_dim, config.hidden_dim
-    norm = width if config.norm == "rms" else 2 * width
+    norms = 2 * width * _norms(config) if config.norm == "layer" else 0
     qkv = 3 * width * width + (3 * width if config.qkv_bias else 0)
     proj = width * width + width
     ffn = 3 * width * hidden if config.ffn == "swiglu" else 2 * width * hidden + hidden + width
-    scales = 0 if config.layer_scale is None else 2 * width
-    position = (config.num_patches + 1) * width if "learned" in config.position else 0
     patches = _patch_inputs(config) * width + width
     head = (width + 1) * config.num_classes
-    return config.depth * (qkv + proj + ffn + 2 * norm + scales) + patches + width + position + norm + head
+    return config.depth * (qkv + proj + ffn) + norms + patches + head
 
 
 def multiply_adds(config: ModelConfig) -> int:
-    """Multiply-adds of a forward pass that computes everything, the paper's convention.
+    """Multiply-adds of a forward pass that computes everything.
 
     Both matrix products of attention are counted in full, N^2 D each, whatever the mask (Tables 2 and 6): tiny 1.254 G,
     small 4.599, base 17.564, large 62.794 at 224 px.
     """
-    tokens, width = config.num_patches + 1, config.embed_dim
-    attention = 4 * tokens * width**2 + 2 * tokens**2 * width
-    return _patch_embedding(config) + config.depth * (attention + tokens * _ffn(config)) + _head(config)
+    return sum(multiply_add_parts(config).values())
+
+
+def counted_multiply_adds(config: ModelConfig) -> int:
+    """Multiply-adds as Tables 6 and 11 print them: `multiply_adds`, and five operations per value for each LayerNorm.
+
+    That is what fvcore counts. It takes LayerNorm for one operation that it knows, and a written-out RMSNorm for
+    nothing, so only peers are larger by it; ViT-L at 384 px is printed as 191.2 (191.211; its products are 191.066).
+    """
+    tokens, per_value = config.num_patches + 1, 5
+    norms = _norms(config) if config.norm == "layer" else 0
+    return multiply_adds(config) + per_value * tokens * config.embed_dim * norms
+
+
+def multiply_add_parts(config: ModelConfig) -> dict[str, int]:
+    """What `multiply_adds` adds up, by part of the network, in the order of a forward pass."""
+    pairs = (config.num_patches + 1) ** 2
+    return _parts(config, config.depth, (pairs, pairs))
 
 
 def needed_multiply_adds(config: ModelConfig, softness: float = 0.0) -> int:
@@ -49,14 +78,34 @@ def needed_multiply_adds(config: ModelConfig, softness: float = 0.0) -> int:
         config: The model.
         softness: Softness of the mask; above 0 every weight is used.
     """
+    return sum(needed_parts(config, softness).values())
+
+
+def needed_parts(config: ModelConfig, softness: float = 0.0) -> dict[str, int]:
+    """What `needed_multiply_adds` adds up, under the names of `multiply_add_parts`."""
+    pairs = _attended_pairs(config, softness)
+    if config.global_pool != "token":
+        return _parts(config, config.depth, pairs)
     tokens, width = config.num_patches + 1, config.embed_dim
-    scored, weighted = _attended_pairs(config, softness)
-    block = 4 * tokens * width**2 + (scored + weighted) * width + tokens * _ffn(config)
-    last = block
-    if config.global_pool == "token":
-        scored, weighted = _class_pairs(config, softness)
-        last = (2 * tokens + 2) * width**2 + (scored + weighted) * width + _ffn(config)
-    return _patch_embedding(config) + (config.depth - 1) * block + last + _head(config)
+    scored, weighted = _class_pairs(config, softness)
+    last_block = {
+        "projections": (2 * tokens + 2) * width**2,
+        "scores": scored * width,
+        "weighted values": weighted * width,
+        "feed-forward": _ffn(config),
+    }
+    return {part: count + last_block.get(part, 0) for part, count in _parts(config, config.depth - 1, pairs).items()}
+
+
+def attention_multiply_adds(config: ModelConfig, softness: float = 0.0) -> int:
+    """Multiply-adds that one attention layer needs for all tokens, projections included (what Table 2 compares).
+
+    Args:
+        config: The model; its mask and mask mode decide which scores and weights are needed.
+        softness: Softness of the mask; above 0 every weight is used.
+    """
+    tokens, width = config.num_patches + 1, config.embed_dim
+    return 4 * tokens * width**2 + sum(_attended_pairs(config, softness)) * width
 
 
 def training_multiply_adds(config: ModelConfig, forward: int) -> int:
@@ -112,6 +161,30 @@ def working_set_bytes(config: ModelConfig, batch: int, bytes_per_value: int) -> 
     """Weights and the activations of one block, in bytes: what must fit into a cache for it to replace memory."""
     tokens = config.num_patches + 1
     return bytes_per_value * (parameters(config) + batch * tokens * (5 * config.embed_dim + config.hidden_dim))
+
+
+def _norms(config: ModelConfig) -> int:
+    return 2 * config.depth + 1
+
+
+def _parts(config: ModelConfig, blocks: int, pairs: tuple[int, int]) -> dict[str, int]:
+    """Multiply-adds by part, of `blocks` blocks that compute all tokens.
+
+    Args:
+        config: The model.
+        blocks: How many.
+        pairs: (query, key) pairs in a block that have a score, and that have a weight.
+    """
+    tokens, width = config.num_patches + 1, config.embed_dim
+    scored, weighted = pairs
+    return {
+        "patch embedding": _patch_embedding(config),
+        "projections": blocks * 4 * tokens * width**2,
+        "scores": blocks * scored * width,
+        "weighted values": blocks * weighted * width,
+        "feed-forward": blocks * tokens * _ffn(config),
+        "head": _head(config),
+    }
 
 
 def _patch_inputs(config: ModelConfig) -> int:
