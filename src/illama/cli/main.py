@@ -40,6 +40,7 @@ COMMANDS = {
     "launch": "Start a command on several devices or machines, as torchrun does.",
     "eval": "Accuracy and loss of a trained model.",
     "predict": "Class names with probabilities for image files.",
+    "reproduce": "The paper's tables and ablations on any data set: paper beside ours, with curves.",
     "runs": "List runs: state, epoch, accuracy, what was changed in the recipe, how to go on.",
     "bench": "Measure speed side by side with timm's ViT or your own network.",
     "data": "Check a data set, or write it as WebDataset shards.",

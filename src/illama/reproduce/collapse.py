@@ -1,0 +1,265 @@
+"""What the class token sees, for the study of the attention collapse (Table 1, Sec. 3.3): numbers, maps, verdicts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from illama.analysis import class_attention, class_token_leak, image_gradient
+from illama.checkpoint import load_model
+from illama.checkpoint.meta import Meta
+from illama.errors import UserError
+from illama.models import ROADMAP, ILlama
+from illama.models.config import MaskMode
+from illama.report import Block, Bullets, Figure, Table
+from illama.reproduce.class_maps import ClassMaps, draw_class_maps
+
+NUMBERS_HEADER = (
+    "network",
+    "mask mode",
+    "gradient by the image, untrained",
+    "trained",
+    "change of the logits, untrained",
+    "trained",
+    "mass of the class token's row",
+)
+NUMBERS_CAPTION = (
+    "At softness 0, in double precision, mean of {images} images{seeds}. Gradient: norm of the gradient of the summed "
+    "squared logits by the pixels. Change of the logits: norm of their change when all patches come from another "
+    "image, divided by their norm. Mass: sum of the class token's row of the matrix that multiplies v, mean of all "
+    "blocks and heads of the trained network."
+)
+
+
+@dataclass(frozen=True)
+class CollapseRow:
+    """One network of the study.
+
+    Attributes:
+        label: Its name, without the mask mode.
+        row: Its row of the roadmap: llama_attention, ps_cls or modified_causal.
+        mask_mode: "post_softmax" or "pre_softmax".
+        runs: Folders of its finished runs, one per seed.
+    """
+
+    label: str
+    row: str
+    mask_mode: MaskMode
+    runs: tuple[Path, ...]
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether nothing but itself stands in the class token's row: it is first, behind a causal mask."""
+        fields = ROADMAP[self.row]
+        return fields["cls_position"] == "first" and fields["mask"] == "causal"
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one network sees of the images: see `illama.analysis`.
+
+    Attributes:
+        gradient: Of the logits by the pixels.
+        change: Of the logits when the image is exchanged.
+        attention_LN: The class token's row, mean of heads and images, the class token's own column last.
+        grid: Rows and columns of patches.
+    """
+
+    gradient: float
+    change: float
+    attention_LN: torch.Tensor
+    grid: tuple[int, int]
+
+    @property
+    def mass(self) -> float:
+        """Sum of the row, mean over the blocks."""
+        return float(self.attention_LN.sum(1).mean())
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A row, one entry per seed."""
+
+    row: CollapseRow
+    untrained: tuple[_Seen, ...]
+    trained: tuple[_Seen, ...]
+
+    @property
+    def gradients(self) -> tuple[list[float], list[float]]:
+        """By the image, untrained and trained."""
+        return [seen.gradient for seen in self.untrained], [seen.gradient for seen in self.trained]
+
+    @property
+    def changes(self) -> tuple[list[float], list[float]]:
+        """Of the logits, untrained and trained."""
+        return [seen.change for seen in self.untrained], [seen.change for seen in self.trained]
+
+    @property
+    def masses(self) -> tuple[list[float], list[float]]:
+        """Of the class token's row, untrained and trained."""
+        return [seen.mass for seen in self.untrained], [seen.mass for seen in self.trained]
+
+
+def collapse_blocks(rows: Sequence[CollapseRow], images: torch.Tensor) -> tuple[Block, ...]:
+    """Look at every network of the study, untrained and trained, at softness 0 and in double precision.
+
+    Args:
+        rows: The networks.
+        images: Normalised images (n, in_chans, H, W), at least two, on the device that shall compute.
+
+    Returns:
+        What the numbers say, the table of numbers, and the maps of what the class token looks at.
+
+    Raises:
+        UserError: There is no row, a row without runs, a run that is not of its row, or fewer than two images.
+    """
+    if not rows:
+        raise UserError("there is no network to look at; give at least one row with finished runs")
+    with torch.random.fork_rng(devices=()):  # networks are initialised here, with seeds of their own
+        measured = [_measure(row, images.double()) for row in rows]
+    return Bullets(tuple(_verdicts(measured))), _table(measured, len(images)), _figure(measured)
+
+
+def _measure(row: CollapseRow, images: torch.Tensor) -> _Measured:
+    if not row.runs:
+        raise UserError(f"{row.label}, {row.mask_mode} has no finished run; train it first")
+    pairs = []
+    for run in row.runs:
+        model, meta = load_model(run)
+        expected = ROADMAP[row.row] | {"mask_mode": row.mask_mode}
+        wrong = [name for name, value in expected.items() if getattr(model.config, name) != value]
+        if wrong:
+            raise UserError(f"{run} is no run of {row.row} under {row.mask_mode}: its model.{wrong[0]} differs")
+        pairs.append((_look(_untrained(run, meta), images), _look(model, images)))
+    untrained, trained = zip(*pairs, strict=True)
+    return _Measured(row, untrained, trained)
+
+
+def _untrained(run: Path, meta: Meta) -> ILlama:
+    """The network as its run began."""
+    if meta.recipe is None:
+        raise UserError(f"{run} does not hold its recipe, so its untrained network is unknown; train it with illama")
+    torch.manual_seed(meta.recipe["seed"])
+    return ILlama(meta.config)
+
+
+def _look(model: ILlama, images: torch.Tensor) -> _Seen:
+    model.set_softness(0.0)
+    model = model.to(images)
+    row_LN = class_attention(model, images).mean(1)
+    own = model.cls_index % row_LN.shape[1]
+    attention_LN = torch.cat((row_LN[:, :own], row_LN[:, own + 1 :], row_LN[:, own : own + 1]), dim=1)
+    return _Seen(image_gradient(model, images), class_token_leak(model, images), attention_LN, model.config.grid)
+
+
+def _verdicts(measured: Sequence[_Measured]) -> list[str]:
+    """What holds, in numbers: blindness under `pre_softmax`, a trace through the denominator under `post_softmax`."""
+    found = []
+    seeing = [each for each in measured if not each.row.is_collapsed]
+    for each in measured:
+        if each.row.is_collapsed and each.row.mask_mode == "pre_softmax":
+            found.append(_blindness(each))
+        elif each.row.is_collapsed:
+            found.append(_trace(each) + _beside(each, [m for m in seeing if m.row.mask_mode == each.row.mask_mode]))
+    if seeing:
+        least = min(min(each.changes[1]) for each in seeing)
+        names = ", ".join(f"{each.row.label} under `{each.row.mask_mode}`" for each in seeing)
+        found.append(
+            f"**What the cures see** ({names}): exchanging the image changes the logits of every trained network by at "
+            f"least {_number([least])} of their norm."
+        )
+    return found
+
+
+def _blindness(each: _Measured) -> str:
+    name = f"**Strictly causal (`pre_softmax`), a class token that stands first is blind** ({each.row.label}): "
+    if not any(map(any, (*each.gradients, *each.changes))):
+        return (
+            f"{name}this holds exactly. The gradient by the image is 0 and the logits do not change by a bit when "
+            f"the image is exchanged, untrained and trained{_for_seeds(len(each.trained))}."
+        )
+    return (
+        f"{name}this does NOT hold. Trained, the gradient by the image is {_number(each.gradients[1])}, and the logits "
+        f"change by {_number(each.changes[1])} of their norm when the image is exchanged."
+    )
+
+
+def _trace(each: _Measured) -> str:
+    """Whether the image reaches a class token whose row keeps nothing of the patches."""
+    masses = each.masses
+    text = (
+        f"**Masked after the softmax (`post_softmax`), a trace of the image reaches it through the denominator** "
+        f"({each.row.label}): its row holds its weight on itself alone, {_percent(masses[0])} of the mass untrained "
+        f"and {_percent(masses[1])} trained, but that weight is divided by a sum over the keys of all patches. "
+    )
+    if not any(map(any, each.changes)):
+        return f"{text}Yet the logits do NOT change when the image is exchanged: no trace is seen."
+    return (
+        f"{text}So it is not blind in the strict sense: exchanging the image changes the logits by "
+        f"{_number(each.changes[0])} of their norm untrained and by {_number(each.changes[1])} trained."
+    )
+
+
+def _beside(each: _Measured, cured: Sequence[_Measured]) -> str:
+    """The trace beside what the cured networks of the same mask mode see."""
+    gradient = statistics.mean(value for other in cured for value in other.gradients[0]) if cured else 0.0
+    if gradient == 0:
+        return ""
+    change = statistics.mean(value for other in cured for value in other.changes[1])
+    return (
+        f" Untrained, its gradient by the image is {_number([statistics.mean(each.gradients[0]) / gradient])} times "
+        f"the cures' mean; the trained cures' logits change by {_number([change])}."
+    )
+
+
+def _table(measured: Sequence[_Measured], images: int) -> Table:
+    lines = []
+    for each in measured:
+        cells = [_number(values) for values in (*each.gradients, *each.changes)]
+        lines.append((each.row.label, f"`{each.row.mask_mode}`", *cells, _percent(each.masses[1])))
+    most = max(len(each.trained) for each in measured)
+    seeds = f"; mean \N{PLUS-MINUS SIGN} standard deviation of up to {most} seeds" if most > 1 else ""
+    return Table(NUMBERS_HEADER, tuple(lines), NUMBERS_CAPTION.format(images=images, seeds=seeds))
+
+
+def _figure(measured: Sequence[_Measured]) -> Figure:
+    maps = [
+        ClassMaps(
+            f"{each.row.label}, {each.row.mask_mode}",
+            torch.stack([seen.attention_LN for seen in each.trained]).mean(0),
+            each.trained[0].grid,
+        )
+        for each in measured
+    ]
+    caption = (
+        "What the class token of the trained networks looks at, at softness 0: its row of the matrix that multiplies "
+        "v, laid on the patches (mean of heads, images and seeds). Below each map its weight on itself and on all "
+        "patches together; what is missing to 100 % was cut off after the softmax."
+    )
+    alt = f"Maps of the class token's attention over the patches for {len(maps)} networks, up to three blocks each"
+    return Figure("class_attention", draw_class_maps(maps), alt, caption)
+
+
+def _number(values: Sequence[float]) -> str:
+    """Mean in two digits, standard deviation in one; zero is told from small."""
+    if not any(values):
+        return "0 exactly"
+    spread = f" \N{PLUS-MINUS SIGN} {_digits(statistics.stdev(values), 1)}" if len(values) > 1 else ""
+    return _digits(statistics.mean(values), 2) + spread
+
+
+def _digits(value: float, digits: int) -> str:
+    return f"{value:.{digits}g}".replace("e-0", "e-").replace("e+0", "e")
+
+
+def _percent(values: Sequence[float]) -> str:
+    spread = f" \N{PLUS-MINUS SIGN} {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread} %"
+
+
+def _for_seeds(seeds: int) -> str:
+    return f", for each of {seeds} seeds" if seeds > 1 else ""

@@ -1,0 +1,187 @@
+"""The command's work: plan, train what is missing, report; or only say how long it would take."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from illama.device import resolve_device
+from illama.errors import UserError
+from illama.recipes import Recipe
+from illama.registry import closest
+from illama.report import Block, Section
+from illama.reproduce.plan import Base, PlannedRun, PlannedStudy, all_runs, choose_base, plan_studies
+from illama.reproduce.results import StudyResult, collect
+from illama.reproduce.runner import Outcome, open_slots, train_all
+from illama.reproduce.studies import COMPLEXITY, NAMES, STUDIES
+from illama.reproduce.study_report import how_it_was_made, records, study_section, write_results
+
+COLLAPSE_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a command asks for.
+
+    Attributes:
+        names: Studies.
+        overrides: Recipe edits that all rows share.
+        data: Where the images are, or a data set's name.
+        recipe: What the rows edit; that of the data set when None.
+        seeds: Runs per row.
+        devices: Names; every CUDA GPU, or the best there is, when empty.
+        jobs: Runs at a time on each device.
+        out: Folder; runs/reproduce/<recipe> when None.
+        weights: Start weights by the rows' words.
+    """
+
+    names: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    data: str | None = None
+    recipe: str | None = None
+    seeds: int = 3
+    devices: tuple[str, ...] = ()
+    jobs: int = 1
+    out: Path | None = None
+    weights: Mapping[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise UserError(
+                f"which study? known: {', '.join(NAMES)}; for example: illama reproduce roadmap --data digits"
+            )
+        for name in self.names:
+            if name not in NAMES:
+                raise UserError(f"unknown study {name!r}; {closest(name, NAMES)}")
+        for name, value in (("--seeds", self.seeds), ("--jobs", self.jobs)):
+            if value < 1:
+                raise UserError(f"{name} must be at least 1; got {value}")
+
+    @property
+    def command(self) -> str:
+        """What makes the same report on the same machine, wherever it is written."""
+        base = [] if self.recipe is None else ["--recipe", self.recipe]
+        data = [] if self.data is None else ["--data", self.data]
+        weights = [word for key, path in self.weights.items() for word in ("--init-from", f"{key}={path}")]
+        jobs = [] if self.jobs == 1 else ["--jobs", str(self.jobs)]
+        seeds = [] if self.names == (COMPLEXITY,) else ["--seeds", str(self.seeds)]
+        words = [*self.names, *self.overrides, *base, *data, *seeds, *weights, *jobs]
+        return shlex.join(["illama", "reproduce", *words])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A command's runs.
+
+    Attributes:
+        wanted: The command.
+        base: What all rows edit; None where nothing is trained.
+        studies: The studies with runs.
+        runs: Every run once.
+        out: Where runs and reports go.
+    """
+
+    wanted: Wanted
+    base: Base | None
+    studies: tuple[PlannedStudy, ...]
+    runs: tuple[PlannedRun, ...]
+    out: Path
+
+    @property
+    def report_dir(self) -> Path:
+        """Folder of the report."""
+        return self.out / "-".join(self.wanted.names)
+
+
+def make_plan(wanted: Wanted) -> Plan:
+    """Every run of the studies; nothing is written.
+
+    Raises:
+        UserError: A study, recipe, override or start weight cannot be.
+    """
+    studies = [STUDIES[name] for name in dict.fromkeys(wanted.names) if name in STUDIES]
+    if not studies:
+        return Plan(wanted, None, (), (), wanted.out or Path("runs/reproduce"))
+    base = choose_base(studies, wanted.recipe, wanted.overrides, wanted.data)
+    out = wanted.out or Path("runs/reproduce") / base.common.name
+    planned = plan_studies(studies, base, wanted.seeds, out, wanted.weights)
+    return Plan(wanted, base, planned, all_runs(planned), out)
+
+
+def reproduce(plan: Plan) -> tuple[list[StudyResult], list[Path], Outcome]:
+    """Train what is not finished, and write the report.
+
+    Returns:
+        The results, the files of the report, and what became of the runs.
+
+    Raises:
+        UserError: Data or device cannot be used, or the folder cannot be written to.
+        Stopped: A signal asked for the end; the same command goes on.
+    """
+    outcome = Outcome()
+    if plan.runs:
+        with open_slots(choose_devices(plan.wanted.devices), plan.wanted.jobs) as slots:
+            outcome = train_all(plan.runs, slots, plan.out)
+    results = [collect(planned, outcome.failed) for planned in plan.studies]
+    sections = [section for name in dict.fromkeys(plan.wanted.names) for section in _sections(name, results)]
+    found: dict[str, Any] = {}
+    if plan.base is not None:
+        command = plan.wanted.command
+        found = records(results, plan.base, command)
+        sections.append(how_it_was_made(results, plan.base, plan.runs, command))
+    if COMPLEXITY in plan.wanted.names:
+        from illama.reproduce.complexity import complexity_records
+
+        found["complexity"] = complexity_records()
+    title = f"illama reproduce {' '.join(plan.wanted.names)}"
+    return results, write_results(sections, found, title, plan.report_dir), outcome
+
+
+def choose_devices(names: Sequence[str]) -> list[str]:
+    """The devices that were named, or every CUDA GPU, or the best there is.
+
+    Raises:
+        UserError: One of them cannot be used.
+    """
+    if names:
+        return [str(resolve_device(name)) for name in names]
+    import torch
+
+    if torch.cuda.is_available():
+        return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+    return [str(resolve_device(None))]
+
+
+def _sections(name: str, results: Sequence[StudyResult]) -> list[Section]:
+    if name == COMPLEXITY:
+        from illama.reproduce.complexity import complexity_sections
+
+        return list(complexity_sections())
+    result = next(result for result in results if result.planned.study.name == name)
+    return [study_section(result, _collapse(result) if name == "collapse" else ())]
+
+
+def _collapse(result: StudyResult) -> tuple[Block, ...]:
+    """What the class token sees, from the trained networks."""
+    from illama.reproduce.collapse import CollapseRow, collapse_blocks
+
+    rows, recipe = [], None
+    for row in result.planned.rows:
+        runs = result.rows[row.name].finished
+        if runs:
+            recipe = runs[0].recipe
+            name = row.name.removesuffix(f"_{recipe.model.mask_mode}")
+            label = row.label.removesuffix(f", {recipe.model.mask_mode}")
+            rows.append(CollapseRow(label, name, recipe.model.mask_mode, tuple(run.folder for run in runs)))
+    return () if recipe is None else collapse_blocks(rows, _images(recipe))
+
+
+def _images(recipe: Recipe) -> Any:
+    """The first images of the evaluation split, normalised, (n, C, H, W)."""
+    from illama.data import EvalTransform, build_eval_loader, open_source
+
+    source = open_source(recipe.data, "eval", in_chans=recipe.model.in_chans, seed=recipe.seed)
+    return next(iter(build_eval_loader(source, EvalTransform.of(recipe), COLLAPSE_IMAGES, "cpu"))).images

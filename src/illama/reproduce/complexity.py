@@ -1,0 +1,285 @@
+"""The study `complexity`: counted parameters and multiply-adds beside the paper's Tables 2, 6 and 11. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from illama.models.complexity import (
+    attention_multiply_adds,
+    counted_multiply_adds,
+    counted_parameters,
+    multiply_adds,
+    needed_multiply_adds,
+    parameters,
+    peer_config,
+)
+from illama.models.config import MaskMode, ModelConfig
+from illama.models.variants import VARIANTS
+from illama.report import Section, Table, Text
+from illama.reproduce.complexity_figure import arithmetic_figure
+from illama.reproduce.complexity_published import (
+    BILLION,
+    MILLION,
+    PUBLISHED,
+    Published,
+    agrees_to_the_printed_digits,
+    table_2_bidirectional,
+    table_2_causal,
+)
+
+# Two ways to count, of which the paper's digits show which one was used: everything there is, and what a counter finds.
+_PARAMETER_COUNTS = {"all": parameters, "known modules": counted_parameters}
+_MULTIPLY_ADD_COUNTS = {"products": multiply_adds, "products and LayerNorm": counted_multiply_adds}
+_MODES: tuple[MaskMode, ...] = ("post_softmax", "pre_softmax")
+_NOTHING = "-"
+
+
+def complexity_records() -> list[dict[str, Any]]:
+    """Every line of the study as plain values, ready for JSON.
+
+    Returns:
+        One dictionary per compared number, with `table` (of the paper, None for ours), `model`, `px`, `quantity`,
+        `counted` (way of counting -> exact count), `printed` (what the paper prints, or its formula's value) and
+        `agrees`: True or False, None where the paper prints nothing. Further keys belong to a quantity: `data`,
+        `unit` and `reproduced_by` (the ways of counting that give the printed digits), `tokens`, `ratio`.
+    """
+    return [*_size_records(), *_layer_records(), *_pass_records()]
+
+
+def complexity_sections() -> tuple[Section, ...]:
+    """The study's part of a report: Tables 6 and 11, Table 2, and what a prediction really needs."""
+    records = complexity_records()
+    return (
+        _size_section([record for record in records if record["quantity"] == "parameters"]),
+        _cost_section([record for record in records if record["quantity"] == "multiply-adds"]),
+        _layer_section([record for record in records if record["table"] == "2"]),
+        _pass_section([record for record in records if record["table"] is None]),
+    )
+
+
+def _size_records() -> Iterator[dict[str, Any]]:
+    for row in PUBLISHED:
+        yield _compared(row, "parameters", MILLION, row.parameters, _PARAMETER_COUNTS)
+        record = _compared(row, "multiply-adds", BILLION, row.multiply_adds, _MULTIPLY_ADD_COUNTS)
+        yield record | {"images_per_s_printed": row.images_per_s}
+
+
+def _compared(
+    row: Published, quantity: str, unit: int, printed: str | None, ways: Mapping[str, Callable[[ModelConfig], int]]
+) -> dict[str, Any]:
+    counted = {way: count(row.config) for way, count in ways.items()}
+    found = [way for way, n in counted.items() if printed and agrees_to_the_printed_digits(n, printed, unit)]
+    return {
+        "table": "6, 11",
+        "model": row.model,
+        "data": row.data,
+        "px": row.config.img_size,
+        "quantity": quantity,
+        "unit": unit,
+        "counted": counted,
+        "printed": printed,
+        "reproduced_by": found,
+        "agrees": bool(found) if printed else None,
+    }
+
+
+def _family() -> Iterator[tuple[str, ModelConfig]]:
+    for px in (224, 384):
+        for name, variant in VARIANTS.items():
+            yield f"iLLaMA-{name[0].upper()}", dataclasses.replace(variant, img_size=px)
+
+
+def _layer_records() -> Iterator[dict[str, Any]]:
+    for model, config in _family():
+        tokens, width = config.num_patches + 1, config.embed_dim
+        full = attention_multiply_adds(config, softness=1.0)
+        needed = {mode: attention_multiply_adds(dataclasses.replace(config, mask_mode=mode)) for mode in _MODES}
+        common = {"table": "2", "model": model, "px": config.img_size, "tokens": tokens}
+        yield common | {
+            "quantity": "attention layer, bidirectional",
+            "counted": {"everything": full},
+            "printed": table_2_bidirectional(tokens, width),
+            "agrees": full == table_2_bidirectional(tokens, width),
+        }
+        yield common | {
+            "quantity": "attention layer, causal",
+            "counted": needed,
+            "printed": table_2_causal(tokens, width),
+            "agrees": table_2_causal(tokens, width) in needed.values(),
+            "ratio": {mode: full / count for mode, count in needed.items()},
+        }
+
+
+def _pass_records() -> Iterator[dict[str, Any]]:
+    for model, config in _family():
+        vit = multiply_adds(peer_config(config))
+        needed = {mode: needed_multiply_adds(dataclasses.replace(config, mask_mode=mode)) for mode in _MODES}
+        yield {
+            "table": None,
+            "model": model,
+            "px": config.img_size,
+            "quantity": "forward pass",
+            "counted": {"ViT": vit, "everything": multiply_adds(config)} | needed,
+            "printed": None,
+            "agrees": None,
+            "ratio": {mode: vit / count for mode, count in needed.items()},
+        }
+
+
+def _size_section(records: list[dict[str, Any]]) -> Section:
+    header = ("model", "data", "px", "all (M)", "known modules (M)", "paper (M)", "agrees by")
+    return Section(
+        "Parameters (Tables 6 and 11)",
+        (
+            Text(
+                "How to read it: the printed number is compared with two exact counts, rounded half up to its digits; "
+                "the last column names the counts that give it."
+            ),
+            Table(header, tuple(_size_row(record) for record in records), _summary(records, _PARAMETER_COUNTS)),
+            Text(
+                "**all** is every number that is learned. **known modules** are linear layers, the patch convolution "
+                "and LayerNorm: a counter that goes by the type of modules misses `cls_token` and `pos_embed`, which "
+                "belong to none, and layers that torch did not have (RMSNorm, LayerScale). So the count does not grow "
+                "with the image. `thop.profile` (0.1.1) gives exactly these numbers for these networks when their "
+                "layers are torch's own classes. Which counter the paper used is inferred from its digits; its row of "
+                "DeiT-S has the full count, as if quoted from elsewhere."
+            ),
+        ),
+    )
+
+
+def _cost_section(records: list[dict[str, Any]]) -> Section:
+    header = ("model", "data", "px", "products (G)", "and LayerNorm (G)", "paper (G)", "agrees by", "images/s, paper")
+    throughputs = (record["images_per_s_printed"] for record in records)
+    rows = tuple(
+        (*_size_row(record), _NOTHING if rate is None else str(rate))
+        for record, rate in zip(records, throughputs, strict=True)
+    )
+    return Section(
+        "Multiply-adds and throughput (Tables 6 and 11)",
+        (
+            Text(
+                "How to read it: one image, forward, everything computed whatever the mask; the printed number is "
+                "compared with both counts as above. The last column is the paper's throughput on an A100 at batch "
+                "1024, not measured here: it needs an A100; `illama bench model` measures the device at hand."
+            ),
+            Table(header, rows, _summary(records, _MULTIPLY_ADD_COUNTS)),
+            Text(
+                "**products** are the matrix products and the patch convolution. **and LayerNorm** adds five "
+                "operations per value for each LayerNorm, as fvcore does (a written-out RMSNorm adds nothing): "
+                "`FlopCountAnalysis` (0.1.5) gives exactly these numbers for these networks with attention written "
+                "out. Which counter the paper used is inferred from its digits."
+            ),
+        ),
+    )
+
+
+def _size_row(record: dict[str, Any]) -> tuple[str, ...]:
+    counts = (f"{count / record['unit']:.3f}" for count in record["counted"].values())
+    if record["printed"] is None:
+        verdict = _NOTHING
+    elif len(record["reproduced_by"]) == len(record["counted"]):
+        verdict = "both"
+    else:
+        verdict = ", ".join(record["reproduced_by"]) or "**neither**"
+    return (
+        record["model"],
+        record["data"],
+        str(record["px"]),
+        *counts,
+        record["printed"] or _NOTHING,
+        verdict,
+    )
+
+
+def _summary(records: list[dict[str, Any]], ways: dict[str, Any]) -> str:
+    """How many printed numbers each way of counting gives, and which not."""
+    printed = [record for record in records if record["printed"] is not None]
+    sentences = [f"Of {len(printed)} printed numbers {sum(r['agrees'] for r in printed)} agree by one count or both."]
+    for way in ways:
+        missed = [f"{r['model']} at {r['px']} px" for r in printed if way not in r["reproduced_by"]]
+        but = f", all but {', '.join(dict.fromkeys(missed))}" if missed else ""
+        sentences.append(f"By **{way}**: {len(printed) - len(missed)}{but}.")
+    return " ".join(sentences)
+
+
+def _layer_section(records: list[dict[str, Any]]) -> Section:
+    header = (
+        "model",
+        "N",
+        "bidirectional (M)",
+        "causal, paper (M)",
+        "needed, post_softmax (M)",
+        "more than the paper's",
+        "needed, pre_softmax (M)",
+        "saved, paper",
+        "saved, post",
+        "saved, pre",
+    )
+    bidirectional = [record for record in records if record["quantity"].endswith("bidirectional")]
+    causal = [record for record in records if record["quantity"].endswith("causal")]
+    rows = tuple(_layer_row(full, part) for full, part in zip(bidirectional, causal, strict=True))
+    agreed = sum(record["agrees"] for record in bidirectional)
+    exact = "every row" if agreed == len(bidirectional) else f"{agreed} of {len(bidirectional)} rows"
+    return Section(
+        "One attention layer (Table 2)",
+        (
+            Text(
+                "How to read it: multiply-adds of one layer, projections included, for one image of N tokens; the "
+                "paper's formulas stand beside what each mask needs, and the savings are against bidirectional."
+            ),
+            Table(header, rows, f"The paper's bidirectional formula is our count in {exact}."),
+            Text(
+                "The paper counts `4 N D^2 + 2 N^2 D` bidirectional, `4 N D^2 + N^2 D + (floor(N^2/2) + 1) D` causal. "
+                "Below and on the diagonal lie `N (N + 1) / 2` pairs, so masking after the softmax (Eq. 2, "
+                "`post_softmax`: all scores, half of the weights) needs `4 N D^2 + N^2 D + N (N + 1) / 2 D`, which is "
+                "`(ceil(N/2) - 1) D` more than printed. Masking before it (Eq. 1, `pre_softmax`) needs only "
+                "`4 N D^2 + N (N + 1) D`. The paper's formula is thus the published mask's, up to a term linear in N."
+            ),
+        ),
+    )
+
+
+def _layer_row(bidirectional: dict[str, Any], causal: dict[str, Any]) -> tuple[str, ...]:
+    full, paper = bidirectional["counted"]["everything"], causal["printed"]
+    post, pre = (causal["counted"][mode] for mode in _MODES)
+    return (
+        causal["model"],
+        str(causal["tokens"]),
+        *(f"{count / MILLION:.3f}" for count in (full, paper, post)),
+        f"{post - paper:,}",
+        f"{pre / MILLION:.3f}",
+        *(f"{1 - count / full:.1%}" for count in (paper, post, pre)),
+    )
+
+
+def _pass_section(records: list[dict[str, Any]]) -> Section:
+    header = ("model", "px", "ViT (G)", "all (G)", "post_softmax (G)", "pre_softmax (G)", "ViT / post", "ViT / pre")
+    rows = tuple(
+        (
+            record["model"],
+            str(record["px"]),
+            *(f"{count / BILLION:.3f}" for count in record["counted"].values()),
+            *(f"{ratio:.3f}" for ratio in record["ratio"].values()),
+        )
+        for record in records
+    )
+    return Section(
+        "What a prediction really needs",
+        (
+            Text(
+                "How to read it: multiply-adds of a forward pass at softness 0 that skips what cannot change the "
+                "logits, and how many times as much a ViT of the same width, depth and heads computes."
+            ),
+            Table(header, rows, "The paper prints no such numbers; this is arithmetic, not time."),
+            Text(
+                "Skipped are masked weights, under `pre_softmax` masked scores too, and in the last block everything "
+                "but the class token's query, projection and feed-forward. SwiGLU's three matrices cost as much as "
+                "the MLP's two for tiny, small and base; large has 3 x 2816 = 8448 columns against 2 x 4096 = 8192, "
+                "hence its smaller gain."
+            ),
+            arithmetic_figure(),
+        ),
+    )

@@ -1,0 +1,272 @@
+"""What the runs of a study show: numbers per seed, differences between rows, and whether the paper's claims hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal, get_args
+
+from illama.reproduce.plan import PlannedRun, PlannedStudy
+from illama.reproduce.study import METRICS, AtChance, Claim, Metric, Row
+from illama.training.figures import read_metrics
+from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE
+
+_FIXED = "\N{NO-BREAK SPACE}"
+CONFIDENCE = 0.95  # of the interval that a difference must leave zero out of to count
+NEAR_CHANCE = 1.5  # times the accuracy of guessing: what counts as having learned nothing
+
+Verdict = Literal[
+    "yes",
+    "yes (one seed)",
+    "yes, within noise",
+    "level in the paper",
+    "no difference",
+    "no, within noise",
+    "no (one seed)",
+    "no",
+]
+_WORST_LAST: tuple[Verdict, ...] = get_args(Verdict)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        seed: Its seed.
+        top1: Test accuracy in percent at the softness in force at the end.
+        train_loss: Mean training loss of the last epoch, nats.
+        test_loss: Test loss at the end, nats.
+    """
+
+    seed: int
+    top1: float
+    train_loss: float
+    test_loss: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row's mean less another's.
+
+    Attributes:
+        value: The difference.
+        low, high: Its 95 % confidence interval (Welch); None with a single seed.
+    """
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether zero lies outside of the interval."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """A row with what was measured.
+
+    Attributes:
+        row: What it is.
+        finished: Its finished runs.
+        runs: Their results.
+        failed: Why others have none, one text each.
+        chance: Accuracy of guessing, percent; None where nothing has run.
+    """
+
+    row: Row
+    finished: tuple[PlannedRun, ...]
+    runs: tuple[RunResult, ...]
+    failed: tuple[str, ...]
+    chance: float | None
+
+    def values(self, metric: Metric) -> list[float]:
+        """One value per seed."""
+        return [getattr(run, metric) for run in self.runs]
+
+    @property
+    def is_at_chance(self) -> bool:
+        """Whether no run has learned anything."""
+        return self.chance is not None and all(run.top1 < NEAR_CHANCE * self.chance for run in self.runs)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A study with what was measured."""
+
+    planned: PlannedStudy
+    rows: Mapping[str, RowResult]
+
+    def paper_value(self, row: Row, metric: Metric) -> float | None:
+        """What the paper prints."""
+        printed = row.paper.get(self.planned.setting)
+        return None if printed is None else getattr(printed, metric)
+
+    def paper_difference(self, row: Row, metric: Metric) -> float | None:
+        """The paper's difference between a row and the one it is compared with."""
+        if row.against is None:
+            return None
+        other = next(each for each in self.planned.rows if each.name == row.against)
+        own, others = self.paper_value(row, metric), self.paper_value(other, metric)
+        return None if own is None or others is None else own - others
+
+    def difference(self, row: str, against: str, metric: Metric) -> Difference | None:
+        """Our difference between two rows; None where one has no run."""
+        own, others = self.rows[row].values(metric), self.rows[against].values(metric)
+        return welch(own, others) if own and others else None
+
+    def agrees(self, row: Row, metric: Metric = "top1") -> Verdict | None:
+        """Whether a row differs from the one it is compared with in the paper's direction."""
+        expected = self.paper_difference(row, metric)
+        if expected is None or row.against is None:
+            return None
+        found = self.difference(row.name, row.against, metric)
+        if found is None:
+            return None
+        if abs(expected) < 1e-9:
+            return "level in the paper"
+        return _verdict(found, expected > 0)
+
+    def holds(self, claim: Claim) -> tuple[Verdict, str] | None:
+        """Whether a claim holds, and the numbers; None where runs are missing."""
+        verdicts: list[Verdict] = []
+        said = []
+        for part in claim.parts:
+            if isinstance(part, AtChance):
+                result = self.rows[part.row]
+                if not result.runs:
+                    return None
+                verdicts.append("yes" if result.is_at_chance else "no")
+                said.append(f"top-1 {in_words(result.values('top1'))} %, guessing {result.chance:g} %")
+                continue
+            found = self.difference(part.row, part.against, part.metric)
+            if found is None:
+                return None
+            verdicts.append(_verdict(found, part.more))
+            names = f"{self.rows[part.row].row.label} against {self.rows[part.against].row.label}"
+            said.append(f"{names}: {METRICS[part.metric]} {difference_in_words(found, part.metric)}")
+        return max(verdicts, key=_WORST_LAST.index), "; ".join(said)
+
+
+def collect(planned: PlannedStudy, failed: Mapping[str, str]) -> StudyResult:
+    """Read the finished runs of a study.
+
+    Args:
+        planned: The study.
+        failed: Run folder's name -> why it has no result.
+    """
+    rows = {}
+    for row in planned.rows:
+        runs = planned.runs.get(row.name, ())
+        finished = tuple(run for run in runs if run.is_finished)
+        reasons = tuple(failed[run.folder.name] for run in runs if run.folder.name in failed)
+        chance = 100 / len(_read(finished[0].folder / CLASSES_FILE)) if finished else None
+        rows[row.name] = RowResult(row, finished, tuple(map(read_result, finished)), reasons, chance)
+    return StudyResult(planned, rows)
+
+
+def read_result(run: PlannedRun) -> RunResult:
+    """The end of a finished run's metrics.jsonl."""
+    train, evals = read_metrics(run.folder / METRICS_FILE)
+    epochs = run.recipe.schedule.epochs
+    steps = [0, *train["step"]]
+    last = [at for at, epoch in enumerate(train["epoch"]) if epoch > epochs - 1 + 1e-9]
+    weights = [steps[at + 1] - steps[at] for at in last]  # a log line is the mean since the one before it
+    loss = sum(weight * train["loss"][at] for weight, at in zip(weights, last, strict=True)) / sum(weights)
+    return RunResult(run.recipe.seed, evals["top1"][-1], loss, evals["loss"][-1])
+
+
+def environments(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
+    """Versions and hardware of all finished runs, each kind once, without what differs from run to run."""
+    found = []
+    folders = {run.folder for result in results for row in result.rows.values() for run in row.finished}
+    for folder in sorted(folders):
+        environment = _read(folder / ENVIRONMENT_FILE)
+        for key in ("command", "working_folder"):
+            environment.pop(key, None)
+        if environment not in found:
+            found.append(environment)
+    return found
+
+
+def welch(own: Sequence[float], others: Sequence[float]) -> Difference:
+    """Difference of two means with Welch's confidence interval."""
+    value = mean(own) - mean(others)
+    if min(len(own), len(others)) < 2:
+        return Difference(value)
+    parts = [stdev(values) ** 2 / len(values) for values in (own, others)]
+    if sum(parts) == 0:
+        return Difference(value, value, value)
+    from scipy.stats import t
+
+    freedom = sum(parts) ** 2 / sum(
+        part**2 / (len(values) - 1) for part, values in zip(parts, (own, others), strict=True)
+    )
+    half = float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(sum(parts))
+    return Difference(value, value - half, value + half)
+
+
+def in_words(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and standard deviation, on one line: 71.25 ± 0.31; the mean alone of one seed."""
+    if not values:
+        return ""
+    spread = f"{_FIXED}±{_FIXED}{stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{mean(values):.{digits}f}{spread}"
+
+
+def difference_in_words(found: Difference, metric: Metric) -> str:
+    """A difference with its interval: +0.52 (-0.10 to 1.14)."""
+    digits = 2 if metric == "top1" else 3
+    if found.low is None or found.high is None:
+        return f"{found.value:+.{digits}f}"
+    return f"{found.value:+.{digits}f} ({found.low:+.{digits}f}{_FIXED}to{_FIXED}{found.high:+.{digits}f})"
+
+
+def to_dict(result: StudyResult) -> dict[str, Any]:
+    """Plain values for JSON."""
+    study = result.planned.study
+    rows = []
+    for row in result.planned.rows:
+        found = result.rows[row.name]
+        printed = row.paper.get(result.planned.setting)
+        rows.append(
+            {
+                "name": row.name,
+                "label": row.label,
+                "paper": None if printed is None else asdict(printed),
+                "runs": [asdict(run) for run in found.runs],
+                "commands": ["illama " + " ".join(run.words) for run in result.planned.runs.get(row.name, ())],
+                "failed": list(found.failed),
+                "against": row.against,
+                "agrees": result.agrees(row),
+            }
+        )
+    claims = [{"claim": claim.text, "found": result.holds(claim)} for claim in study.claims]
+    return {
+        "study": study.name,
+        "source": study.source,
+        "setting": result.planned.setting,
+        "rows": rows,
+        "claims": claims,
+    }
+
+
+def _verdict(found: Difference, more: bool) -> Verdict:
+    if found.value == 0:
+        return "no difference"
+    right = (found.value > 0) == more
+    if found.low is None:
+        return "yes (one seed)" if right else "no (one seed)"
+    if found.is_clear:
+        return "yes" if right else "no"
+    return "yes, within noise" if right else "no, within noise"
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
