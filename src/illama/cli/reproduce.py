@@ -113,20 +113,17 @@ def _show(title: str, table: Table) -> None:
 
 def _show_estimate(plan: Plan) -> None:
     from illama.report import Table
-    from illama.reproduce.command import choose_devices
-    from illama.reproduce.estimate import estimate
-    from illama.reproduce.runner import open_slots
+    from illama.reproduce.command import estimate_plan
     from illama.text import duration
 
-    with open_slots(choose_devices(plan.wanted.devices), plan.wanted.jobs) as slots:
-        found = estimate(plan.runs, slots, plan.out)
-        together = len(slots)
-    rows = [_estimate_cells(each) for each in found]
-    _show("Plan", Table(("run", "state", "steps", "ms per step", "evaluations", "all of it"), tuple(rows)))
+    found, together = estimate_plan(plan)
+    header = ("run", "state", "steps", "ms per step", "evaluations", "all of it")
+    _show("Plan", Table(header, tuple(map(_estimate_cells, found))))
     total = sum(each.pace.total_s for each in found if each.pace is not None)
+    finished = sum(each.is_finished for each in found)
     print(
-        f"{len(found)} runs, {sum(each.is_finished for each in found)} finished; the others take about "
-        f"{duration(total / together)}, {together} at a time"
+        f"{len(found)} runs, {finished} finished; the others take about {duration(total / together)}, "
+        f"{together} at a time"
     )
 
 

@@ -13,6 +13,7 @@ from illama.errors import UserError
 from illama.recipes import Recipe
 from illama.registry import closest
 from illama.report import Block, Section
+from illama.reproduce.estimate import Estimate, estimate
 from illama.reproduce.plan import Base, PlannedRun, PlannedStudy, all_runs, choose_base, plan_studies
 from illama.reproduce.results import StudyResult, collect
 from illama.reproduce.runner import Outcome, open_slots, train_all
@@ -138,6 +139,16 @@ def reproduce(plan: Plan) -> tuple[list[StudyResult], list[Path], Outcome]:
         found["complexity"] = complexity_records()
     title = f"illama reproduce {' '.join(plan.wanted.names)}"
     return results, write_results(sections, found, title, plan.report_dir), outcome
+
+
+def estimate_plan(plan: Plan) -> tuple[list[Estimate], int]:
+    """What each run will take by a short measurement, and how many train at a time. Writes nothing but a log.
+
+    Raises:
+        UserError: The device cannot be used.
+    """
+    with open_slots(choose_devices(plan.wanted.devices), plan.wanted.jobs) as slots:
+        return estimate(plan.runs, slots, plan.out), len(slots)
 
 
 def choose_devices(names: Sequence[str]) -> list[str]:
