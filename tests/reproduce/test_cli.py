@@ -47,7 +47,7 @@ def test_a_failed_run_is_exit_code_2_after_the_report(slot: InlineSlot, tmp_path
     assert main(["reproduce", "peers", *edits, *HERE, "--out", str(tmp_path)]) == 2
     said = capsys.readouterr()
     (error,) = [line for line in said.err.splitlines() if line.startswith("illama: error:")]
-    assert "3 of 3 runs failed, the first: vit_weak-" in error
+    assert "3 of 3 runs failed, the first: vit-" in error
     assert "the loss is not finite at step" in error
     assert "0 of 3 runs are finished" in (tmp_path / "peers" / "report.md").read_text()
 

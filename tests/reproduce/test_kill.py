@@ -36,8 +36,9 @@ STUDY = (
 
 def start(out: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "illama", *STUDY, "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     with (out.parent / f"{out.name}.txt").open("a") as said:
-        return subprocess.Popen(command, stdout=said, stderr=said, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(command, stdout=said, stderr=said, text=True, env=environment, start_new_session=True)
 
 
 def until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
@@ -45,7 +46,7 @@ def until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None
     while not condition():
         assert process.poll() is None, "ended before"
         assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+        time.sleep(0.1)
 
 
 def finished(out: Path) -> dict[Path, tuple[int, int]]:
@@ -68,15 +69,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75), (signal.SIGINT, 75)]
+)
 def test_a_study_goes_on(number: signal.Signals, code: int, undisturbed: Path, tmp_path: Path) -> None:
+    """SIGINT as the terminal sends it: to the whole group."""
     out = tmp_path / "out"
     study = start(out)
     until(study, lambda: in_the_second_run(out))
     workers = children(study.pid)
     assert workers
-    os.kill(study.pid, number)
+    (os.killpg if number == signal.SIGINT else os.kill)(study.pid, number)
     assert study.wait(PATIENCE_S) == code, (tmp_path / "out.txt").read_text()
+    assert ("1 running run(s) saved; run" in (tmp_path / "out.txt").read_text()) == (code == 75)
     wait_until_gone(workers)
     before = finished(out)
     assert 1 <= len(before) < 3

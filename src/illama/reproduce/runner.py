@@ -5,14 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from illama.data.memory import cpu_count
 from illama.data.progress import WorkProgress
@@ -126,7 +125,7 @@ def train_all(runs: Sequence[PlannedRun], slots: Sequence[Slot], out: Path) -> O
         seen = _Seen(progress, todo)
         while waiting or active:
             if stop_asked.is_set():
-                _stop(active, stop_asked)
+                _stop(active)
             _fill(slots, active, waiting, out)
             done, _ = wait(active, timeout=LOOK_EVERY_S, return_when=FIRST_COMPLETED)
             seen.look([run for _, run in active.values()])
@@ -172,12 +171,15 @@ def _settle(future: Future[float], slot: Slot, run: PlannedRun, outcome: Outcome
     return f"top-1 {top1:.2f} %"
 
 
-def _stop(active: dict[Future[float], tuple[Slot, PlannedRun]], asked: threading.Event) -> None:
+def _stop(active: dict[Future[float], tuple[Slot, PlannedRun]]) -> NoReturn:
     """Have all runs save, and leave."""
     for slot, _ in active.values():
         slot.send(signal.SIGTERM)
     wait(active)
-    raise Stopped("the runs are stopped and saved; run the same command again to continue")
+    saved = sum(isinstance(future.exception(), Stopped) for future in active)
+    at_once = len(active) - saved  # a run that had not begun to listen, or has just finished
+    others = f", {at_once} ended without" if at_once else ""
+    raise Stopped(f"stopped; {saved} running run(s) saved{others}; run the same command again to continue")
 
 
 class _Seen:
@@ -196,8 +198,11 @@ class _Seen:
 
 
 def _begin(threads: int | None) -> None:
-    """Make ready a process: Ctrl-C reaches it too, and is the parent's to answer until a run listens itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Make ready a process: away from the terminal, whose Ctrl-C is for the parent to pass on, once."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()  # a run that ends like this goes on from its last checkpoint
     import torch
 
