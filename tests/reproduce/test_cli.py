@@ -27,12 +27,12 @@ def test_a_dry_run_trains_nothing(slot: InlineSlot, tmp_path: Path, capsys) -> N
     words = ["reproduce", "peers", *TOY, *HERE, "--out", str(tmp_path)]
     assert main([*words, "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "3 runs, 0 finished; the others take about" in out
-    assert not (tmp_path / "runs").exists()
+    assert "3 runs, 0 finished; 3 to train take about" in out
+    assert list((tmp_path / "runs").iterdir()) == []
     assert main(words) == 0
     capsys.readouterr()
     assert main([*words, "--dry-run"]) == 0
-    assert "3 runs, 3 finished; the others take about 0.0 s, 1 at a time" in capsys.readouterr().out
+    assert "3 runs, 3 finished; nothing is left to do" in capsys.readouterr().out
 
 
 def test_complexity_needs_no_data(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
@@ -61,6 +61,8 @@ def test_a_failed_run_is_exit_code_2_after_the_report(slot: InlineSlot, tmp_path
         (["roadmap", "--data", "no/cifar10"], "no/cifar10' does not exist"),
         (["cifar", "--recipe", "cifar10_transfer_tiny", "--init-from", "vit"], "'vit': allowed: illama=RUN or vit=RUN"),
         (["roadmap", "--data", "digits", "--device", "tpu"], "'tpu' cannot be used"),
+        (["roadmap", "--recipe", "cifar10_micro", "--device", "cpu"], "needs a path"),
+        (["roadmap", "--data", "digits", "model.num_classes=7", "--device", "cpu"], "the data has 10 classes"),
     ],
 )
 def test_one_line_for_what_cannot_be(words: list[str], message: str, tmp_path: Path, monkeypatch, capsys) -> None:  # type: ignore[no-untyped-def]
@@ -70,3 +72,10 @@ def test_one_line_for_what_cannot_be(words: list[str], message: str, tmp_path: P
     assert message in said.err
     assert len(said.err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").touch()
+    assert main(["reproduce", "peers", *HERE, "--out", str(tmp_path / "file")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "file cannot be made" in line

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from illama.errors import UserError
 from illama.reproduce.command import Wanted, make_plan, reproduce
 from illama.reproduce.runner import Outcome
+from illama.training.loop import Run
+from illama.training.run_lock import RunLock
 from tests.reproduce.conftest import TOY, InlineSlot
 
 REPORTS = ("report.html", "report.md", "results.json")
@@ -66,15 +69,21 @@ def test_a_part_of_cifar10(slot: InlineSlot, tmp_path: Path, shared_data: Path) 
     assert all(row.runs for result in results for row in result.rows.values() if row.row.edits is not None)
 
 
-def test_a_run_that_fails_stops_no_other(slot: InlineSlot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network with RMSNorm meets a loss that is not finite."""
-    from illama.training.loop import Run
-
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UserError("the loss is not finite at step 0"), "the loss is not finite at step 0"),
+        (RuntimeError("CUDA out of memory. Tried\nmuch"), "RuntimeError: CUDA out of memory. Tried"),
+    ],
+)
+def test_a_run_that_fails_stops_no_other(
+    error: Exception, reason: str, slot: InlineSlot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     step = Run._step
 
     def failing(self: Run, batches) -> float:  # type: ignore[no-untyped-def]
         if self.recipe.model.norm == "rms" and self.recipe.model.cls_position == "first":
-            raise UserError("the loss is not finite at step 0")
+            raise error
         return step(self, batches)
 
     monkeypatch.setattr(Run, "_step", failing)
@@ -82,15 +91,89 @@ def test_a_run_that_fails_stops_no_other(slot: InlineSlot, tmp_path: Path, monke
     results, _, outcome = reproduce(plan)
     rows = results[0].rows
     assert (outcome.trained, len(outcome.failed)) == (8, 3)
-    assert rows["llama_norm"].failed == ("the loss is not finite at step 0",)
+    assert rows["llama_norm"].failed == (reason,)
     assert results[0].agrees(rows["llama_attention"].row) is None
     report = (plan.report_dir / "report.md").read_text()
-    assert "8 of 11 runs are finished. Failed: the loss is not finite at step 0." in report
+    assert "8 of 11 runs are finished." in report
+    assert f"+ LLaMA norm (RMSNorm) failed: {reason}." in report
     monkeypatch.setattr(Run, "_step", step)
     slot.trained.clear()
     _, _, again = reproduce(make_plan(plan.wanted))
     assert (again.trained, again.finished_before) == (3, 8)
     assert len(slot.trained) == 3
+
+
+def test_a_run_from_trained_weights_goes_on(slot: InlineSlot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A begun run has its weights, and refuses others."""
+    _, _, outcome = reproduce(make_plan(digits(tmp_path, "peers")))
+    assert outcome.trained == 3
+    vit, _, illama = (run.folder for run in make_plan(digits(tmp_path, "peers")).runs)
+    wanted = Wanted(
+        ("cifar",),
+        TOY,
+        "digits",
+        "digits_micro",
+        1,
+        ("cpu",),
+        out=tmp_path / "out",
+        weights={"vit": vit, "illama": illama},
+    )
+    step = Run._step
+
+    def failing(self: Run, batches) -> float:  # type: ignore[no-untyped-def]
+        if self.state.progress.step == 4:
+            raise UserError("here it ends")
+        return step(self, batches)
+
+    monkeypatch.setattr(Run, "_step", failing)
+    _, _, outcome = reproduce(make_plan(wanted))
+    assert set(outcome.failed.values()) == {"here it ends"}
+    monkeypatch.setattr(Run, "_step", step)
+    results, _, outcome = reproduce(make_plan(wanted))
+    assert outcome == Outcome(trained=3)
+    assert all(row.runs for row in results[0].rows.values())
+
+
+def test_more_seeds_are_added_to_those_that_are_there(slot: InlineSlot, tmp_path: Path) -> None:
+    reproduce(make_plan(digits(tmp_path, "peers")))
+    slot.trained.clear()
+    results, _, outcome = reproduce(make_plan(digits(tmp_path, "peers", seeds=2)))
+    assert outcome == Outcome(trained=3, finished_before=3)
+    assert all(folder.name.endswith("-seed1") for folder in slot.trained)
+    assert [run.seed for run in results[0].rows["vit"].runs] == [0, 1]
+
+
+def test_one_command_at_a_time_in_a_folder(slot: InlineSlot, tmp_path: Path) -> None:
+    wanted = digits(tmp_path, "peers")
+    with RunLock(tmp_path / "out"), pytest.raises(UserError, match="is being trained by"):
+        reproduce(make_plan(wanted))
+    assert slot.trained == []
+
+
+def test_the_same_command_makes_the_same_plan(tmp_path: Path) -> None:
+    """The command that the report quotes, typed into a shell."""
+    wanted = digits(tmp_path, "peers", "roadmap", seeds=2, overrides=("data.mean=[0.25]",))
+    words = shlex.split(wanted.command)
+    assert words[:4] == ["illama", "reproduce", "peers", "roadmap"]
+    options = {words[at]: words[at + 1] for at in range(len(words)) if words[at].startswith("--")}
+    again = Wanted(
+        tuple(words[2:4]),
+        tuple(word for word in words if "=" in word),
+        options["--data"],
+        seeds=int(options["--seeds"]),
+        devices=(options["--device"],),
+        out=wanted.out,
+    )
+    assert make_plan(again).runs == make_plan(wanted).runs
+
+
+def test_edits_have_a_folder_of_their_own(tmp_path: Path) -> None:
+    plain = make_plan(Wanted(("peers",), data="digits"))
+    edited = make_plan(Wanted(("peers",), TOY, data="digits"))
+    assert plain.out == Path("runs/reproduce/digits_micro")
+    assert edited.out.parent == plain.out.parent
+    assert edited.out.name.startswith("digits_micro-")
+    assert make_plan(Wanted(("peers", "peers"), data="digits")).report_dir == plain.report_dir
 
 
 @pytest.mark.parametrize(
@@ -100,6 +183,12 @@ def test_a_run_that_fails_stops_no_other(slot: InlineSlot, tmp_path: Path, monke
         ({"names": ("roadmaps",)}, "unknown study 'roadmaps'; did you mean roadmap"),
         ({"names": ("roadmap",), "seeds": 0}, "--seeds must be at least 1; got 0"),
         ({"names": ("roadmap",), "jobs": 0}, "--jobs must be at least 1; got 0"),
+        (
+            {"names": ("roadmap",), "weights": {"vit": Path("v")}},
+            "--init-from vit=...: these studies start from scratch",
+        ),
+        ({"names": ("cifar",), "weights": {"vitt": Path("v")}}, "--init-from vitt=...: allowed: illama, vit"),
+        ({"names": ("complexity",), "data": "digits"}, "complexity only counts"),
     ],
 )
 def test_wishes_that_cannot_be(wanted: dict[str, object], message: str) -> None:

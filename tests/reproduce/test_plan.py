@@ -11,10 +11,8 @@ from illama.recipes import load_recipe
 from illama.recipes.rules import flatten
 from illama.reproduce.plan import all_runs, choose_base, plan_studies
 from illama.reproduce.studies import STUDIES
-from illama.reproduce.study import Comparison, Epochs
+from illama.reproduce.study import Collapse, Comparison, Cure, Epochs
 from tests.reproduce.conftest import TOY
-
-WEIGHTS = {"illama": Path("illama.safetensors"), "vit": Path("vit.safetensors")}
 
 
 @pytest.mark.parametrize("recipe", ["digits_micro", "cifar10_tiny", "roadmap_tiny", "roadmap_base"])
@@ -22,7 +20,10 @@ WEIGHTS = {"illama": Path("illama.safetensors"), "vit": Path("vit.safetensors")}
 def test_every_row_of_every_study_is_a_recipe(name: str, recipe: str, tmp_path: Path) -> None:
     study = STUDIES[name]
     base = choose_base([study], recipe, (), None)
-    (planned,) = plan_studies([study], base, 2, tmp_path, WEIGHTS)
+    weights = {word: tmp_path / f"{word} weights" for word in ("illama", "vit")}
+    for path in weights.values():
+        path.write_bytes(path.name.encode())
+    (planned,) = plan_studies([study], base, 2, tmp_path, weights)
     assert {row.name for row in planned.rows if row.edits is not None} == planned.runs.keys()
     for row in planned.rows:
         for seed, run in enumerate(planned.runs.get(row.name, ())):
@@ -32,17 +33,20 @@ def test_every_row_of_every_study_is_a_recipe(name: str, recipe: str, tmp_path: 
             assert flatten(load_recipe(named, overrides).to_dict()) == made, "the words make another run"
 
 
-@pytest.mark.parametrize("name", sorted(STUDIES))
-@pytest.mark.parametrize("setting", ["tiny", "base", "cifar10", "cifar100"])
+SETTINGS = {name: ("cifar10", "cifar100") if name == "cifar" else ("tiny", "base") for name in STUDIES}
+
+
+@pytest.mark.parametrize(("name", "setting"), [(name, each) for name, found in SETTINGS.items() for each in found])
 def test_rows_and_claims_name_rows_that_are_there(name: str, setting: str) -> None:
     study = STUDIES[name]
-    if not any(setting in row.paper for row in study.rows):
-        pytest.skip(f"{name} knows no {setting}")
     rows = {row.name for row in study.rows_of(setting)}
     assert len(rows) == len(study.rows_of(setting)), "two rows of one name"
     assert {row.against for row in study.rows_of(setting)} - {None} <= rows
     named = {part.row for claim in study.claims for part in claim.parts}
-    named |= {part.against for claim in study.claims for part in claim.parts if isinstance(part, Comparison)}
+    for claim in study.claims:
+        for part in claim.parts:
+            others = {Comparison: "against", Collapse: "healthy", Cure: "collapsed"}
+            named.add(getattr(part, others[type(part)]))
     assert named <= rows
 
 
@@ -87,6 +91,7 @@ def test_cutoffs_keep_their_share_of_the_run(published: int, epochs: int, expect
     [
         (["model.ffn=mlp"], "model.ffn: this is what the rows of roadmap decide; leave it out"),
         (["augment.mixup=0", "model.norm=layer"], "augment.mixup, model.norm: this is what"),
+        (["model={ffn: mlp}"], "model.ffn: this is what"),
         (["seed=3"], "seed is what --seeds decides"),
         (["schedule.epoch=3"], "did you mean schedule.epochs"),
     ],
@@ -103,6 +108,7 @@ def test_overrides_that_the_study_decides_are_refused(overrides: list[str], mess
         ("sets/cifar10/", "cifar10_tiny"),
         ("CIFAR-10", "cifar10_tiny"),
         ("imagenet-1k", "roadmap_tiny"),
+        ("sets/ILSVRC2012", "roadmap_tiny"),
     ],
 )
 def test_the_data_set_chooses_the_recipe(data: str, recipe: str, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -117,6 +123,37 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
         choose_base([STUDIES["roadmap"]], None, (), None)
     with pytest.raises(UserError, match=r"no recipe is known for the data set .*flowers; give --recipe NAME"):
         choose_base([STUDIES["roadmap"]], None, (), str(tmp_path / "flowers"))
+    for other in ("cifar100", "imagenette", "imagenet-100"):  # other classes than those of the recipe
+        with pytest.raises(UserError, match="no recipe is known"):
+            choose_base([STUDIES["roadmap"]], None, (), str(tmp_path / other))
+    with pytest.raises(UserError, match="cifar starts from trained weights with a recipe of its own"):
+        choose_base([STUDIES["roadmap"], STUDIES["cifar"]], None, (), "digits")
     base = choose_base([STUDIES["cifar"]], "cifar10_transfer_tiny", (), None)
     with pytest.raises(UserError, match="ViT-T starts from trained weights; give --init-from vit=RUN"):
-        plan_studies([STUDIES["cifar"]], base, 1, tmp_path, {"illama": tmp_path})
+        plan_studies([STUDIES["cifar"]], base, 1, tmp_path, {})
+    with pytest.raises(UserError, match="there is no run, checkpoint or weights file"):
+        plan_studies([STUDIES["cifar"]], base, 1, tmp_path, {"vit": tmp_path / "no", "illama": tmp_path / "no"})
+
+
+def test_a_run_is_the_same_however_its_data_and_weights_are_spelt(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    Path("cifar10").mkdir()
+    Path("one.pth").write_bytes(b"1")
+    Path("copy.pth").write_bytes(b"1")
+    Path("other.pth").write_bytes(b"2")
+
+    def folder(data: str, weights: str) -> Path:
+        base = choose_base([STUDIES["cifar"]], None, (), data)
+        (planned,) = plan_studies(
+            [STUDIES["cifar"]], base, 1, tmp_path, dict.fromkeys(("vit", "illama"), Path(weights))
+        )
+        return planned.runs["transfer_vit"][0].folder
+
+    first = folder("cifar10", "one.pth")
+    for data, weights in (
+        ("./cifar10", "one.pth"),
+        (f"{tmp_path}/cifar10/", str(tmp_path / "one.pth")),
+        ("cifar10", "copy.pth"),
+    ):
+        assert folder(data, weights) == first
+    assert folder("cifar10", "other.pth") != first

@@ -10,22 +10,25 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from illama.reproduce.plan import PlannedStudy
-from illama.reproduce.results import RowResult, RunResult, StudyResult, in_words, read_result, welch
-from illama.reproduce.study import AtChance, Claim, Comparison, Printed, Row, Study
+from illama.reproduce.plan import PlannedRun, PlannedStudy
+from illama.reproduce.results import RowResult, RunResult, StudyResult, collect, read_result
+from illama.reproduce.study import Claim, Collapse, Comparison, Cure, Printed, Row, Study
+from illama.reproduce.verdicts import at_chance, in_words, welch
 
 
 def study_of(
     values: dict[str, list[float]], claims: tuple[Claim, ...] = (), paper: tuple[float, float] = (1, 2)
 ) -> Any:
-    """Two rows, "a" and "b" compared with "a", with these accuracies per seed; guessing is 10 %."""
+    """Two rows, "a" and "b" compared with "a", with these accuracies per seed, on 1000 images of 10 classes."""
     rows = (
         Row("a", "A", {}, {"tiny": Printed(paper[0])}),
         Row("b", "B", {}, {"tiny": Printed(paper[1])}, against="a"),
     )
     study = Study("s", "S", "Table 0", "?", rows, claims, ("top1",), lambda recipe: "tiny")
     found = {
-        row.name: RowResult(row, (), tuple(RunResult(i, x, 1.0, 1.0) for i, x in enumerate(values[row.name])), (), 10.0)
+        row.name: RowResult(
+            row, (), tuple(RunResult(i, x, 1.0, 1.0, images=1000) for i, x in enumerate(values[row.name])), (), 10
+        )
         for row in rows
     }
     return StudyResult(PlannedStudy(study, "tiny", {}), found), rows[1]
@@ -51,7 +54,7 @@ def test_the_interval_is_welchs() -> None:
         ([70.0], [71.0], "yes (one seed)"),
         ([71.0], [70.0], "no (one seed)"),
         ([71.0, 70.0], [70.0, 71.0], "no difference"),
-        ([70.0, 70.0], [71.0, 71.0], "yes"),
+        ([70.0, 70.0], [71.0, 71.0], "yes, within noise"),  # equal seeds tell nothing of their spread
     ],
 )
 def test_verdicts(a: list[float], b: list[float], verdict: str) -> None:
@@ -76,11 +79,29 @@ def test_a_claim_is_as_good_as_its_worst_part() -> None:
     assert said.startswith("B against A: top-1 % +5.00 (")
 
 
-@pytest.mark.parametrize(("top1", "verdict"), [([10.0, 14.9], "yes"), ([10.0, 15.1], "no")])
-def test_chance_is_judged_by_every_seed(top1: list[float], verdict: str) -> None:
-    claim = Claim("learns nothing", (AtChance("a"),))
-    result, _ = study_of({"a": top1, "b": []}, (claim,))
-    assert result.holds(claim)[0] == verdict
+@pytest.mark.parametrize(
+    ("a", "b", "collapse", "cure"),
+    [
+        ([10.0, 12.0], [70.0, 71.0], "yes", "yes"),
+        ([10.0], [70.0], "yes (one seed)", "yes (one seed)"),
+        ([30.0, 31.0], [70.0, 71.0], "partly", "yes"),  # it learns, but far less
+        ([70.0, 71.0], [70.0, 72.0], "no", "yes, within noise"),
+        ([70.0, 72.0], [70.0, 71.0], "no", "nothing to cure"),
+        ([10.0, 11.0], [10.0, 12.0], "yes", "no"),  # no better than guessing is no cure
+    ],
+)
+def test_collapse_and_cure(a: list[float], b: list[float], collapse: str, cure: str) -> None:
+    claims = Claim("a learns nothing", (Collapse("a", "b"),)), Claim("b cures it", (Cure("b", "a"),))
+    result, _ = study_of({"a": a, "b": b}, claims)
+    assert [result.holds(claim)[0] for claim in claims] == [collapse, cure]
+
+
+def test_chance_is_three_deviations_of_guessing() -> None:
+    """10 classes, 1000 images: 10 % and three times sqrt(0.1 x 0.9 / 1000) = 0.949 %; a coin is chance at 2 classes."""
+    assert at_chance(12.84, 10, 1000)
+    assert not at_chance(12.85, 10, 1000)
+    assert at_chance(50.0, 2, 10_000)
+    assert not at_chance(60.0, 2, 10_000)
 
 
 def test_mean_and_standard_deviation_in_words() -> None:
@@ -93,8 +114,25 @@ def test_the_loss_of_the_last_epoch_weighs_log_lines_by_their_steps(tmp_path: Pa
     """Two epochs of 5 steps, a line every 3 steps and at each epoch's end."""
     losses = {3: 9.0, 5: 8.0, 6: 4.0, 9: 2.0, 10: 1.0}
     lines = [f'{{"kind": "train", "step": {s}, "epoch": {s / 5}, "loss": {loss}}}' for s, loss in losses.items()]
-    lines += [f'{{"kind": "eval", "step": {s}, "epoch": {s // 5}, "loss": {s}, "top1": {s}}}' for s in (5, 10)]
+    evaluation = '{{"kind": "eval", "step": {0}, "epoch": {1}, "loss": {0}, "top1": {0}, "count": 30, "skipped": 2}}'
+    lines += [evaluation.format(step, step // 5) for step in (5, 10)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     recipe = SimpleNamespace(seed=7, schedule=SimpleNamespace(epochs=2))
     result = read_result(SimpleNamespace(folder=tmp_path, recipe=recipe))  # type: ignore[arg-type]
-    assert result == RunResult(7, 10.0, pytest.approx((1 * 4 + 3 * 2 + 1 * 1) / 5), 10.0)
+    assert result == RunResult(7, 10.0, pytest.approx((1 * 4 + 3 * 2 + 1 * 1) / 5), 10.0, 30, 2)
+
+
+def test_a_run_that_ends_without_a_number_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step may spoil the weights after the last training loss has been looked at."""
+    monkeypatch.setattr(PlannedRun, "is_finished", True)
+    row = Row("a", "A", {})
+    study = Study("s", "S", "Table 0", "?", (row,), (), ("top1",), lambda recipe: "tiny")
+    recipe = SimpleNamespace(seed=4, schedule=SimpleNamespace(epochs=1))
+    (tmp_path / "classes.json").write_text('["x", "y"]')
+    evaluation = '{"kind": "eval", "step": 5, "epoch": 1, "loss": NaN, "top1": 50.0, "count": 30, "skipped": 0}'
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"kind": "train", "step": 5, "epoch": 1.0, "loss": 1}\n' + evaluation + "\n"
+    )
+    runs = (PlannedRun(recipe, tmp_path, None, ()),)  # type: ignore[arg-type]
+    result = collect(PlannedStudy(study, "tiny", {"a": runs}), {}).rows["a"]
+    assert (result.runs, result.failed) == ((), ("seed 4 ended with a loss that is not finite",))

@@ -119,12 +119,16 @@ def _show_estimate(plan: Plan) -> None:
     found, together = estimate_plan(plan)
     header = ("run", "state", "steps", "ms per step", "evaluations", "all of it")
     _show("Plan", Table(header, tuple(map(_estimate_cells, found))))
-    total = sum(each.pace.total_s for each in found if each.pace is not None)
-    finished = sum(each.is_finished for each in found)
-    print(
-        f"{len(found)} runs, {finished} finished; the others take about {duration(total / together)}, "
-        f"{together} at a time"
-    )
+    times = [each.pace.total_s for each in found if each.pace is not None]
+    refused = sum(each.pace is None and not each.is_finished for each in found)
+    said = f"{len(found)} runs, {sum(each.is_finished for each in found)} finished"
+    if refused:
+        said += f", {refused} cannot run"
+    if not times:
+        print(f"{said}; nothing is left to do")
+        return
+    left = max(sum(times) / together, *times)
+    print(f"{said}; {len(times)} to train take about {duration(left)}, {together} at a time")
 
 
 def _estimate_cells(each: Estimate) -> tuple[str, ...]:

@@ -35,9 +35,9 @@ def train_command(
         track: Send the log to Weights & Biases too; metrics.jsonl and TensorBoard are always written.
         print_only: Show the resolved recipe, its batch, steps and schedules, and stop.
     """
-    from illama.recipes import load_recipe
+    from illama.recipes import load_recipe, override
 
-    changes = list(overrides) if data is None else [*overrides, f"data.path={_quoted(data)}"]
+    changes = list(overrides) if data is None else [*overrides, override("data.path", data)]
     resolved = load_recipe(recipe, changes)
     if print_only:
         from illama.cli.recipe_view import describe
@@ -56,8 +56,3 @@ def summary(result: TrainResult) -> str:
     """The outcome of a run in one line."""
     at = f" at softness {result.softness:g}, {result.top1_causal:.2f} % at softness 0" if result.softness else ""
     return f"test accuracy {result.top1:.2f} %{at} after {result.steps} steps, {result.run_dir}"
-
-
-def _quoted(text: str) -> str:
-    """A path as YAML text, whatever signs are in it."""
-    return "'" + text.replace("'", "''") + "'"

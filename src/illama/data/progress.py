@@ -22,7 +22,7 @@ class WorkProgress:
     Args:
         what: What is done, for people ("writing shards").
         total: How much there is.
-        unit: What is counted: "images", "epochs"; "bytes" are shown as kB, MB, GB.
+        unit: What is counted: "images", "epochs", ...; "bytes" are shown as kB, MB, GB.
     """
 
     def __init__(self, what: str, total: int, unit: str = "images") -> None:

@@ -2,7 +2,7 @@
 
 from illama.recipes.batches import BatchPlan, plan_batches
 from illama.recipes.diff import Change, recipe_diff
-from illama.recipes.load import list_recipes, load_recipe, parse_recipe
+from illama.recipes.load import list_recipes, load_recipe, overridden_keys, override, parse_recipe
 from illama.recipes.schema import (
     AugmentConfig,
     DataConfig,
@@ -27,6 +27,8 @@ __all__ = [
     "TrainConfig",
     "list_recipes",
     "load_recipe",
+    "overridden_keys",
+    "override",
     "parse_recipe",
     "plan_batches",
     "recipe_diff",

@@ -16,6 +16,7 @@ from illama.errors import UserError
 from illama.models.variants import VARIANTS
 from illama.recipes import yaml_text
 from illama.recipes.explain import Problem, find_problems, hint, raise_problems
+from illama.recipes.rules import flatten
 from illama.recipes.schema import Recipe
 from illama.registry import closest
 
@@ -57,6 +58,21 @@ def parse_recipe(tree: Mapping[str, Any], label: str = "recipe") -> Recipe:
         UserError: As `load_recipe`.
     """
     return _build(json.loads(json.dumps(tree)), label, [])
+
+
+def override(key: str, value: object) -> str:
+    """An override as `load_recipe` reads it back, in words that need as few quotes as can be.
+
+    Args:
+        key: Dotted key.
+        value: One of JSON's types.
+    """
+    return f"{key}={value if isinstance(value, str) and _is_plain(value) else json.dumps(value, ensure_ascii=False)}"
+
+
+def overridden_keys(overrides: Sequence[str]) -> set[str]:
+    """Dotted keys that overrides set; those that are no overrides are left to `load_recipe` to complain about."""
+    return set(flatten(_parse_overrides(overrides)[0]))
 
 
 def list_recipes() -> list[str]:
@@ -153,6 +169,14 @@ def _parse_overrides(overrides: Sequence[str]) -> tuple[Tree, list[Problem]]:
             node = node[section]
         node[last] = parsed
     return tree, problems
+
+
+def _is_plain(text: str) -> bool:
+    """Whether YAML takes a text for itself, without quotes."""
+    try:
+        return bool(yaml_text.parse(text) == text)
+    except yaml.YAMLError:
+        return False
 
 
 def _merge(below: Tree, above: Tree) -> Tree:

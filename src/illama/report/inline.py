@@ -13,6 +13,7 @@ from typing import Literal
 
 # Stars count only between white space or punctuation and backticks only alone: where Markdown's own rules for them
 # are beyond a line, they are text in both.
+_BREAKABLE = re.compile(r"[^\S\N{NO-BREAK SPACE}]+")  # one space for all; a no-break space stays what it is
 _OUTSIDE = r"[^\s!-)+-/:-@\[-`{-~]"
 _SPAN = re.compile(
     r"(?<!`)` ?(?P<code>[^`\s](?:[^`]*[^`\s])?) ?`(?!`)"
@@ -37,8 +38,8 @@ class Span:
 
 
 def parse(text: str) -> tuple[Span, ...]:
-    """Cut a text into spans. White space of any kind is one space; a link to an unsafe scheme stays text."""
-    return tuple(_spans(" ".join(text.split())))
+    """Cut a text into spans. White space is one space, no-break spaces stay; a link to an unsafe scheme stays text."""
+    return tuple(_spans(_BREAKABLE.sub(" ", text.strip())))
 
 
 def _spans(text: str) -> list[Span]:

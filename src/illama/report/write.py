@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from illama.errors import UserError
@@ -11,18 +12,23 @@ from illama.report.markdown_text import markdown
 from illama.report.page import html
 
 
-def write_document(document: Document, folder: Path) -> list[Path]:
+def write_document(document: Document, folder: Path, attached: Mapping[str, bytes] | None = None) -> list[Path]:
     """Write report.html, report.md and each figure's NAME.svg into a folder, which is made if absent.
 
     A file appears, or replaces the one of its name, once it is complete; the figures come before what links them.
 
+    Args:
+        document: The report.
+        folder: Where it goes.
+        attached: Further files, name -> content.
+
     Returns:
-        The files, the page first.
+        The files, the page first, figures last.
 
     Raises:
         UserError: The folder cannot be made, or a file cannot be written.
     """
-    texts = {"report.html": html(document).encode(), "report.md": markdown(document).encode()}
+    texts = {"report.html": html(document).encode(), "report.md": markdown(document).encode(), **(attached or {})}
     figures = {f"{figure.name}.svg": figure.svg for figure in document.figures()}
     try:
         folder.mkdir(parents=True, exist_ok=True)

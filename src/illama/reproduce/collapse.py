@@ -12,6 +12,7 @@ import torch
 from illama.analysis import class_attention, class_token_leak, image_gradient
 from illama.checkpoint import load_model
 from illama.checkpoint.meta import Meta
+from illama.data.progress import WorkProgress
 from illama.errors import UserError
 from illama.models import ROADMAP, ILlama
 from illama.models.config import MaskMode
@@ -119,12 +120,14 @@ def collapse_blocks(rows: Sequence[CollapseRow], images: torch.Tensor) -> tuple[
     """
     if not rows:
         raise UserError("there is no network to look at; give at least one row with finished runs")
-    with torch.random.fork_rng(devices=()):  # networks are initialised here, with seeds of their own
-        measured = [_measure(row, images.double()) for row in rows]
+    total = sum(len(row.runs) for row in rows)
+    # networks are initialised here, with seeds of their own
+    with torch.random.fork_rng(devices=()), WorkProgress("looking at trained networks", total, "networks") as progress:
+        measured = [_measure(row, images.double(), progress) for row in rows]
     return Bullets(tuple(_verdicts(measured))), _table(measured, len(images)), _figure(measured)
 
 
-def _measure(row: CollapseRow, images: torch.Tensor) -> _Measured:
+def _measure(row: CollapseRow, images: torch.Tensor, progress: WorkProgress) -> _Measured:
     if not row.runs:
         raise UserError(f"{row.label}, {row.mask_mode} has no finished run; train it first")
     pairs = []
@@ -135,6 +138,7 @@ def _measure(row: CollapseRow, images: torch.Tensor) -> _Measured:
         if wrong:
             raise UserError(f"{run} is no run of {row.row} under {row.mask_mode}: its model.{wrong[0]} differs")
         pairs.append((_look(_untrained(run, meta), images), _look(model, images)))
+        progress.advance(1)
     untrained, trained = zip(*pairs, strict=True)
     return _Measured(row, untrained, trained)
 

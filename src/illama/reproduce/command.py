@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from illama.device import resolve_device
+from illama.disk import make_folder
 from illama.errors import UserError
+from illama.models.config import ModelConfig
+from illama.models.variants import ROADMAP
 from illama.recipes import Recipe
 from illama.registry import closest
-from illama.report import Block, Section
+from illama.report import Block, Section, Text
 from illama.reproduce.estimate import Estimate, estimate
 from illama.reproduce.plan import Base, PlannedRun, PlannedStudy, all_runs, choose_base, plan_studies
 from illama.reproduce.results import StudyResult, collect
 from illama.reproduce.runner import Outcome, open_slots, train_all
 from illama.reproduce.studies import COMPLEXITY, NAMES, STUDIES
 from illama.reproduce.study_report import how_it_was_made, records, study_section, write_results
+from illama.training.run_lock import RunLock
 
 COLLAPSE_IMAGES = 64
+_COLLAPSE_LABELS = {
+    "llama_attention": "class token first, causal",
+    "ps_cls": "PS [cls]",
+    "modified_causal": "modified mask",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,13 @@ class Wanted:
         for name in self.names:
             if name not in NAMES:
                 raise UserError(f"unknown study {name!r}; {closest(name, NAMES)}")
+        object.__setattr__(self, "names", tuple(dict.fromkeys(self.names)))
+        words = {row.weights for name in self.names if name in STUDIES for row in STUDIES[name].rows} - {None}
+        for word in self.weights.keys() - words:
+            allowed = f"allowed: {', '.join(sorted(map(str, words)))}" if words else "these studies start from scratch"
+            raise UserError(f"--init-from {word}=...: {allowed}")
+        if self.names == (COMPLEXITY,) and (self.overrides or self.data or self.recipe or self.devices):
+            raise UserError("complexity only counts: it takes no data, recipe, device or key=value; give --out alone")
         for name, value in (("--seeds", self.seeds), ("--jobs", self.jobs)):
             if value < 1:
                 raise UserError(f"{name} must be at least 1; got {value}")
@@ -68,8 +84,9 @@ class Wanted:
         data = [] if self.data is None else ["--data", self.data]
         weights = [word for key, path in self.weights.items() for word in ("--init-from", f"{key}={path}")]
         jobs = [] if self.jobs == 1 else ["--jobs", str(self.jobs)]
+        device = ["--device", *self.devices] if self.devices else []
         seeds = [] if self.names == (COMPLEXITY,) else ["--seeds", str(self.seeds)]
-        words = [*self.names, *self.overrides, *base, *data, *seeds, *weights, *jobs]
+        words = [*self.names, *self.overrides, *base, *data, *seeds, *weights, *device, *jobs]
         return shlex.join(["illama", "reproduce", *words])
 
 
@@ -103,11 +120,11 @@ def make_plan(wanted: Wanted) -> Plan:
     Raises:
         UserError: A study, recipe, override or start weight cannot be.
     """
-    studies = [STUDIES[name] for name in dict.fromkeys(wanted.names) if name in STUDIES]
+    studies = [STUDIES[name] for name in wanted.names if name in STUDIES]
     if not studies:
         return Plan(wanted, None, (), (), wanted.out or Path("runs/reproduce"))
     base = choose_base(studies, wanted.recipe, wanted.overrides, wanted.data)
-    out = wanted.out or Path("runs/reproduce") / base.common.name
+    out = wanted.out or Path("runs/reproduce") / base.folder_name
     planned = plan_studies(studies, base, wanted.seeds, out, wanted.weights)
     return Plan(wanted, base, planned, all_runs(planned), out)
 
@@ -124,10 +141,12 @@ def reproduce(plan: Plan) -> tuple[list[StudyResult], list[Path], Outcome]:
     """
     outcome = Outcome()
     if plan.runs:
-        with open_slots(choose_devices(plan.wanted.devices), plan.wanted.jobs) as slots:
+        devices = choose_devices(plan.wanted.devices)
+        check(plan)
+        with RunLock(plan.out), open_slots(devices, plan.wanted.jobs) as slots:
             outcome = train_all(plan.runs, slots, plan.out)
     results = [collect(planned, outcome.failed) for planned in plan.studies]
-    sections = [section for name in dict.fromkeys(plan.wanted.names) for section in _sections(name, results)]
+    sections = [section for name in plan.wanted.names for section in _sections(name, results)]
     found: dict[str, Any] = {}
     if plan.base is not None:
         command = plan.wanted.command
@@ -147,8 +166,30 @@ def estimate_plan(plan: Plan) -> tuple[list[Estimate], int]:
     Raises:
         UserError: The device cannot be used.
     """
-    with open_slots(choose_devices(plan.wanted.devices), plan.wanted.jobs) as slots:
+    devices = choose_devices(plan.wanted.devices)
+    check(plan)
+    with open_slots(devices, plan.wanted.jobs) as slots:
         return estimate(plan.runs, slots, plan.out), len(slots)
+
+
+def check(plan: Plan) -> None:
+    """Complain now about what would be wrong with every run, and make the folders.
+
+    Raises:
+        UserError: The data cannot be opened or has another number of classes, or the folder cannot be written to.
+    """
+    from illama.training.setup import open_sources
+
+    if all(run.is_finished for run in plan.runs):
+        return
+    open_sources(plan.runs[0].recipe)
+    try:
+        for name in ("runs", "logs"):
+            make_folder(plan.out / name)
+    except OSError as error:
+        raise UserError(f"--out {plan.out} cannot be made: {error.strerror}; give another folder") from error
+    if not os.access(plan.out, os.W_OK):
+        raise UserError(f"--out {plan.out} cannot be written to; give another folder")
 
 
 def choose_devices(names: Sequence[str]) -> list[str]:
@@ -157,10 +198,12 @@ def choose_devices(names: Sequence[str]) -> list[str]:
     Raises:
         UserError: One of them cannot be used.
     """
-    if names:
-        return [str(resolve_device(name)) for name in names]
     import torch
 
+    from illama.device import resolve_device
+
+    if names:
+        return [str(resolve_device(name)) for name in names]
     if torch.cuda.is_available():
         return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     return [str(resolve_device(None))]
@@ -172,7 +215,13 @@ def _sections(name: str, results: Sequence[StudyResult]) -> list[Section]:
 
         return list(complexity_sections())
     result = next(result for result in results if result.planned.study.name == name)
-    return [study_section(result, _collapse(result) if name == "collapse" else ())]
+    extra: tuple[Block, ...] = ()
+    if name == "collapse":
+        try:
+            extra = _collapse(result)
+        except UserError as error:  # data that has gone since; the rest of the report does not need it
+            extra = (Text(f"What the class token sees could not be computed: {error}."),)
+    return [study_section(result, extra)]
 
 
 def _collapse(result: StudyResult) -> tuple[Block, ...]:
@@ -184,10 +233,15 @@ def _collapse(result: StudyResult) -> tuple[Block, ...]:
         runs = result.rows[row.name].finished
         if runs:
             recipe = runs[0].recipe
-            name = row.name.removesuffix(f"_{recipe.model.mask_mode}")
-            label = row.label.removesuffix(f", {recipe.model.mask_mode}")
-            rows.append(CollapseRow(label, name, recipe.model.mask_mode, tuple(run.folder for run in runs)))
+            model = recipe.model
+            name = next(name for name in _COLLAPSE_LABELS if _is_of(model, name))
+            rows.append(CollapseRow(_COLLAPSE_LABELS[name], name, model.mask_mode, tuple(run.folder for run in runs)))
     return () if recipe is None else collapse_blocks(rows, _images(recipe))
+
+
+def _is_of(model: ModelConfig, row: str) -> bool:
+    """Whether a network is that row of the roadmap."""
+    return all(getattr(model, field) == value for field, value in ROADMAP[row].items())
 
 
 def _images(recipe: Recipe) -> Any:

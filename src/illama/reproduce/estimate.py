@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from illama.data.progress import WorkProgress
-from illama.errors import UserError
-from illama.reproduce.runner import Slot
+from illama.reproduce.runner import Jobs, Slot
 
 if TYPE_CHECKING:
     from illama.recipes import Recipe
@@ -44,26 +42,18 @@ def estimate(runs: Sequence[PlannedRun], slots: Sequence[Slot], out: Path) -> li
         slots: Where they would be trained.
         out: Folder of the study; only its folder `logs` is written to.
     """
-    left = [run for run in runs if not run.is_finished]
     kinds: dict[str, PlannedRun] = {}
-    for run in left:
-        kinds.setdefault(_kind(run), run)
+    for run in runs:
+        if not run.is_finished:
+            kinds.setdefault(_kind(run), run)
     paces: dict[str, Pace | str] = {}
-    waiting, active = dict(kinds), dict[Future["Pace"], tuple[Slot, str]]()
     with WorkProgress(f"measuring {len(kinds)} kinds of runs", len(kinds), "kinds") as progress:
-        while waiting or active:
-            busy = {slot for slot, _ in active.values()}
-            for slot in (slot for slot in slots if slot not in busy and waiting):
-                kind, run = next(iter(waiting.items()))
-                del waiting[kind]
-                active[slot.submit(_measure, run, out / "logs" / "dry-run.txt")] = (slot, kind)
-            done, _ = wait(active, return_when=FIRST_COMPLETED)
-            for future in done:
-                _, kind = active.pop(future)
+        for ended in Jobs(slots, _measure, kinds.values(), lambda run: out / "logs" / "dry-run.txt"):
+            for run, future in ended:
                 try:
-                    paces[kind] = future.result()
-                except UserError as error:
-                    paces[kind] = str(error)
+                    paces[_kind(run)] = future.result()
+                except Exception as error:
+                    paces[_kind(run)] = str(error)
                 progress.advance(1)
     return [_estimate(run, paces.get(_kind(run))) for run in runs]
 
@@ -75,10 +65,9 @@ def _estimate(run: PlannedRun, pace: Pace | str | None) -> Estimate:
 
 
 def _kind(run: PlannedRun) -> str:
-    """Runs of one kind take equally long: seeds, and schedules, change nothing."""
+    """Runs that differ by their seeds take equally long."""
     tree = run.recipe.to_dict()
     del tree["seed"]
-    tree["schedule"] = {"epochs": run.recipe.schedule.epochs}
     return json.dumps(tree, sort_keys=True)
 
 

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from illama.checkpoint.io import find_weights
 from illama.errors import UserError
 from illama.evaluation.run import choose_data
-from illama.recipes import Recipe, load_recipe
+from illama.recipes import Recipe, load_recipe, overridden_keys, override
 from illama.recipes.rules import flatten
 from illama.reproduce.study import Row, Study, resolve_edits
 from illama.training.runs import read_run
 
-# Which recipe a study edits when none is named: that of the data set.
-RECIPE_OF_DATA = {"digits": "digits_micro", "cifar10": "cifar10_tiny", "imagenet": "roadmap_tiny"}
+# Which recipe a study edits when none is named: that of the data set, by the name of its folder.
+RECIPE_OF_DATA = {
+    "digits": "digits_micro",
+    "cifar10": "cifar10_tiny",
+    "imagenet": "roadmap_tiny",
+    "imagenet1k": "roadmap_tiny",
+    "ilsvrc2012": "roadmap_tiny",
+}
 TRANSFER_RECIPES = {"cifar10": "cifar10_transfer_tiny", "cifar100": "cifar100_transfer_tiny"}
 
 
@@ -81,12 +87,18 @@ class Base:
 
     @property
     def all_overrides(self) -> list[str]:
-        """The overrides, and where the data is."""
+        """The overrides, and where the data is, as given."""
+        return [*self.overrides, *self._data(absolute=False)]
+
+    def _data(self, *, absolute: bool) -> list[str]:
         if self.data is None:
-            return list(self.overrides)
+            return []
         chosen = choose_data(None, self.data)
-        path = [] if chosen.path is None else [_override("data.path", chosen.path)]
-        return [*self.overrides, _override("data.name", chosen.name), *path]
+        named = override("data.name", chosen.name)
+        if chosen.path is None:
+            return [named]
+        path = Path(chosen.path).expanduser().absolute() if absolute else chosen.path
+        return [named, override("data.path", str(path))]
 
     @cached_property
     def _packaged(self) -> dict[str, Any]:
@@ -97,9 +109,17 @@ class Base:
         """What the rows edit; without a soft mask, which each row decides for itself."""
         return self.load({"schedule.softness.cutoff_epochs": 0}, 0)
 
+    @property
+    def folder_name(self) -> str:
+        """The recipe's name, and what tells apart what was changed in it."""
+        if not self.overrides:
+            return self.common.name
+        return f"{self.common.name}-{hashlib.sha256(json.dumps(sorted(self.overrides)).encode()).hexdigest()[:6]}"
+
     def load(self, edits: Mapping[str, object], seed: int) -> Recipe:
-        """The recipe of one run."""
-        return load_recipe(self.recipe, [*self.all_overrides, *_written(edits), f"seed={seed}"])
+        """The recipe of one run. Its data path is absolute: the same data, however spelt, is the same run."""
+        words = [*self.overrides, *self._data(absolute=True), *_written(edits), f"seed={seed}"]
+        return load_recipe(self.recipe, words)
 
     def words(self, edits: Mapping[str, object], seed: int, weights: Path | None) -> tuple[str, ...]:
         """What follows `illama` to train one run by hand: of its edits those that change the recipe."""
@@ -112,12 +132,18 @@ def choose_base(studies: Sequence[Study], recipe: str | None, overrides: Sequenc
     """The recipe that the rows edit: the one that is named, or that of the data set.
 
     Raises:
-        UserError: No recipe is known for the data, or an override is what the rows or the seeds decide.
+        UserError: No recipe is known for the data, an override is what the rows or the seeds decide, or studies do not
+            go together.
     """
+    tuned = [study.name for study in studies if any(row.weights for row in study.rows)]
+    if 0 < len(tuned) < len(studies):
+        raise UserError(
+            f"{tuned[0]} starts from trained weights with a recipe of its own; give it a command of its own"
+        )
     if recipe is None:
         recipe = _recipe_of(studies, data)
     base = Base(recipe, tuple(overrides), data)
-    given = {text.partition("=")[0].strip() for text in overrides}
+    given = overridden_keys(overrides)
     if "seed" in given:
         raise UserError("seed is what --seeds decides: --seeds 3 trains each row with the seeds 0, 1 and 2")
     common = base.common
@@ -148,10 +174,11 @@ def plan_studies(
     """
     common = base.common
     folders: dict[str, Path] = {}
+    digests: dict[Path, str] = {}
 
     def planned(row: Row, edits: Mapping[str, Any], seed: int, start: Path | None) -> PlannedRun:
         recipe = base.load(edits, seed)
-        identity = _identity(recipe, start)
+        identity = _identity(recipe, None if start is None else digests.setdefault(start, _digest(start)))
         made = sorted((out / "runs").glob(f"*-{identity}"))
         own = made[0] if made else out / "runs" / f"{row.name}-{identity}"
         return PlannedRun(recipe, folders.setdefault(identity, own), start, base.words(edits, seed, start))
@@ -174,12 +201,18 @@ def all_runs(planned: Sequence[PlannedStudy]) -> tuple[PlannedRun, ...]:
     return tuple({run.folder: run for run in runs}.values())
 
 
-def _identity(recipe: Recipe, weights: Path | None) -> str:
+def _identity(recipe: Recipe, weights: str | None) -> str:
     """What a run is, as a part of its folder's name: a hash of all that decides it, and the seed."""
     tree = recipe.to_dict()
     seed = tree.pop("seed")
-    text = json.dumps([tree, None if weights is None else str(weights)], sort_keys=True)
+    text = json.dumps([tree, weights], sort_keys=True)
     return f"{hashlib.sha256(text.encode()).hexdigest()[:8]}-seed{seed}"
+
+
+def _digest(weights: Path) -> str:
+    """Which weights a file holds: others under the same name make another run."""
+    with find_weights(weights).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _start(study: Study, row: Row, weights: Mapping[str, Path]) -> Path | None:
@@ -196,23 +229,14 @@ def _start(study: Study, row: Row, weights: Mapping[str, Path]) -> Path | None:
 def _recipe_of(studies: Sequence[Study], data: str | None) -> str:
     if data is None:
         raise UserError("which images? give --data (digits, or where CIFAR-10, ImageNet, ... lies), or --recipe NAME")
-    name = Path(data.rstrip("/")).name.lower().replace("-", "").replace("_", "")
+    name = Path(data).name.lower().replace("-", "").replace("_", "")
     table = TRANSFER_RECIPES if any(row.weights for study in studies for row in study.rows) else RECIPE_OF_DATA
-    for start, recipe in sorted(table.items(), key=lambda entry: -len(entry[0])):
-        if name.startswith(start):
-            return recipe
-    known = ", ".join(f"{start}: {recipe}" for start, recipe in table.items())
+    if name in table:
+        return table[name]
+    known = ", ".join(f"{data_set}: {recipe}" for data_set, recipe in table.items())
     raise UserError(f"no recipe is known for the data set {data}; give --recipe NAME (by data set: {known})")
 
 
 def _written(edits: Mapping[str, object]) -> list[str]:
     """Edits as they are typed."""
-    return [_override(key, value) for key, value in edits.items()]
-
-
-def _override(key: str, value: object) -> str:
-    """key=value as YAML reads it; bare where a shell and YAML leave it as it is."""
-    if isinstance(value, str):
-        plain = value and shlex.quote(value) == value and not value[0].isdigit()
-        return f"{key}={value}" if plain else f"{key}={json.dumps(value, ensure_ascii=False)}"
-    return f"{key}={json.dumps(value)}"
+    return [override(key, value) for key, value in edits.items()]

@@ -1,35 +1,28 @@
-"""What the runs of a study show: numbers per seed, differences between rows, and whether the paper's claims hold."""
+"""What the runs of a study show: numbers per seed, differences between rows, and whether claims hold."""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any, Literal, get_args
+from typing import Any
 
 from illama.reproduce.plan import PlannedRun, PlannedStudy
-from illama.reproduce.study import METRICS, AtChance, Claim, Metric, Row
+from illama.reproduce.study import METRICS, Claim, Collapse, Comparison, Cure, Metric, Row
+from illama.reproduce.verdicts import (
+    WORST_LAST,
+    Difference,
+    Verdict,
+    at_chance,
+    difference_in_words,
+    in_words,
+    welch,
+)
 from illama.training.figures import read_metrics
 from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE
-
-_FIXED = "\N{NO-BREAK SPACE}"
-CONFIDENCE = 0.95  # of the interval that a difference must leave zero out of to count
-NEAR_CHANCE = 1.5  # times the accuracy of guessing: what counts as having learned nothing
-
-Verdict = Literal[
-    "yes",
-    "yes (one seed)",
-    "yes, within noise",
-    "level in the paper",
-    "no difference",
-    "no, within noise",
-    "no (one seed)",
-    "no",
-]
-_WORST_LAST: tuple[Verdict, ...] = get_args(Verdict)
 
 
 @dataclass(frozen=True)
@@ -41,31 +34,21 @@ class RunResult:
         top1: Test accuracy in percent at the softness in force at the end.
         train_loss: Mean training loss of the last epoch, nats.
         test_loss: Test loss at the end, nats.
+        images: Test images that were answered.
+        skipped: Test images that could not be read.
     """
 
     seed: int
     top1: float
     train_loss: float
     test_loss: float
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A row's mean less another's.
-
-    Attributes:
-        value: The difference.
-        low, high: Its 95 % confidence interval (Welch); None with a single seed.
-    """
-
-    value: float
-    low: float | None = None
-    high: float | None = None
+    images: int
+    skipped: int = 0
 
     @property
-    def is_clear(self) -> bool:
-        """Whether zero lies outside of the interval."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+    def is_finite(self) -> bool:
+        """Whether all of it are numbers."""
+        return all(map(math.isfinite, (self.top1, self.train_loss, self.test_loss)))
 
 
 @dataclass(frozen=True)
@@ -77,14 +60,14 @@ class RowResult:
         finished: Its finished runs.
         runs: Their results.
         failed: Why others have none, one text each.
-        chance: Accuracy of guessing, percent; None where nothing has run.
+        classes: Number of classes; 0 where nothing has run.
     """
 
     row: Row
     finished: tuple[PlannedRun, ...]
     runs: tuple[RunResult, ...]
-    failed: tuple[str, ...]
-    chance: float | None
+    failed: tuple[str, ...] = ()
+    classes: int = 0
 
     def values(self, metric: Metric) -> list[float]:
         """One value per seed."""
@@ -93,7 +76,7 @@ class RowResult:
     @property
     def is_at_chance(self) -> bool:
         """Whether no run has learned anything."""
-        return self.chance is not None and all(run.top1 < NEAR_CHANCE * self.chance for run in self.runs)
+        return all(at_chance(run.top1, self.classes, run.images) for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -129,33 +112,61 @@ class StudyResult:
         found = self.difference(row.name, row.against, metric)
         if found is None:
             return None
-        if abs(expected) < 1e-9:
-            return "level in the paper"
-        return _verdict(found, expected > 0)
+        return "level in the paper" if abs(expected) < 1e-9 else found.verdict(more=expected > 0)
 
     def holds(self, claim: Claim) -> tuple[Verdict, str] | None:
         """Whether a claim holds, and the numbers; None where runs are missing."""
-        verdicts: list[Verdict] = []
-        said = []
-        for part in claim.parts:
-            if isinstance(part, AtChance):
-                result = self.rows[part.row]
-                if not result.runs:
-                    return None
-                verdicts.append("yes" if result.is_at_chance else "no")
-                said.append(f"top-1 {in_words(result.values('top1'))} %, guessing {result.chance:g} %")
-                continue
-            found = self.difference(part.row, part.against, part.metric)
-            if found is None:
-                return None
-            verdicts.append(_verdict(found, part.more))
-            names = f"{self.rows[part.row].row.label} against {self.rows[part.against].row.label}"
-            said.append(f"{names}: {METRICS[part.metric]} {difference_in_words(found, part.metric)}")
-        return max(verdicts, key=_WORST_LAST.index), "; ".join(said)
+        found = [self._judge(part) for part in claim.parts]
+        verdicts = [verdict for verdict, _ in filter(None, found)]
+        if len(verdicts) < len(found):
+            return None
+        return max(verdicts, key=WORST_LAST.index), "; ".join(said for _, said in filter(None, found))
+
+    def _judge(self, part: Comparison | Collapse | Cure) -> tuple[Verdict, str] | None:
+        if isinstance(part, Comparison):
+            return self._comparison(part)
+        return self._collapse(part) if isinstance(part, Collapse) else self._cure(part)
+
+    def _comparison(self, part: Comparison) -> tuple[Verdict, str] | None:
+        found = self.difference(part.row, part.against, part.metric)
+        if found is None:
+            return None
+        names = f"{self.rows[part.row].row.label} against {self.rows[part.against].row.label}"
+        return found.verdict(
+            more=part.more
+        ), f"{names}: {METRICS[part.metric]} {difference_in_words(found, part.metric)}"
+
+    def _collapse(self, part: Collapse) -> tuple[Verdict, str] | None:
+        row = self.rows[part.row]
+        if not row.runs:
+            return None
+        said = f"{self._accuracy(part.row)}; guessing {100 / row.classes:.3g}"
+        if row.is_at_chance:
+            return "yes" if len(row.runs) > 1 else "yes (one seed)", said
+        healthy = None if part.healthy is None else self.difference(part.row, part.healthy, "top1")
+        if part.healthy is not None and healthy is not None:
+            said += f"; {self._accuracy(part.healthy)}"
+            if healthy.value < 0 and (healthy.is_clear or healthy.low is None):
+                return "partly", said
+        return "no", said
+
+    def _cure(self, part: Cure) -> tuple[Verdict, str] | None:
+        found = self.difference(part.row, part.collapsed, "top1")
+        if found is None:
+            return None
+        said = f"{self._accuracy(part.row)}; {self._accuracy(part.collapsed)}"
+        if self.rows[part.row].is_at_chance:
+            return "no", said
+        verdict = found.verdict(more=True)
+        collapsed = self.rows[part.collapsed].is_at_chance
+        return verdict if collapsed or verdict.startswith("yes") else "nothing to cure", said
+
+    def _accuracy(self, row: str) -> str:
+        return f"{self.rows[row].row.label} {in_words(self.rows[row].values('top1'))} %"
 
 
 def collect(planned: PlannedStudy, failed: Mapping[str, str]) -> StudyResult:
-    """Read the finished runs of a study.
+    """Read the finished runs of a study; one whose last evaluation is no number counts as failed.
 
     Args:
         planned: The study.
@@ -164,10 +175,15 @@ def collect(planned: PlannedStudy, failed: Mapping[str, str]) -> StudyResult:
     rows = {}
     for row in planned.rows:
         runs = planned.runs.get(row.name, ())
-        finished = tuple(run for run in runs if run.is_finished)
-        reasons = tuple(failed[run.folder.name] for run in runs if run.folder.name in failed)
-        chance = 100 / len(_read(finished[0].folder / CLASSES_FILE)) if finished else None
-        rows[row.name] = RowResult(row, finished, tuple(map(read_result, finished)), reasons, chance)
+        results = [(run, read_result(run)) for run in runs if run.is_finished]
+        good = [(run, result) for run, result in results if result.is_finite]
+        reasons = [failed[run.folder.name] for run in runs if run.folder.name in failed]
+        reasons += [
+            f"seed {result.seed} ended with a loss that is not finite" for _, result in results if not result.is_finite
+        ]
+        classes = len(_read(good[0][0].folder / CLASSES_FILE)) if good else 0
+        finished, numbers = zip(*good, strict=True) if good else ((), ())
+        rows[row.name] = RowResult(row, finished, numbers, tuple(reasons), classes)
     return StudyResult(planned, rows)
 
 
@@ -179,7 +195,8 @@ def read_result(run: PlannedRun) -> RunResult:
     last = [at for at, epoch in enumerate(train["epoch"]) if epoch > epochs - 1 + 1e-9]
     weights = [steps[at + 1] - steps[at] for at in last]  # a log line is the mean since the one before it
     loss = sum(weight * train["loss"][at] for weight, at in zip(weights, last, strict=True)) / sum(weights)
-    return RunResult(run.recipe.seed, evals["top1"][-1], loss, evals["loss"][-1])
+    counts = (int(evals[key][-1]) for key in ("count", "skipped"))
+    return RunResult(run.recipe.seed, evals["top1"][-1], loss, evals["loss"][-1], *counts)
 
 
 def environments(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
@@ -195,39 +212,6 @@ def environments(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
     return found
 
 
-def welch(own: Sequence[float], others: Sequence[float]) -> Difference:
-    """Difference of two means with Welch's confidence interval."""
-    value = mean(own) - mean(others)
-    if min(len(own), len(others)) < 2:
-        return Difference(value)
-    parts = [stdev(values) ** 2 / len(values) for values in (own, others)]
-    if sum(parts) == 0:
-        return Difference(value, value, value)
-    from scipy.stats import t
-
-    freedom = sum(parts) ** 2 / sum(
-        part**2 / (len(values) - 1) for part, values in zip(parts, (own, others), strict=True)
-    )
-    half = float(t.ppf(0.5 + CONFIDENCE / 2, freedom)) * math.sqrt(sum(parts))
-    return Difference(value, value - half, value + half)
-
-
-def in_words(values: Sequence[float], digits: int = 2) -> str:
-    """Mean and standard deviation, on one line: 71.25 ± 0.31; the mean alone of one seed."""
-    if not values:
-        return ""
-    spread = f"{_FIXED}±{_FIXED}{stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean(values):.{digits}f}{spread}"
-
-
-def difference_in_words(found: Difference, metric: Metric) -> str:
-    """A difference with its interval: +0.52 (-0.10 to 1.14)."""
-    digits = 2 if metric == "top1" else 3
-    if found.low is None or found.high is None:
-        return f"{found.value:+.{digits}f}"
-    return f"{found.value:+.{digits}f} ({found.low:+.{digits}f}{_FIXED}to{_FIXED}{found.high:+.{digits}f})"
-
-
 def to_dict(result: StudyResult) -> dict[str, Any]:
     """Plain values for JSON."""
     study = result.planned.study
@@ -241,31 +225,21 @@ def to_dict(result: StudyResult) -> dict[str, Any]:
                 "label": row.label,
                 "paper": None if printed is None else asdict(printed),
                 "runs": [asdict(run) for run in found.runs],
-                "commands": ["illama " + " ".join(run.words) for run in result.planned.runs.get(row.name, ())],
+                "folders": [run.folder.name for run in found.finished],
+                "commands": [command(run) for run in result.planned.runs.get(row.name, ())],
                 "failed": list(found.failed),
                 "against": row.against,
                 "agrees": result.agrees(row),
             }
         )
     claims = [{"claim": claim.text, "found": result.holds(claim)} for claim in study.claims]
-    return {
-        "study": study.name,
-        "source": study.source,
-        "setting": result.planned.setting,
-        "rows": rows,
-        "claims": claims,
-    }
+    setting = result.planned.setting
+    return {"study": study.name, "source": study.source, "setting": setting, "rows": rows, "claims": claims}
 
 
-def _verdict(found: Difference, more: bool) -> Verdict:
-    if found.value == 0:
-        return "no difference"
-    right = (found.value > 0) == more
-    if found.low is None:
-        return "yes (one seed)" if right else "no (one seed)"
-    if found.is_clear:
-        return "yes" if right else "no"
-    return "yes, within noise" if right else "no, within noise"
+def command(run: PlannedRun) -> str:
+    """What trains a run by hand, for a shell."""
+    return shlex.join(["illama", *run.words, "--out", f"runs/{run.folder.name}"])
 
 
 def _read(path: Path) -> Any:

@@ -79,18 +79,27 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class AtChance:
-    """Part of a claim: a row learns nothing."""
+class Collapse:
+    """Part of a claim: `row` learns nothing, though `healthy`, the row before it, does."""
 
     row: str
+    healthy: str | None = None
+
+
+@dataclass(frozen=True)
+class Cure:
+    """Part of a claim: `row` learns, where `collapsed` does not, or far less."""
+
+    row: str
+    collapsed: str
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper and what has to be seen for it to hold."""
+    """A sentence, the paper's or ours, and what has to be seen for it to hold."""
 
     text: str
-    parts: tuple[Comparison | AtChance, ...]
+    parts: tuple[Comparison | Collapse | Cure, ...]
 
 
 @dataclass(frozen=True)
@@ -103,7 +112,7 @@ class Study:
         source: Tables and figures of the paper.
         question: What it asks, in a sentence or two.
         rows: In the paper's order.
-        claims: What the paper says of them.
+        claims: What the paper says of them, or what is to be found out.
         metrics: Columns of the table.
         setting: Recipe -> which of the paper's columns stands beside it.
         notes: What people should know when they compare.

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from illama.errors import UserError
+import numpy as np
+
 from illama.models.complexity import multiply_adds, parameters
 from illama.recipes import Recipe
 from illama.report import Block, Bullets, Code, Document, Figure, Section, Table, Text, write_document
 from illama.reproduce.figures import Line, Panel, Step, draw_curves, draw_steps
 from illama.reproduce.plan import Base, PlannedRun
 from illama.reproduce.results import (
-    RowResult,
     StudyResult,
-    difference_in_words,
     environments,
-    in_words,
     to_dict,
 )
+from illama.reproduce.results import command as run_command
 from illama.reproduce.study import METRICS, Metric, Row
+from illama.reproduce.verdicts import difference_in_words, in_words
 from illama.training.figures import read_metrics
 from illama.training.run_folder import METRICS_FILE
 
@@ -34,8 +33,9 @@ _CURVES = (
 )
 _HOW_TO_READ = (
     "Ours is the mean over seeds ± standard deviation, top-1 at the end of training (no best epoch is picked). The "
-    "difference is taken to the row that is named, with its 95 % confidence interval (Welch); the direction is clear "
-    "where that interval leaves out zero."
+    "difference is taken to the row that is named, with its 95 % confidence interval (Welch: seeds are taken for "
+    "independent); the direction is clear where that interval leaves out zero. The interval tells how seeds differ, "
+    "not how another test set would."
 )
 
 
@@ -62,27 +62,43 @@ def study_section(result: StudyResult, extra: Sequence[Block] = ()) -> Section:
 def results_table(result: StudyResult, *, brief: bool = False) -> Table:
     """Paper | ours | differences | direction, and the losses; `brief` leaves out what a terminal has no room for."""
     planned = result.planned
-    columns = {"row": [row.label for row in planned.rows]}
+    columns = {"row": [_label(result, row) for row in planned.rows]}
     for metric in planned.study.metrics[: 1 if brief else None]:
         name, digits = METRICS[metric], 1 if metric == "top1" else 3
         printed = [_number(result.paper_value(row, metric), digits) for row in planned.rows]
         columns[f"{name}, paper ({planned.setting})"] = printed
-        columns[f"{name}, ours"] = [_ours(result.rows[row.name], metric) for row in planned.rows]
-        if metric == "top1":
-            expected = [result.paper_difference(row, metric) for row in planned.rows]
-            columns["difference, paper"] = ["" if value is None else f"{value:+.1f}" for value in expected]
-            columns["difference, ours"] = [_difference(result, row) for row in planned.rows]
-            if not brief:
-                columns["to"] = [_against(result, row) for row in planned.rows]
-            columns["direction agrees?"] = [result.agrees(row) or "" for row in planned.rows]
+        columns[f"{name}, ours"] = [_ours(result, row, metric) for row in planned.rows]
+        agrees: list[str] = [result.agrees(row, metric) or "" for row in planned.rows]
+        if metric != "top1":
+            columns[f"{name}: direction agrees?"] = agrees
+            continue
+        expected = [result.paper_difference(row, metric) for row in planned.rows]
+        columns["difference, paper"] = ["" if value is None else f"{value:+.1f}" for value in expected]
+        columns["difference, ours"] = [_difference(result, row) for row in planned.rows]
+        if not brief:
+            columns["compared with"] = [_against(result, row) for row in planned.rows]
+        columns["direction agrees?"] = agrees
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     return Table(tuple(shown), tuple(zip(*shown.values(), strict=True)), f"{planned.study.source}: paper and ours")
 
 
-def _ours(found: RowResult, metric: Metric) -> str:
+def _label(result: StudyResult, row: Row) -> str:
+    """A row's name, and whose runs it shares."""
+    runs = result.planned.runs.get(row.name)
+    for other in result.planned.rows:
+        if other.name == row.name or runs is None:
+            return row.label
+        if result.planned.runs.get(other.name) and result.planned.runs[other.name][0].folder == runs[0].folder:
+            return f"{row.label} (the runs of {other.label})"
+    return row.label
+
+
+def _ours(result: StudyResult, row: Row, metric: Metric) -> str:
+    found, wanted = result.rows[row.name], len(result.planned.runs.get(row.name, ()))
     if found.runs:
-        return in_words(found.values(metric), _DIGITS[metric])
-    if found.row.edits is None:
+        part = "" if len(found.runs) == wanted else f" ({len(found.runs)} of {wanted} seeds)"
+        return in_words(found.values(metric), _DIGITS[metric]) + part
+    if row.edits is None:
         return "quoted, not run" if metric == "top1" else ""
     return "failed" if found.failed else "not run"
 
@@ -101,17 +117,24 @@ def _claims(result: StudyResult) -> Table | None:
     rows = []
     for claim in result.planned.study.claims:
         found = result.holds(claim)
-        rows.append((claim.text, *(("not run", "") if found is None else found)))
-    return Table(("what the paper says", "holds here?", "measured"), tuple(rows), "Claims") if rows else None
+        rows.append((claim.text, *(("no runs", "") if found is None else found)))
+    return Table(("claim", "holds here?", "measured"), tuple(rows), "Claims") if rows else None
 
 
 def _progress(result: StudyResult) -> str:
-    planned = result.planned.runs.values()
-    done = sum(len(result.rows[name].runs) for name in result.planned.runs)
-    total = sum(map(len, planned))
-    failed = [reason for found in result.rows.values() for reason in found.failed]
+    """How much of it there is, and on how many images it stands."""
+    total = len({run.folder for runs in result.planned.runs.values() for run in runs})
+    done = len({run.folder for row in result.rows.values() for run in row.finished})
+    images = sorted({run.images for row in result.rows.values() for run in row.runs})
+    skipped = max((run.skipped for row in result.rows.values() for run in row.runs), default=0)
     text = f"{done} of {total} runs are finished."
-    return text + "".join(f" Failed: {reason}." for reason in dict.fromkeys(failed))
+    if images:
+        text += f" Accuracies are of {' to '.join(map(str, images))} test images (one is {100 / images[0]:.2g} points)."
+    if skipped:
+        text += f" {skipped} test images could not be read."
+    for row in result.rows.values():
+        text += "".join(f" {row.row.label} failed: {reason}." for reason in dict.fromkeys(row.failed))
+    return text
 
 
 def _pictures(result: StudyResult) -> Iterator[Figure]:
@@ -145,8 +168,9 @@ def _lines(result: StudyResult, kind: str, key: str) -> Iterator[Line]:
         if not runs:
             continue
         columns = [read_metrics(run.folder / METRICS_FILE)[kind == "eval"] for run in runs]
-        seeds = tuple(tuple(column[key]) for column in columns)
-        yield Line(row.label, tuple(columns[0]["epoch"]), seeds, _switch(runs[0].recipe))
+        epochs = columns[0]["epoch"]  # other seeds may have lost other unreadable images, and count other steps
+        seeds = tuple(tuple(np.interp(epochs, column["epoch"], column[key]).tolist()) for column in columns)
+        yield Line(row.label, tuple(epochs), seeds, _switch(runs[0].recipe))
 
 
 def _switch(recipe: Recipe) -> float | None:
@@ -164,8 +188,8 @@ def how_it_was_made(results: Sequence[StudyResult], base: Base, runs: Sequence[P
         Code(command),
         Text(_about(recipe)),
         Bullets(tuple(_environment(found) for found in environments(results))),
-        Text("Each run by hand:"),
-        Code("\n".join(shlex.join(["illama", *run.words]) for run in runs)),
+        Text("Each run by hand, in the folder of the study:"),
+        Code("\n".join(map(run_command, runs))),
     ]
     return Section("How this was made", tuple(block for block in blocks if block != Bullets(())))
 
@@ -177,16 +201,8 @@ def write_results(sections: Sequence[Section], records: dict[str, Any], title: s
         UserError: The folder cannot be written to.
     """
     lead = "The paper's tables and figures beside our own runs, made by illama (arXiv 2404.06773)."
-    written = write_document(Document(title, lead, tuple(sections)), folder)
-    path = folder / "results.json"
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror}; give another folder with --out") from error
-    return [*written, path]
+    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_document(Document(title, lead, tuple(sections)), folder, {"results.json": text.encode()})
 
 
 def records(results: Sequence[StudyResult], base: Base, command: str) -> dict[str, Any]:

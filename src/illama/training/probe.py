@@ -49,6 +49,7 @@ def measure_pace(recipe: Recipe, device: str | None = None, seconds: float = 3.0
     """
     begun = time.perf_counter()
     run = Run(recipe, Path(recipe.name), resolve_device(device), None)
+    run.state.progress.step = run.schedules.total_steps // 2  # a softness and a drop path of the middle
     batches = run.parts.train_loader.batches()
     try:
         for _ in range(_UNCOUNTED):
@@ -68,7 +69,7 @@ def measure_pace(recipe: Recipe, device: str | None = None, seconds: float = 3.0
 
 
 def _evaluations(run: Run) -> float:
-    """All evaluations, from one batch; while the mask is soft each is made twice."""
+    """All evaluations, from one batch that has been read; while the mask is soft each is made twice."""
     import torch
 
     from illama.device import autocast
@@ -76,8 +77,9 @@ def _evaluations(run: Run) -> float:
     loader = run.validation.loader
     images = next(iter(loader)).images
     run.model.eval()
-    begun = time.perf_counter()
     with torch.inference_mode(), autocast(run.device, run.precision):
+        run.model(images).sum().item()  # warms up
+        begun = time.perf_counter()
         run.model(images).sum().item()
     batch_s = time.perf_counter() - begun
     epochs, every = run.recipe.schedule.epochs, run.recipe.train.eval_every_epochs

@@ -64,7 +64,7 @@ def prepare(recipe: Recipe, device: torch.device, init_from: Path | None, world:
         UserError: Data, weights or batch cannot be used.
     """
     plan, data = plan_batches(recipe, world.size), recipe.data
-    train_source, eval_source = _open_sources(recipe)
+    train_source, eval_source = open_sources(recipe)
     train_loader = build_train_loader(recipe, train_source, device, plan, world.rank)
     transform, batch = EvalTransform.of(recipe), recipe.train.eval_batch
     eval_loader = build_eval_loader(eval_source, transform, batch, device, data.workers, data.worker_timeout_s, world)
@@ -107,7 +107,12 @@ def build_state(recipe: Recipe, parts: Parts, device: torch.device, world: World
     return TrainState(model, adamw, average, device, world)
 
 
-def _open_sources(recipe: Recipe) -> tuple[Source, Source]:
+def open_sources(recipe: Recipe) -> tuple[Source, Source]:
+    """The training and the evaluation split.
+
+    Raises:
+        UserError: They cannot be opened, or have another number of classes than the network.
+    """
     channels, seed = recipe.model.in_chans, recipe.seed
     train_source = open_source(recipe.data, "train", in_chans=channels, seed=seed)
     classes = train_source.classes
