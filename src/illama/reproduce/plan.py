@@ -110,6 +110,12 @@ class Base:
         return self.load({"schedule.softness.cutoff_epochs": 0}, 0)
 
     @property
+    def shown(self) -> Recipe:
+        """The same with the data path as it was given, for reports that other people read."""
+        given = None if self.data is None else choose_data(None, self.data).path
+        return self.common.model_copy(update={"data": self.common.data.model_copy(update={"path": given})})
+
+    @property
     def folder_name(self) -> str:
         """The recipe's name, and what tells apart what was changed in it."""
         if not self.overrides:

@@ -209,7 +209,7 @@ def records(results: Sequence[StudyResult], base: Base, command: str) -> dict[st
     """Everything as plain values."""
     return {
         "command": command,
-        "recipe": base.common.to_dict(),
+        "recipe": base.shown.to_dict(),
         "environments": environments(results),
         "studies": [to_dict(result) for result in results],
     }
