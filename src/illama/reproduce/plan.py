@@ -112,7 +112,9 @@ class Base:
     @property
     def shown(self) -> Recipe:
         """The same with the data path as it was given, for reports that other people read."""
-        given = None if self.data is None else choose_data(None, self.data).path
+        if self.data is None:
+            return self.common
+        given = choose_data(None, self.data).path
         return self.common.model_copy(update={"data": self.common.data.model_copy(update={"path": given})})
 
     @property
