@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from illama.reproduce.plan import PlannedRun, PlannedStudy
-from illama.reproduce.results import RowResult, RunResult, StudyResult, collect, read_result
+from illama.reproduce.plan import PlannedStudy
+from illama.reproduce.results import RowResult, RunResult, StudyResult, read_result
 from illama.reproduce.study import Claim, Collapse, Comparison, Cure, Printed, Row, Study
 from illama.reproduce.verdicts import at_chance, in_words, welch
 
@@ -85,7 +85,7 @@ def test_a_claim_is_as_good_as_its_worst_part() -> None:
         ([10.0, 12.0], [70.0, 71.0], "yes", "yes"),
         ([10.0], [70.0], "yes (one seed)", "yes (one seed)"),
         ([30.0, 31.0], [70.0, 71.0], "partly", "yes"),  # it learns, but far less
-        ([70.0, 71.0], [70.0, 72.0], "no", "yes, within noise"),
+        ([70.0, 71.0], [70.0, 72.0], "no", "nothing to cure"),
         ([70.0, 72.0], [70.0, 71.0], "no", "nothing to cure"),
         ([10.0, 11.0], [10.0, 12.0], "yes", "no"),  # no better than guessing is no cure
     ],
@@ -120,19 +120,3 @@ def test_the_loss_of_the_last_epoch_weighs_log_lines_by_their_steps(tmp_path: Pa
     recipe = SimpleNamespace(seed=7, schedule=SimpleNamespace(epochs=2))
     result = read_result(SimpleNamespace(folder=tmp_path, recipe=recipe))  # type: ignore[arg-type]
     assert result == RunResult(7, 10.0, pytest.approx((1 * 4 + 3 * 2 + 1 * 1) / 5), 10.0, 30, 2)
-
-
-def test_a_run_that_ends_without_a_number_counts_as_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last step may spoil the weights after the last training loss has been looked at."""
-    monkeypatch.setattr(PlannedRun, "is_finished", True)
-    row = Row("a", "A", {})
-    study = Study("s", "S", "Table 0", "?", (row,), (), ("top1",), lambda recipe: "tiny")
-    recipe = SimpleNamespace(seed=4, schedule=SimpleNamespace(epochs=1))
-    (tmp_path / "classes.json").write_text('["x", "y"]')
-    evaluation = '{"kind": "eval", "step": 5, "epoch": 1, "loss": NaN, "top1": 50.0, "count": 30, "skipped": 0}'
-    (tmp_path / "metrics.jsonl").write_text(
-        '{"kind": "train", "step": 5, "epoch": 1.0, "loss": 1}\n' + evaluation + "\n"
-    )
-    runs = (PlannedRun(recipe, tmp_path, None, ()),)  # type: ignore[arg-type]
-    result = collect(PlannedStudy(study, "tiny", {"a": runs}), {}).rows["a"]
-    assert (result.runs, result.failed) == ((), ("seed 4 ended with a loss that is not finite",))

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from illama.bench.interleave import Spread
 from illama.bench.load import OTHERS_LIMIT
 from illama.bench.results import Group, Report, Row
 from illama.errors import UserError
+from illama.report import terminal_table
 from illama.training.run_folder import environment
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -53,12 +53,12 @@ def print_report(report: Report, console: Console | None = None) -> None:
         for line in _group_lines(group):
             console.print(line, highlight=False, markup=False)
         if group.profile:
-            console.print(_table(*_profile_rows(group)))
+            console.print(terminal_table(*_profile_rows(group)))
     header, rows = _summary(report)
     if len(rows) > 1:
         rows = rows if wide else [[cell.replace(" (", "\n(") for cell in cells] for cells in rows]
         console.print("\nall together", style="bold")
-        console.print(_table(header, rows))
+        console.print(terminal_table(header, rows))
     console.print()
     for line in (*_ceiling_lines(report), *report.lines):
         console.print(line, highlight=False, markup=False)
@@ -74,7 +74,7 @@ def _terminal_table(report: Report, group: Group, *, wide: bool) -> Table:
         if not wide:
             times, ratio, speed = times.split(" ")[0], ratio.replace(" ", "\n"), ""
         rows.append([name, rate, times, ratio, share, arithmetic, bandwidth, memory.removesuffix(" MiB"), speed])
-    return _table(*_without_empty_columns(header, rows))
+    return terminal_table(*_without_empty_columns(header, rows))
 
 
 def _summary(report: Report) -> tuple[list[str], list[list[str]]]:
@@ -96,15 +96,6 @@ def _summary(report: Report) -> tuple[list[str], list[list[str]]]:
 def _without_empty_columns(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
     kept = [at for at in range(len(header)) if any(cells[at] for cells in rows)]
     return [header[at] for at in kept], [[cells[at] for at in kept] for cells in rows]
-
-
-def _table(header: list[str], rows: list[list[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold", min_width=5)
-    for cells in rows:
-        table.add_row(*cells)
-    return table
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:

@@ -94,21 +94,15 @@ def _weights(text: str) -> tuple[str, Path]:
 
 def _show(title: str, table: Table) -> None:
     """A table of the report on the terminal."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table as Terminal
-    from rich.text import Text
+
+    from illama.report import terminal_table
 
     console = Console()
     if not console.is_terminal:
         console.width = 160
-    shown = Terminal(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for number, name in enumerate(table.header):
-        shown.add_column(name, justify="left" if number == 0 else "right")
-    for cells in table.rows:
-        shown.add_row(*map(Text, cells))
     console.print(f"\n{title}", style="bold", highlight=False, markup=False)
-    console.print(shown)
+    console.print(terminal_table(table.header, table.rows))
 
 
 def _show_estimate(plan: Plan) -> None:

@@ -6,6 +6,7 @@ from illama.report.document import Block, Bullets, Code, Document, Figure, Secti
 from illama.report.markdown_text import markdown
 from illama.report.page import html
 from illama.report.svg import svg_bytes
+from illama.report.terminal import terminal_table
 from illama.report.write import write_document
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "html",
     "markdown",
     "svg_bytes",
+    "terminal_table",
     "write_document",
 ]

@@ -9,18 +9,18 @@ from illama.models.complexity import multiply_add_parts, needed_parts, peer_conf
 from illama.models.config import ModelConfig
 from illama.models.variants import VARIANTS
 from illama.report import Figure, svg_bytes
+from illama.training.figures import BLUE, GREY, ORANGE, PURPLE, SKY, YELLOW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# The colours of the project's other figures (Okabe and Ito's, which colour-blind readers can tell apart).
 _COLORS = {
-    "patch embedding": "#777777",
-    "projections": "#0072B2",
-    "scores": "#D55E00",
-    "weighted values": "#E69F00",
-    "feed-forward": "#56B4E9",
-    "head": "#CC79A7",
+    "patch embedding": GREY,
+    "projections": BLUE,
+    "scores": ORANGE,
+    "weighted values": YELLOW,
+    "feed-forward": SKY,
+    "head": PURPLE,
 }
 
 

@@ -13,14 +13,14 @@ import numpy as np
 
 from illama.report import svg_bytes
 from illama.reproduce.scale import far_from_most, with_margin
-from illama.training.figures import BLUE, GREEN, GREY, ORANGE
+from illama.training.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # The rest of Okabe and Ito's palette that stands out on white. Rows beyond the colours differ by their dashes.
-COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#000000")
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (3.5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
 PANEL_INCHES = (5.6, 4.0)
 SWITCH = "end of the soft mask"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -44,11 +43,6 @@ class RunResult:
     test_loss: float
     images: int
     skipped: int = 0
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether all of it are numbers."""
-        return all(map(math.isfinite, (self.top1, self.train_loss, self.test_loss)))
 
 
 @dataclass(frozen=True)
@@ -158,15 +152,15 @@ class StudyResult:
         if self.rows[part.row].is_at_chance:
             return "no", said
         verdict = found.verdict(more=True)
-        collapsed = self.rows[part.collapsed].is_at_chance
-        return verdict if collapsed or verdict.startswith("yes") else "nothing to cure", said
+        sick = self.rows[part.collapsed].is_at_chance or verdict in ("yes", "yes (one seed)")
+        return verdict if sick else "nothing to cure", said
 
     def _accuracy(self, row: str) -> str:
         return f"{self.rows[row].row.label} {in_words(self.rows[row].values('top1'))} %"
 
 
 def collect(planned: PlannedStudy, failed: Mapping[str, str]) -> StudyResult:
-    """Read the finished runs of a study; one whose last evaluation is no number counts as failed.
+    """Read the finished runs of a study.
 
     Args:
         planned: The study.
@@ -175,15 +169,10 @@ def collect(planned: PlannedStudy, failed: Mapping[str, str]) -> StudyResult:
     rows = {}
     for row in planned.rows:
         runs = planned.runs.get(row.name, ())
-        results = [(run, read_result(run)) for run in runs if run.is_finished]
-        good = [(run, result) for run, result in results if result.is_finite]
-        reasons = [failed[run.folder.name] for run in runs if run.folder.name in failed]
-        reasons += [
-            f"seed {result.seed} ended with a loss that is not finite" for _, result in results if not result.is_finite
-        ]
-        classes = len(_read(good[0][0].folder / CLASSES_FILE)) if good else 0
-        finished, numbers = zip(*good, strict=True) if good else ((), ())
-        rows[row.name] = RowResult(row, finished, numbers, tuple(reasons), classes)
+        finished = tuple(run for run in runs if run.is_finished)
+        reasons = tuple(failed[run.folder.name] for run in runs if run.folder.name in failed)
+        classes = len(_read(finished[0].folder / CLASSES_FILE)) if finished else 0
+        rows[row.name] = RowResult(row, finished, tuple(map(read_result, finished)), reasons, classes)
     return StudyResult(planned, rows)
 
 

@@ -22,7 +22,7 @@ from illama.reproduce.results import (
 from illama.reproduce.results import command as run_command
 from illama.reproduce.study import METRICS, Metric, Row
 from illama.reproduce.verdicts import difference_in_words, in_words
-from illama.training.figures import read_metrics
+from illama.training.figures import read_metrics, soft_mask_end
 from illama.training.run_folder import METRICS_FILE
 
 _DIGITS: dict[Metric, int] = {"top1": 2, "train_loss": 3, "test_loss": 3}
@@ -170,14 +170,7 @@ def _lines(result: StudyResult, kind: str, key: str) -> Iterator[Line]:
         columns = [read_metrics(run.folder / METRICS_FILE)[kind == "eval"] for run in runs]
         epochs = columns[0]["epoch"]  # other seeds may have lost other unreadable images, and count other steps
         seeds = tuple(tuple(np.interp(epochs, column["epoch"], column[key]).tolist()) for column in columns)
-        yield Line(row.label, tuple(epochs), seeds, _switch(runs[0].recipe))
-
-
-def _switch(recipe: Recipe) -> float | None:
-    """The epoch where the mask becomes causal."""
-    softness = recipe.schedule.softness
-    soft = recipe.model.mask != "none" and softness.mode == "soft" and softness.value > 0
-    return softness.cutoff_epochs if soft and 0 < softness.cutoff_epochs <= recipe.schedule.epochs else None
+        yield Line(row.label, tuple(epochs), seeds, soft_mask_end(runs[0].recipe.to_dict(), epochs[-1]))
 
 
 def how_it_was_made(results: Sequence[StudyResult], base: Base, runs: Sequence[PlannedRun], command: str) -> Section:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"  # from the Okabe-Ito palette
+# From the Okabe-Ito palette, and a grey.
+BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+GREY = "#777777"
 
 # Recipes whose curve the authors published, and what their run is called in published_curves.json.
 PUBLISHED_RUNS = {
@@ -64,7 +66,7 @@ def draw_curves(run_dir: Path) -> Path:
     _draw_schedule(rate, train, published, "lr", "learning rate")
     _draw_schedule(softness, train, published, "softness", "softness (1 bidirectional, 0 causal)")
     softness.set_ylim(-0.05, 1.05)
-    end = _soft_mask_end(recipe, max(train.get("epoch", [0.0]), default=0.0))
+    end = soft_mask_end(recipe, max(train.get("epoch", [0.0]), default=0.0))
     for axes in (loss, accuracy, rate, softness):
         if end is not None:
             axes.axvline(end, color="black", linestyle=":", linewidth=1.2, label=f"soft mask ends, epoch {end}")
@@ -205,8 +207,13 @@ def _was_soft(evals: Curves) -> bool:
     return any(value > 0 for value in evals.get("softness", []))
 
 
-def _soft_mask_end(recipe: dict[str, Any], reached: float) -> int | None:
-    """Epoch from which on the mask is causal; None where it never was soft or the run has not come so far."""
+def soft_mask_end(recipe: dict[str, Any], reached: float) -> int | None:
+    """Epoch from which on the mask is causal; None where it never was soft or the run has not come so far.
+
+    Args:
+        recipe: A recipe as a tree.
+        reached: Epochs that the run has done.
+    """
     softness = recipe["schedule"]["softness"]
     end = softness["cutoff_epochs"]
     return end if softness["mode"] == "soft" and softness["value"] > 0 and 0 < end <= reached else None
