@@ -13,7 +13,7 @@ from PIL import Image
 import illama
 from illama.checkpoint import load_model, save_weights
 from illama.errors import UserError
-from illama.evaluation.run import choose_data
+from illama.evaluation.subject import choose_data
 from illama.recipes import load_recipe
 
 

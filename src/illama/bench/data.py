@@ -30,7 +30,7 @@ from illama.data.shards import open_shards
 from illama.data.source import Source
 from illama.data.split_names import split_names
 from illama.device import resolve_device, resolve_precision
-from illama.evaluation.run import choose_data
+from illama.evaluation.subject import choose_data
 from illama.recipes import BatchPlan, Recipe, load_recipe
 from illama.timers import timer_for
 from illama.timm_bridge import import_timm

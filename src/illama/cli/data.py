@@ -107,7 +107,7 @@ def _show(text: str) -> None:
 
 def _config(source: str, data: str | None) -> DataConfig:
     """The data section that opens what was given."""
-    from illama.evaluation.run import choose_data
+    from illama.evaluation.subject import choose_data
 
     config = choose_data(None, source)
     if data is not None:

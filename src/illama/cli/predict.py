@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv as csv_format
-import io
 import json as json_format
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,12 +61,12 @@ def line(one: Prediction) -> str:
 
 def as_csv(found: Sequence[Prediction]) -> str:
     """One row per image and class; an unreadable image has one row with its problem."""
-    text = io.StringIO()
-    writer = csv_format.writer(text, lineterminator="\n")
-    writer.writerow(["path", "rank", "class", "probability", "problem"])
+    from illama.report import csv_text
+
+    rows: list[tuple[object, ...]] = []
     for one in found:
         if one.problem is not None:
-            writer.writerow([one.path, "", "", "", one.problem])
+            rows.append((one.path, "", "", "", one.problem))
         for rank, (name, probability) in enumerate(zip(one.classes, one.probabilities, strict=True), start=1):
-            writer.writerow([one.path, rank, name, probability, ""])
-    return text.getvalue()
+            rows.append((one.path, rank, name, probability, ""))
+    return csv_text(("path", "rank", "class", "probability", "problem"), rows)

@@ -13,7 +13,7 @@ import torch
 from illama.checkpoint import load_model
 from illama.errors import UserError
 from illama.evaluation.classify import evaluating
-from illama.evaluation.run import needed_transform
+from illama.evaluation.subject import needed_transform
 
 IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 BATCH = 32  # images decoded at a time

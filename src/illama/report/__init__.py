@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from illama.report.csv_text import csv_text
 from illama.report.document import Block, Bullets, Code, Document, Figure, Section, Table, Text
 from illama.report.markdown_text import markdown
 from illama.report.page import html
@@ -18,6 +19,7 @@ __all__ = [
     "Section",
     "Table",
     "Text",
+    "csv_text",
     "html",
     "markdown",
     "svg_bytes",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from illama.report import svg_bytes
-from illama.training.figures import GREY
+from illama.report.palette import GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from illama.models.complexity import multiply_add_parts, needed_parts, peer_conf
 from illama.models.config import ModelConfig
 from illama.models.variants import VARIANTS
 from illama.report import Figure, svg_bytes
-from illama.training.figures import BLUE, GREY, ORANGE, PURPLE, SKY, YELLOW
+from illama.report.palette import BLUE, GREY, ORANGE, PURPLE, SKY, YELLOW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

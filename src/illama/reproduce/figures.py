@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from illama.report import svg_bytes
+from illama.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 from illama.reproduce.scale import far_from_most, with_margin
-from illama.training.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

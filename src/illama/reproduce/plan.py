@@ -12,7 +12,7 @@ from typing import Any
 
 from illama.checkpoint.io import find_weights
 from illama.errors import UserError
-from illama.evaluation.run import choose_data
+from illama.evaluation.subject import choose_data
 from illama.recipes import Recipe, load_recipe, overridden_keys, override
 from illama.recipes.rules import flatten
 from illama.reproduce.study import Row, Study, resolve_edits

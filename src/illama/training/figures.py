@@ -1,4 +1,4 @@
-"""The two pictures of a run folder: curves.png and predictions.png. Colours are told apart by colour-blind people."""
+"""The two pictures of a run folder: curves.png and predictions.png."""
 
 from __future__ import annotations
 
@@ -14,15 +14,12 @@ import numpy as np
 import yaml
 
 from illama.errors import UserError
+from illama.report.palette import BLUE, GREEN, GREY, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
-
-# From the Okabe-Ito palette, and a grey.
-BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
-GREY = "#777777"
 
 # Recipes whose curve the authors published, and what their run is called in published_curves.json.
 PUBLISHED_RUNS = {

@@ -1,0 +1,206 @@
+"""What is judged: a network with its weights, and the images to judge it by."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from illama.checkpoint import Meta, load_model
+from illama.checkpoint.io import find_weights
+from illama.distributed import ALONE, World
+from illama.errors import UserError
+from illama.recipes import DataConfig, Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from illama.data import EvalTransform
+    from illama.data.loader import EvalLoader
+    from illama.data.source import Source
+    from illama.models import ILlama
+
+Numbering = Literal["model", "data"]
+
+
+class Sample(NamedTuple):
+    """Some images of a source.
+
+    Attributes:
+        images: As the model sees them, (n, in_chans, H, W) on its device.
+        labels: Their classes, (n,) int64.
+        positions: Their positions in the source, (n,) int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+    positions: Tensor
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and the images that it is judged by.
+
+    Attributes:
+        model: In evaluation mode at the softness that it was saved with, on `device`.
+        meta: What travelled with the weights.
+        weights: Which weights, for people: the file and its optimizer step.
+        source: One split of a data set.
+        transform: How evaluation looks at an image.
+        device: Where the model is.
+        data: The section of a recipe that describes the data set.
+        batch_size: Images at a time.
+        seed: Decides which images `data` carves out and keeps.
+        numbering: Whose classes number `source.labels`: the model's, or the data set's own where images alone count.
+    """
+
+    model: ILlama
+    meta: Meta
+    weights: str
+    source: Source
+    transform: EvalTransform
+    device: torch.device
+    data: DataConfig
+    batch_size: int
+    seed: int = 0
+    numbering: Numbering = "model"
+
+    def loader(self, world: World = ALONE) -> EvalLoader:
+        """All readable images in batches, each once; of several processes this one's share."""
+        from illama.data import build_eval_loader
+
+        how = self.data.workers, self.data.worker_timeout_s, world
+        return build_eval_loader(self.source, self.transform, self.batch_size, self.device, *how)
+
+    def sample(self, count: int, seed: int = 0) -> Sample:
+        """Images chosen at random without repetition, in the order of the source; all where there are no more.
+
+        Unreadable images are passed over for the next of the random order.
+
+        Raises:
+            UserError: There is no readable image, or `count` is none.
+        """
+        from illama.data.images import BrokenImage
+
+        if count < 1:
+            raise UserError(f"the number of images must be at least 1; got {count}")
+        order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(seed)).tolist()
+        found: dict[int, Tensor] = {}
+        for position in order:
+            if len(found) == count:
+                break
+            try:
+                found[position] = self.transform(self.source.read(position))
+            except BrokenImage:
+                continue
+        if not found:
+            raise UserError(f"{self.source.description}: none of the images can be read")
+        positions = sorted(found)
+        images = self.transform.normalize(torch.stack([found[position] for position in positions]), self.device)
+        labels = torch.from_numpy(self.source.labels)[positions]
+        return Sample(images, labels, torch.tensor(positions))
+
+    def other_split(self, split: str) -> Subject:
+        """The same network on another split of the same data, such as "train"."""
+        return dataclasses.replace(self, source=_open(self.data, split, self.meta, self.numbering, self.seed))
+
+    def on(self, source: Source) -> Subject:
+        """The same network on other images, numbered as `source` says."""
+        return dataclasses.replace(self, source=source)
+
+
+def open_subject(
+    checkpoint: Path | str,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    softness: float | None = None,
+    numbering: Numbering = "model",
+) -> Subject:
+    """Load a network and open the images to judge it by.
+
+    Args:
+        checkpoint: Whatever `illama.load_model` takes.
+        data: Another data set than the one trained on: a folder or file, or a name ("digits", "torch/cifar10").
+        split: Which split; the recipe's evaluation split when None.
+        batch_size: Images at a time; the recipe's when None.
+        device: "cpu", "cuda", "cuda:1", "mps"; the best there is when None.
+        softness: Softness of the mask; the one saved with the weights when None.
+        numbering: "model" numbers the classes as in training and refuses unknown ones; "data" takes the data set's own.
+
+    Raises:
+        UserError: Checkpoint, data or device cannot be used.
+    """
+    from illama.data import EvalTransform  # imported here: the training loop evaluates too
+    from illama.device import resolve_device
+
+    target = device if isinstance(device, torch.device) else resolve_device(device)
+    file = find_weights(Path(checkpoint))
+    model, meta = load_model(file, target)
+    if softness is not None:
+        model.set_softness(softness)
+    recipe = None if meta.recipe is None else parse_recipe(meta.recipe, f"the recipe in {checkpoint}")
+    config, seed = choose_data(recipe, data), 0 if recipe is None else recipe.seed
+    return Subject(
+        model=model,
+        meta=meta,
+        weights=f"{file}, step {meta.step}" + (", averaged" if meta.ema else ""),
+        source=_open(config, split or "eval", meta, numbering, seed),
+        transform=EvalTransform.from_dict(needed_transform(meta, checkpoint)),
+        device=target,
+        data=config,
+        batch_size=batch_size or (256 if recipe is None else recipe.train.eval_batch),
+        seed=seed,
+        numbering=numbering,
+    )
+
+
+def _open(config: DataConfig, split: str, meta: Meta, numbering: Numbering, seed: int) -> Source:
+    from illama.data import open_source
+
+    classes: Sequence[str] | None = (meta.classes or None) if numbering == "model" else None
+    return open_source(config, split, in_chans=meta.config.in_chans, classes=classes, seed=seed)
+
+
+def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:
+    """The data section to evaluate on: the recipe's own, or one that looks elsewhere.
+
+    Elsewhere the whole evaluation split counts: `val_fraction` and `max_eval_images` belong to the recipe's own data.
+
+    Args:
+        recipe: What the weights were trained with, where known.
+        given: A path or a data set's name; None for the recipe's own data.
+
+    Raises:
+        UserError: Nothing is given and no recipe is known, or the path does not exist.
+    """
+    if given is None:
+        if recipe is None:
+            raise UserError("these weights do not say which data they were trained on; give it with --data")
+        return recipe.data
+    base = DataConfig() if recipe is None else recipe.data
+    whole = {"val_fraction": 0.0, "max_eval_images": None}
+    if Path(given).expanduser().exists():
+        if base.path is not None and Path(base.path).expanduser().resolve() == Path(given).expanduser().resolve():
+            return base
+        name = "auto" if base.name == "digits" else base.name
+        return base.model_copy(update={"name": name, "path": given} | whole)
+    if given == "digits" or given.partition("/")[0] in ("torch", "hfds", "wds"):
+        path = None if given == "digits" else base.path
+        return base.model_copy(update={"name": given, "path": path} | whole)
+    raise UserError(
+        f"data {given!r} does not exist and is no data set's name; give a folder, a parquet file, or a name such as "
+        "digits, torch/cifar10, hfds/..., wds/..."
+    )
+
+
+def needed_transform(meta: Meta, checkpoint: Path | str) -> dict[str, object]:
+    """The evaluation transform that travels with the weights."""
+    if meta.eval_transform is None:
+        raise UserError(f"{checkpoint} does not say how its images are to be resized and normalised")
+    return meta.eval_transform
