@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -28,3 +29,23 @@ def make_folder(folder: Path) -> None:
     for path in reversed(missing):
         path.mkdir(exist_ok=True)
         to_disk(path.parent)
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that appears, or replaces the one of its name, once it is complete and on the disk.
+
+    Args:
+        path: The file.
+        write: Writes it, to another name beside it; where it fails, nothing is left behind.
+
+    Raises:
+        OSError: As `write`, or the folder cannot be written to.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        write(partial)
+        to_disk(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -62,7 +62,7 @@ def import_timm() -> ModuleType:
 def register_with_timm() -> None:
     """Make the family known to timm, now or as soon as timm is imported."""
     if sys.modules.get("timm") is not None:
-        importlib.import_module("illama.models.timm_models")
+        importlib.import_module("illama.timm_models")
     elif not any(isinstance(finder, _TimmFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _TimmFinder())
 
@@ -101,7 +101,7 @@ class _RegisteringLoader(importlib.abc.Loader):
         torchvision_ready()
         self._loader.exec_module(module)
         sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _TimmFinder)]
-        importlib.import_module("illama.models.timm_models")
+        importlib.import_module("illama.timm_models")
 
     def __getattr__(self, name: str) -> Any:  # resources, source lines: whatever the real loader offers
         return getattr(self._loader, name)

@@ -10,7 +10,7 @@ import torch
 
 from illama.checkpoint import Meta, load_model, save_checkpoint, save_weights
 from illama.errors import UserError
-from illama.models import ILlama
+from illama.models import ILlama, ModelConfig
 
 
 def save(run: Path, tag: str, model: ILlama, meta: Meta) -> Path:
@@ -45,10 +45,16 @@ def test_a_checkpoint_that_was_set_aside_is_found(tmp_path: Path, model: ILlama,
     assert load_model(folder)[1] == meta
 
 
-def test_foreign_weights_lack_what_is_needed(tmp_path: Path, model: ILlama) -> None:
+def test_weights_alone_are_recognised_by_their_tensors(tmp_path: Path) -> None:
+    config = ModelConfig(img_size=32, depth=1, num_classes=3)
+    model = ILlama(config).eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(UserError, match=r"model configuration, class names and evaluation transform are missing"):
-        load_model(tmp_path / "w.pth")
+    loaded, about = load_model(tmp_path / "w.pth")
+    assert about.config == config
+    assert (about.classes, about.source, about.softness) == ((), None, 0.0)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
 
 
 def test_a_description_that_contradicts_the_weights(tmp_path: Path, model: ILlama, meta: Meta) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from illama.data.images import read_image
-from illama.data.transforms import EvalTransform, cover, normalize
+from illama.data.transforms import MODES, EvalTransform, cover, normalize
 from illama.errors import UserError
 from illama.recipes import load_recipe
 from illama.timm_bridge import import_timm
@@ -66,7 +66,7 @@ def test_mode_follows_from_the_size(size: int, mode: str) -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (4000, 20), (3, 900)])
 def test_extreme_shapes(shape: tuple[int, int]) -> None:
     image = Image.new("RGB", shape, (10, 120, 240))
-    for mode in ("crop", "warp", "none"):
+    for mode in MODES:
         seen = EvalTransform((224, 224), mode=mode)(image)
         assert (seen == torch.tensor([10, 120, 240]).view(3, 1, 1)).all()
 
@@ -97,7 +97,32 @@ def test_plain_values_restore_it() -> None:
     assert EvalTransform.from_dict(json.loads(json.dumps(transform.to_dict()))) == transform
 
 
+def test_checkpoints_from_before_the_interpolation_are_bicubic() -> None:
+    plain = EvalTransform((96, 64)).to_dict()
+    del plain["interpolation"]
+    assert EvalTransform.from_dict(plain) == EvalTransform((96, 64), interpolation="bicubic")
+
+
+@pytest.mark.parametrize("mode", ["crop", "warp", "none"])
+def test_bilinear_is_pillows(mode: str) -> None:
+    seen = EvalTransform((32, 32), 0.5, mode=mode, interpolation="bilinear")(PHOTO)  # type: ignore[arg-type]
+    full = {"crop": (95, 64), "warp": (32, 32), "none": (47, 32)}[mode]
+    left, top = round((full[0] - 32) / 2), (full[1] - 32) // 2
+    expected = PHOTO.resize(full, Image.Resampling.BILINEAR).crop((left, top, left + 32, top + 32))
+    assert np.array_equal(seen.permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
+def test_warp_and_crop() -> None:
+    """Both sides to size / crop_pct, then the centre; also for an image that has the input's size already."""
+    for image in (PHOTO, PHOTO.resize((48, 32))):
+        seen = EvalTransform((32, 48), 0.8, mode="warp_crop")(image)
+        expected = image.resize((60, 40), Image.Resampling.BICUBIC).crop((6, 4, 54, 36))
+        assert np.array_equal(seen.permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
 def test_wrong_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="interpolation 'lanczos' is not one of bicubic, bilinear"):
+        EvalTransform((8, 8), interpolation="lanczos")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="needs as many"):
         EvalTransform((8, 8), in_chans=1)
     with pytest.raises(UserError, match="'squash' is not one of crop, warp, none"):

@@ -16,9 +16,9 @@ from rich.table import Table
 from illama.bench.interleave import Spread
 from illama.bench.load import OTHERS_LIMIT
 from illama.bench.results import Group, Report, Row
+from illama.environment import environment
 from illama.errors import UserError
 from illama.report import terminal_table
-from illama.training.run_folder import environment
 
 GIB, MIB = 1 << 30, 1 << 20
 PIPED_WIDTH = 120  # characters of a line where there is no terminal, and from where on a terminal gets all columns

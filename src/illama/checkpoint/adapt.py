@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from illama.checkpoint.dialects import translate
 from illama.checkpoint.foreign import read_weights
-from illama.checkpoint.io import find_weights
+from illama.checkpoint.resolve import resolve
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.models.position import resize_position
@@ -56,16 +57,24 @@ class LoadReport:
 
 
 def initialize_from(path: Path | str, model: ILlama) -> LoadReport:
-    """Start a new run from weights: read a file of any origin, or a run's last checkpoint, and adapt it to the model.
+    """Start a new run from weights of any origin, published names and a run's last checkpoint included.
 
     Raises:
         UserError: As `read_weights` and `adapt_state_dict`.
     """
-    state, meta = read_weights(find_weights(Path(path)))
+    state, meta = read_weights(resolve(path))
     try:
+        state = state if meta else _in_our_names(state, model)
         return adapt_state_dict(state, model, meta.config if meta else None)
     except UserError as error:
         raise UserError(f"{path} does not fit: {error}") from None
+
+
+def _in_our_names(state: dict[str, Tensor], model: ILlama) -> dict[str, Tensor]:
+    """The weights of other projects as ours; a position embedding with as many rows as the model's needs no more."""
+    position, own = state.get(POSITION), model.pos_embed
+    fits = position is not None and own is not None and position.shape == own.shape
+    return translate(state, model.config.height_width if fits else None).state
 
 
 @torch.no_grad()

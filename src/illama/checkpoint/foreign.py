@@ -7,6 +7,7 @@ authors' files hold one) are admitted, everything else is refused before it is c
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import re
 import warnings
@@ -58,9 +59,9 @@ def _unpickle(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to its own callers; what fails is reported below
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # bytes that are no pickle can raise anything: KeyError, EOFError, struct.error, ...
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a place outside a file cut short
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         forbidden = re.search(r"GLOBAL `?([\w.]+)", str(error))
         if forbidden:
             raise UserError(

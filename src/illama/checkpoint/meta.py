@@ -26,6 +26,7 @@ class Meta:
         epoch: Epochs finished.
         ema: Whether these are the averaged weights rather than the trained ones.
         recipe: The resolved recipe as plain values; None for weights that no recipe made.
+        source: Name of the published weights that these are, unchanged ("illama_tiny.in1k"); None for all others.
     """
 
     config: ModelConfig
@@ -36,6 +37,7 @@ class Meta:
     epoch: int = 0
     ema: bool = False
     recipe: dict[str, Any] | None = None
+    source: str | None = None
 
     def to_json(self) -> str:
         """One line of JSON, with the format's version."""

@@ -14,6 +14,10 @@ from illama.errors import UserError
 from illama.registry import closest
 
 
+class UnknownClassError(UserError):
+    """Images belong to a class that the model was not trained on."""
+
+
 class Source(ABC):
     """One split of an image set, with random access. Reading is safe from several threads and processes.
 
@@ -112,7 +116,8 @@ def number_classes(
         (class names, labels as int64).
 
     Raises:
-        UserError: Two classes share a name, a label is no class number, or images belong to an unknown class.
+        UserError: Two classes share a name, or a label is no class number.
+        UnknownClassError: Images belong to an unknown class.
     """
     names = tuple(found)
     labels = np.asarray(labels, dtype=np.int64)
@@ -131,7 +136,7 @@ def number_classes(
     for own in np.unique(labels):
         if names[own] not in number:
             count = int((labels == own).sum())
-            raise UserError(
+            raise UnknownClassError(
                 f"{where} has {count} images of class {names[own]!r}, which the model was not trained on "
                 f"({len(number)} classes; {closest(names[own], number)})"
             )

@@ -18,8 +18,13 @@ from illama.errors import UserError
 if TYPE_CHECKING:
     from illama.recipes.schema import Recipe
 
-EvalMode = Literal["crop", "warp", "none"]
-MODES: tuple[EvalMode, ...] = ("crop", "warp", "none")
+EvalMode = Literal["crop", "warp", "none", "warp_crop"]
+MODES: tuple[EvalMode, ...] = ("crop", "warp", "none", "warp_crop")
+Interpolation = Literal["bicubic", "bilinear"]
+RESAMPLING: dict[str, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+}
 
 # spec/training.md section 2: images up to 32 px are taken as they are, from 384 px on the whole image is warped.
 SMALL_PX = 32
@@ -34,13 +39,15 @@ class EvalTransform:
 
     Attributes:
         img_size: (height, width) of the model's input in pixels.
-        crop_pct: Share of the resized shorter side that the centre crop keeps; for mode "crop".
+        crop_pct: Share of the resized shorter side that the centre crop keeps; for modes "crop" and "warp_crop".
         mean: Mean of each channel, of values from 0 to 1.
         std: Deviation of each channel.
         mode: "crop" (resize the shorter side to floor(size / crop_pct), crop the centre), "warp" (resize both
-            sides, changing the aspect) or "none" (the image has the size already; another one is resized so
-            that it just covers the input, and its centre cropped).
+            sides, changing the aspect), "none" (the image has the size already; another one is resized so
+            that it just covers the input, and its centre cropped) or "warp_crop" (resize both sides to
+            floor(size / crop_pct), crop the centre: Hugging Face's DeiT).
         in_chans: 1 (grey) or 3 (RGB).
+        interpolation: "bicubic" (published) or "bilinear" (Hugging Face's ViT).
     """
 
     img_size: tuple[int, int]
@@ -49,9 +56,12 @@ class EvalTransform:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     mode: EvalMode = "crop"
     in_chans: int = 3
+    interpolation: Interpolation = "bicubic"
 
     def __post_init__(self) -> None:
         check_channels(self.in_chans)
+        if self.interpolation not in RESAMPLING:
+            raise UserError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
         if self.mode not in MODES:
             raise UserError(f"evaluation mode {self.mode!r} is not one of {', '.join(MODES)}")
         if len(self.mean) != self.in_chans or len(self.std) != self.in_chans:
@@ -64,7 +74,7 @@ class EvalTransform:
     def of(cls, recipe: Recipe) -> EvalTransform:
         """The recipe's own: nothing up to 32 px, a warp from 384 px on, resize and centre crop between."""
         size, data = recipe.model.height_width, recipe.data
-        mode: EvalMode = "none" if max(size) <= SMALL_PX else "warp" if max(size) >= WARP_PX else "crop"
+        mode = standard_mode(size)
         return cls(size, data.crop_pct, tuple(data.mean), tuple(data.std), mode, recipe.model.in_chans)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
@@ -74,11 +84,16 @@ class EvalTransform:
     def geometry(self, image: Image.Image) -> Image.Image:
         """Resize and crop only."""
         height, width = self.img_size
-        if image.size == (width, height) and self.mode != "crop":
+        if image.size == (width, height) and self.mode in ("warp", "none"):
             return image
         if self.mode == "warp":
-            return image.resize((width, height), Image.Resampling.BICUBIC)
-        return cover(image, self.img_size, self.crop_pct if self.mode == "crop" else 1.0)
+            return image.resize((width, height), RESAMPLING[self.interpolation])
+        if self.mode == "warp_crop":
+            full_w, full_h = math.floor(width / self.crop_pct), math.floor(height / self.crop_pct)
+            left, top = round((full_w - width) / 2), round((full_h - height) / 2)
+            whole = image.resize((full_w, full_h), RESAMPLING[self.interpolation])
+            return whole.crop((left, top, left + width, top + height))
+        return cover(image, self.img_size, self.crop_pct if self.mode == "crop" else 1.0, self.interpolation)
 
     def normalize(
         self, images: torch.Tensor, device: torch.device | str, dtype: torch.dtype = torch.float32
@@ -97,14 +112,23 @@ class EvalTransform:
         return cls(**values)
 
 
-def cover(image: Image.Image, size: tuple[int, int], crop_pct: float = 1.0) -> Image.Image:
-    """Resize (bicubic) so that the image covers floor(size / crop_pct), and crop the centre of `size`.
+def standard_mode(size: tuple[int, int]) -> EvalMode:
+    """How the published networks and ours look at images, by the (height, width) of the network's input."""
+    return "none" if max(size) <= SMALL_PX else "warp" if max(size) >= WARP_PX else "crop"
+
+
+def cover(
+    image: Image.Image, size: tuple[int, int], crop_pct: float = 1.0, interpolation: Interpolation = "bicubic"
+) -> Image.Image:
+    """Resize so that the image covers floor(size / crop_pct), and crop the centre of `size`.
 
     Args:
         image: Any size of at least 1 x 1.
         size: (height, width) of the result.
         crop_pct: Share of the resized image that is kept along its tighter side.
+        interpolation: How pixels are resampled.
     """
+    resampling = RESAMPLING[interpolation]
     height, width = size
     target_h, target_w = math.floor(height / crop_pct), math.floor(width / crop_pct)
     if target_h == target_w:  # the longer side is cut to whole pixels, as in the published transform
@@ -115,14 +139,14 @@ def cover(image: Image.Image, size: tuple[int, int], crop_pct: float = 1.0) -> I
         full_w, full_h = round(image.width / ratio), round(image.height / ratio)
     left, top = round((full_w - width) / 2), round((full_h - height) / 2)
     if full_w * full_h <= MAX_GROWTH * target_w * target_h:
-        whole = image.resize((full_w, full_h), Image.Resampling.BICUBIC)
+        whole = image.resize((full_w, full_h), resampling)
         return whole.crop((left, top, left + width, top + height))
     # A 4000 x 20 panorama would become 51200 x 256: compute only what the crop keeps. Pillow holds the box in
     # float32, so values may differ by a level or two from the long way; hence not for ordinary shapes.
     step_x, step_y = image.width / full_w, image.height / full_h
     right = min((left + width) * step_x, image.width)
     bottom = min((top + height) * step_y, image.height)
-    return image.resize((width, height), Image.Resampling.BICUBIC, box=(left * step_x, top * step_y, right, bottom))
+    return image.resize((width, height), resampling, box=(left * step_x, top * step_y, right, bottom))
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

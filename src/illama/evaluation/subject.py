@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from illama.checkpoint import Meta, load_model
-from illama.checkpoint.io import find_weights
+from illama.checkpoint.resolve import resolve
 from illama.distributed import ALONE, World
 from illama.errors import UserError
 from illama.recipes import DataConfig, Recipe, parse_recipe
@@ -140,7 +140,7 @@ def open_subject(
     from illama.device import resolve_device
 
     target = device if isinstance(device, torch.device) else resolve_device(device)
-    file = find_weights(Path(checkpoint))
+    file = resolve(checkpoint)
     model, meta = load_model(file, target)
     if softness is not None:
         model.set_softness(softness)
@@ -149,7 +149,7 @@ def open_subject(
     return Subject(
         model=model,
         meta=meta,
-        weights=f"{file}, step {meta.step}" + (", averaged" if meta.ema else ""),
+        weights=_named(file, meta),
         source=_open(config, split or "eval", meta, numbering, seed),
         transform=EvalTransform.from_dict(needed_transform(meta, checkpoint)),
         device=target,
@@ -158,6 +158,12 @@ def open_subject(
         seed=seed,
         numbering=numbering,
     )
+
+
+def _named(file: Path, meta: Meta) -> str:
+    """Weights for people; those of others have no step."""
+    step = f", step {meta.step}" if meta.recipe is not None or meta.step else ""
+    return f"{file}{step}" + (", averaged" if meta.ema else "")
 
 
 def _open(config: DataConfig, split: str, meta: Meta, numbering: Numbering, seed: int) -> Source:

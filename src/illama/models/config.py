@@ -34,6 +34,7 @@ class ModelConfig:
         num_heads: Heads h of an attention; D/h must be even (divisible by 4 for `rope2d`).
         ffn: "swiglu" (LLaMA) or "mlp" (ViT: GELU, ratio 4, biases).
         norm: "rms" (LLaMA) or "layer" (ViT: mean, shift).
+        norm_eps: Added to the mean square (the variance) under the root; networks of other projects have others.
         mask: "causal", "none" (bidirectional) or "modified_causal" (causal, the class token's row unmasked).
         mask_mode: "post_softmax" (Eq. 2, published) or "pre_softmax" (Eq. 1, LLaMA's own).
         cls_position: Where the class token stands: "last" (PS [cls]) or "first" (ViT).
@@ -61,6 +62,7 @@ class ModelConfig:
     num_heads: int = 3
     ffn: Ffn = "swiglu"
     norm: Norm = "rms"
+    norm_eps: float = 1e-6
     mask: Mask = "causal"
     mask_mode: MaskMode = "post_softmax"
     cls_position: ClsPosition = "last"
@@ -121,6 +123,8 @@ class ModelConfig:
             value = getattr(self, field)
             if not isinstance(value, int | float) or not 0 <= value < 1:
                 wrong.append((field, f"{value!r} is not a rate from 0 to 1 (1 excluded)"))
+        if not isinstance(self.norm_eps, int | float) or not 0 <= self.norm_eps < 1:
+            wrong.append(("norm_eps", f"{self.norm_eps!r} is not a number from 0 to 1 (1 excluded)"))
         if self.rope2d_cls_y not in (-1, 0):
             wrong.append(("rope2d_cls_y", f"{self.rope2d_cls_y!r} is neither -1 nor 0"))
         return wrong or list(self._wrong_shapes())

@@ -61,7 +61,7 @@ class Features:
         """
         if layout == "map" and tokens != "patches":
             raise UserError(f'layout "map" exists for tokens "patches" only; got tokens {tokens!r}')
-        index = self._block_index(block)
+        index = self.block_index(block)
         x_BND = self.run_blocks(self.embed(images), stop_after=index)
         x_BND = self.norm(x_BND) if norm else x_BND
         if tokens == "class":
@@ -84,7 +84,7 @@ class Features:
         Returns:
             (B, h, N, N), or (B, N, N) for one head.
         """
-        index = self._block_index(block)
+        index = self.block_index(block)
         heads = self.config.num_heads
         if head is not None and not -heads <= head < heads:
             raise UserError(f"head {head} does not exist; the model has heads 0 to {heads - 1}")
@@ -202,7 +202,12 @@ class Features:
     def _as_map(self, patches_BnD: torch.Tensor) -> torch.Tensor:
         return patches_BnD.transpose(1, 2).unflatten(2, self.config.grid).contiguous()
 
-    def _block_index(self, block: int) -> int:
+    def block_index(self, block: int) -> int:
+        """The index 0 to L - 1 of a block that may be counted from the end.
+
+        Raises:
+            UserError: No such block.
+        """
         depth = len(self.blocks)
         if not -depth <= block < depth:
             raise UserError(f"block {block} does not exist; the model has blocks 0 to {depth - 1}")
@@ -216,4 +221,4 @@ class Features:
             if not 1 <= indices <= depth:
                 raise UserError(f"the last {indices} blocks were asked for; the model has {depth}")
             return list(range(depth - indices, depth))
-        return [self._block_index(index) for index in indices]
+        return [self.block_index(index) for index in indices]

@@ -19,13 +19,14 @@ NORM_EPS = 1e-6
 class RMSNorm(nn.Module):
     """x * rsqrt(mean(x^2) + eps) over the last axis in at least float32, cast back, times a learned weight."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, eps: float = NORM_EPS) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + NORM_EPS)
+        normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
         return normed.to(x.dtype) * self.weight
 
 
@@ -139,7 +140,8 @@ class PatchEmbed(nn.Module):
 
 def build_norm(config: ModelConfig) -> nn.Module:
     """RMSNorm or LayerNorm of width D."""
-    return RMSNorm(config.embed_dim) if config.norm == "rms" else nn.LayerNorm(config.embed_dim, eps=NORM_EPS)
+    kind = RMSNorm if config.norm == "rms" else nn.LayerNorm
+    return kind(config.embed_dim, eps=config.norm_eps)
 
 
 def build_ffn(config: ModelConfig) -> nn.Module:

@@ -43,7 +43,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     source = _find(name_or_path)
     tree = _read_with_base(source, ())
     tree.setdefault("name", Path(source.name).stem)
-    edits, problems = _parse_overrides(overrides)
+    edits, problems = parse_overrides(overrides)
     return _build(_merge(tree, edits), _label(source), problems)
 
 
@@ -72,7 +72,7 @@ def override(key: str, value: object) -> str:
 
 def overridden_keys(overrides: Sequence[str]) -> set[str]:
     """Dotted keys that overrides set; those that are no overrides are left to `load_recipe` to complain about."""
-    return set(flatten(_parse_overrides(overrides)[0]))
+    return set(flatten(parse_overrides(overrides)[0]))
 
 
 def list_recipes() -> list[str]:
@@ -146,7 +146,7 @@ def _read(source: Traversable) -> Tree:
     return tree
 
 
-def _parse_overrides(overrides: Sequence[str]) -> tuple[Tree, list[Problem]]:
+def parse_overrides(overrides: Sequence[str]) -> tuple[Tree, list[Problem]]:
     """Overrides as a tree, and those that are none; the last one for a key wins."""
     tree: Tree = {}
     problems: list[Problem] = []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from illama.disk import replace_file
 from illama.errors import UserError
 from illama.report.document import Document
 from illama.report.markdown_text import markdown
@@ -40,16 +40,7 @@ def write_document(document: Document, folder: Path, attached: Mapping[str, byte
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # else a power cut may keep the name and lose the content
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        replace_file(path, lambda partial: partial.write_bytes(content))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; give another folder") from error

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from illama.checkpoint.io import find_weights
+from illama.checkpoint.resolve import resolve
 from illama.errors import UserError
 from illama.evaluation.subject import choose_data
 from illama.recipes import Recipe, load_recipe, overridden_keys, override
@@ -219,7 +219,7 @@ def _identity(recipe: Recipe, weights: str | None) -> str:
 
 def _digest(weights: Path) -> str:
     """Which weights a file holds: others under the same name make another run."""
-    with find_weights(weights).open("rb") as file:
+    with resolve(weights).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from illama.disk import replace_file
 from illama.errors import UserError
 from illama.report.palette import BLUE, GREEN, GREY, ORANGE
 
@@ -229,13 +230,10 @@ def _short(name: str) -> str:
 
 def _save(figure: Figure, path: Path, dpi: int) -> Path:
     """Write the picture; it appears only when it is complete."""
-    partial = path.with_name(f".{path.name}.partial")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box is drawn in its place
-            figure.savefig(partial, dpi=dpi, format="png")
-        partial.replace(path)
+            replace_file(path, lambda partial: figure.savefig(partial, dpi=dpi, format="png"))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path

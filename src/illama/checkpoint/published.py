@@ -1,0 +1,125 @@
+"""The weights that the authors published: one row per file, and fetching them (specification: model, section 4)."""
+
+from __future__ import annotations
+
+import logging
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from illama.errors import UserError
+from illama.models.config import ModelConfig
+from illama.models.variants import roadmap_config
+from illama.registry import Registry
+
+REPOSITORY = "techmonsterwang/iLLaMA"
+LICENCE_NOTE = "licence not stated"
+HUB = "https://huggingface.co"
+REASON_LENGTH = 120
+_log = logging.getLogger("illama")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One published file.
+
+    Attributes:
+        name: Our name, which is also timm's: architecture, dot, tag.
+        file: The file in `REPOSITORY`.
+        variant: A name of `illama.models.variants.VARIANTS`.
+        img_size: Pixels of a side.
+        top1: Accuracy on ImageNet-1K's validation split as the paper prints it, percent.
+        top1_log: The same after the last epoch of the authors' log.
+        best_log: The best epoch of that log.
+    """
+
+    name: str
+    file: str
+    variant: str
+    img_size: int
+    top1: float
+    top1_log: float
+    best_log: float
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model that the weights belong to."""
+        return roadmap_config("learned_position", self.variant, img_size=self.img_size)
+
+    @property
+    def url(self) -> str:
+        """Where the file can be downloaded by hand."""
+        return f"{HUB}/{REPOSITORY}/resolve/main/{self.file}"
+
+
+def _rows() -> list[Published]:
+    def row(name: str, file: str, top1: float, top1_log: float, best_log: float) -> Published:
+        return Published(
+            name=name,
+            file=f"illama-{file}-{top1:.1f}.pth",
+            variant=name.removeprefix("illama_").partition(".")[0],
+            img_size=384 if name.endswith("_384") else 224,
+            top1=top1,
+            top1_log=top1_log,
+            best_log=best_log,
+        )
+
+    return [
+        row("illama_tiny.in1k", "tiny-in1k", 75.0, 75.000, 75.000),
+        row("illama_small.in1k", "small-in1k", 79.9, 79.832, 79.852),
+        row("illama_base.in1k", "base-in1k", 81.6, 81.612, 81.646),
+        row("illama_base.in1k_384", "base-in1k-384", 83.0, 82.998, 82.998),
+        row("illama_base.in21k_ft_in1k", "base-in21kin1k-224", 83.6, 83.564, 83.604),
+        row("illama_base.in21k_ft_in1k_384", "base-in21kin1k-384", 85.0, 84.984, 84.990),
+        row("illama_large.in21k_ft_in1k", "large-in21kin1k-224", 84.8, 84.786, 84.830),
+        row("illama_large.in21k_ft_in1k_384", "large-in21kin1k-384", 86.0, 85.864, 85.950),
+    ]
+
+
+PUBLISHED: Registry[Published] = Registry("published weights", {row.name: row for row in _rows()})
+
+
+def published_by_file(filename: str) -> Published | None:
+    """The row of a file by its name; None where the authors published no such file."""
+    return next((row for row in PUBLISHED.values() if row.file == filename), None)
+
+
+def published_as(source: str | None) -> Published | None:
+    """The row that `Meta.source` names; None for weights that are no published ones."""
+    return next((row for row in PUBLISHED.values() if row.name == source), None)
+
+
+def fetch(name: str, cache_dir: Path | str | None = None) -> Path:
+    """Download published weights into huggingface_hub's cache, or find them there.
+
+    Args:
+        name: A name of `PUBLISHED`.
+        cache_dir: Another cache than huggingface_hub's own.
+
+    Returns:
+        The file; its name is that of the row.
+
+    Raises:
+        UserError: An unknown name, huggingface_hub is not installed, or the file can neither be found nor downloaded.
+    """
+    row = PUBLISHED[name]
+    instead = f"download {row.url} elsewhere and give the path of that file"
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise UserError(
+            f"{name} has to be downloaded, which needs huggingface_hub; pip install huggingface_hub, or {instead}"
+        ) from None
+    for only_cached in (True, False):  # asking the hub about a file that is there takes half a minute without network
+        try:
+            return Path(
+                huggingface_hub.hf_hub_download(REPOSITORY, row.file, cache_dir=cache_dir, local_files_only=only_cached)
+            )
+        except Exception as error:  # no network, offline mode, no such repository, a full disk: dozens of classes
+            reason = textwrap.shorten(f"{type(error).__name__}: {error}", REASON_LENGTH, placeholder=" ...")
+    raise UserError(f"cannot fetch {row.file} from {HUB}/{REPOSITORY} ({reason}); {instead}")
+
+
+def announce(row: Published) -> None:
+    """Say where published weights come from, and that nobody has said what may be done with them."""
+    _log.info("%s: %s of %s/%s; no licence is stated for these weights", row.name, row.file, HUB, REPOSITORY)
