@@ -16,6 +16,11 @@ from illama.recipes import load_recipe
 @pytest.fixture
 def digits_run(tmp_path: Path) -> Path:
     """A run folder whose weights were never trained."""
+    return untrained_digits_run(tmp_path / "run")
+
+
+def untrained_digits_run(folder: Path) -> Path:
+    """The same in a folder of one's own."""
     recipe = load_recipe("digits_micro")
     torch.manual_seed(0)
     model = ILlama(recipe.model)
@@ -27,5 +32,5 @@ def digits_run(tmp_path: Path) -> Path:
         softness=0.5,
         recipe=recipe.to_dict(),
     )
-    save_checkpoint(tmp_path / "run", "last", model_state=model.state_dict(), training_state={}, meta=meta)
-    return tmp_path / "run"
+    save_checkpoint(folder, "last", model_state=model.state_dict(), training_state={}, meta=meta)
+    return folder

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 import illama
@@ -15,6 +16,7 @@ from illama.checkpoint import load_model, save_weights
 from illama.errors import UserError
 from illama.evaluation.subject import choose_data
 from illama.recipes import load_recipe
+from illama.timm_bridge import import_timm
 
 
 def test_a_run_is_evaluated_on_its_own_data(digits_run: Path) -> None:
@@ -37,6 +39,22 @@ def test_a_folder_with_some_of_the_classes_keeps_their_numbers(digits_run: Path,
     result = illama.evaluate(digits_run, data=str(tmp_path / "data"), device="cpu")
     assert result.count == 2
     assert [i for i, count in enumerate(result.class_counts) if count] == [3, 7]
+
+
+def test_weights_of_others_are_evaluated_on_imagenets_classes(tmp_path: Path) -> None:
+    """A ViT of timm as it saves it, on some of ImageNet's folders: their classes keep ImageNet's numbers."""
+    for name in ("n01440764", "n15075141"):
+        for split in ("train", "val"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 30), (9, 99, 199)).save(tmp_path / "data" / split / name / "a.png")
+    model = import_timm().create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+    with torch.no_grad():
+        model.head.bias[999] = 9.0
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    result = illama.evaluate(tmp_path / "vit.pth", data=str(tmp_path / "data"), device="cpu")
+    assert (result.top1, len(result.class_counts)) == (50.0, 1000)
+    assert [i for i, count in enumerate(result.class_counts) if count] == [0, 999]
+    assert result.weights == str(tmp_path / "vit.pth")
 
 
 def test_unknown_data_and_device_are_refused(digits_run: Path) -> None:

@@ -25,17 +25,19 @@ def eval_command(
     split: str | None = None,
     batch_size: int | None = None,
     softness: float | None = None,
+    save_logits: Path | None = None,
     device: Device = None,
     json: Json = None,
 ) -> None:
     """Top-1, top-5, loss, per-class accuracy and speed. Each image counts once; unreadable ones are named.
 
     Args:
-        checkpoint: A run folder (its last checkpoint), a checkpoint folder or a .safetensors file.
+        checkpoint: A run folder, a checkpoint, a weights file, or the name of published weights.
         data: Another data set than the recipe's: a folder, a parquet file, or a name such as digits.
         split: Which split; the recipe's evaluation split by default.
         batch_size: Images at a time.
         softness: Softness of the mask, 0 (causal) to 1; the one saved with the weights by default.
+        save_logits: A .safetensors file that the logits go to, for `illama analyze compare` and measures of your own.
     """
     from illama.distributed import is_main_process
     from illama.evaluation.run import evaluate
@@ -49,6 +51,7 @@ def eval_command(
         softness=softness,
         device=device,
         progress=True,
+        save_logits=save_logits,
     )
     if not is_main_process():
         return
@@ -58,6 +61,8 @@ def eval_command(
         write_result(json, json_format.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
     if json != STDOUT:
         print(report(result))
+    if save_logits is not None:
+        print(f"illama: the logits are in {save_logits}", file=sys.stderr)
 
 
 def report(result: EvalResult) -> str:

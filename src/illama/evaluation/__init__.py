@@ -4,10 +4,12 @@ from illama.evaluation.classify import EvalResult, collect_logits, evaluate_mode
 from illama.evaluation.metrics import Scores
 from illama.evaluation.predict import Prediction, predict
 from illama.evaluation.run import evaluate
+from illama.evaluation.saved_logits import SavedLogits
 
 __all__ = [
     "EvalResult",
     "Prediction",
+    "SavedLogits",
     "Scores",
     "collect_logits",
     "evaluate",

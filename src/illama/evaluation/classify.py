@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,7 @@ def evaluate_model(
     softness: float | None = None,
     progress: bool = False,
     world: World = ALONE,
+    keep: KeptLogits | None = None,
 ) -> EvalResult:
     """Classify every image once and judge the logits.
 
@@ -98,17 +99,20 @@ def evaluate_model(
         progress: Draw a bar with the remaining time on stderr, where that is a terminal.
         world: The processes that share the pass, each with its share of the images in `loader`. All get the result
             that one process with all images would get.
+        keep: Where this process's share of the logits goes; None keeps only what the result needs.
 
     Raises:
         UserError: There was no readable image.
     """
     parts: list[Scores] = []
+
+    def judge(logits: Tensor, batch: Batch) -> None:
+        parts.append(Scores.of(logits, batch.targets, batch.indices))
+        if keep is not None:
+            keep.add(logits, batch)
+
     started = time.perf_counter()
-    with evaluating(model, softness), _bar(loader, progress) as advance:
-        for batch in _in_step(loader, model, world):
-            parts.append(Scores.of(model(batch.images), batch.targets, batch.indices))
-            advance()
-        used_softness = float(model.softness)
+    used_softness = _classify_all(model, loader, softness, progress, world, judge)
     # Joining waits for the device, so the time below is the pass's.
     scores = Scores.join(world.gather(Scores.join(parts)))
     skipped = {where: why for each in world.gather(loader.skipped) for where, why in each.items()}
@@ -129,21 +133,72 @@ def evaluate_model(
     )
 
 
+class KeptLogits:
+    """One process's share of the logits of a pass, on the CPU."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, logits: Tensor, batch: Batch) -> None:
+        """Keep one batch's."""
+        self._parts.append((logits.float().cpu(), batch.targets.cpu(), batch.indices.cpu()))
+
+    def join(self, world: World = ALONE) -> tuple[Tensor, Tensor, Tensor]:
+        """All processes' in the order of the source; a collective.
+
+        Returns:
+            Logits (N, C) float32, targets (N,) and positions in the source (N,), int64.
+
+        Raises:
+            UserError: There are none.
+        """
+        mine = tuple(map(torch.cat, zip(*self._parts, strict=True)))
+        shares = [share for share in world.gather(mine) if share]
+        if not shares:
+            raise world.error("no image could be evaluated; give a data set whose images can be read")
+        logits, targets, indices = map(torch.cat, zip(*shares, strict=True))
+        order = torch.argsort(indices, stable=True)
+        return logits[order], targets[order], indices[order]
+
+
 def collect_logits(
-    model: ILlama, loader: EvalLoader, *, softness: float | None = None, progress: bool = False
+    model: ILlama,
+    loader: EvalLoader,
+    *,
+    softness: float | None = None,
+    progress: bool = False,
+    world: World = ALONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same pass, keeping the logits for measures of one's own.
 
+    Args:
+        model, loader, softness, progress, world: As for `evaluate_model`.
+
     Returns:
-        Logits (N, C) float32, targets (N,) and positions in the source (N,), on the CPU.
+        Logits (N, C) float32, targets (N,) and positions in the source (N,), on the CPU, in the order of the source.
+
+    Raises:
+        UserError: There was no readable image.
     """
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    kept = KeptLogits()
+    _classify_all(model, loader, softness, progress, world, kept.add)
+    return kept.join(world)
+
+
+def _classify_all(
+    model: ILlama,
+    loader: EvalLoader,
+    softness: float | None,
+    progress: bool,
+    world: World,
+    look: Callable[[Tensor, Batch], None],
+) -> float:
+    """Hand the logits of each batch to `look`; returns the softness during the pass."""
     with evaluating(model, softness), _bar(loader, progress) as advance:
-        for batch in loader:
-            parts.append((model(batch.images).float().cpu(), batch.targets.cpu(), batch.indices.cpu()))
+        for batch in _in_step(loader, model, world):
+            look(model(batch.images), batch)
             advance()
-    logits, targets, indices = (torch.cat(column) for column in zip(*parts, strict=True))
-    return logits, targets, indices
+        return float(model.softness)
 
 
 def _in_step(loader: EvalLoader, model: nn.Module, world: World) -> Iterator[Batch]:

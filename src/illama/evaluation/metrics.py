@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -67,3 +68,27 @@ class Scores:
         """(hits, images) of each class, in index order."""
         hits = torch.bincount(self.targets[self.ranks == 0], minlength=num_classes)
         return hits.tolist(), torch.bincount(self.targets, minlength=num_classes).tolist()
+
+
+def confusion_counts(targets: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """How many images of each class got each answer, (C, C) int64: row = right class, column = prediction."""
+    cells = np.bincount(targets * num_classes + predictions, minlength=num_classes**2)
+    return cells.reshape(num_classes, num_classes)
+
+
+def recalls(targets: np.ndarray, hits: np.ndarray, num_classes: int) -> np.ndarray:
+    """Percent of each class's images that are right, (C,) float64; NaN for a class without images.
+
+    Args:
+        targets: Right classes, (N,) int64.
+        hits: Whether each image is right, (N,) bool.
+        num_classes: C.
+    """
+    counts = np.bincount(targets, minlength=num_classes)
+    with np.errstate(invalid="ignore"):  # 0 / 0
+        return np.asarray(100.0 * np.bincount(targets, hits, minlength=num_classes) / counts)
+
+
+def balanced_accuracy(targets: np.ndarray, hits: np.ndarray, num_classes: int) -> float:
+    """Mean over the classes that have images of their percentage right: each class weighs the same."""
+    return float(np.nanmean(recalls(targets, hits, num_classes)))

@@ -51,7 +51,7 @@ def predict(
     """Classify image files.
 
     Args:
-        checkpoint: A run folder, a checkpoint folder or a .safetensors file that illama wrote.
+        checkpoint: Whatever `illama.load_model` takes.
         images: Files, folders (searched to the bottom) and patterns such as "photos/*.jpg".
         top_k: How many classes to name; no more than there are.
         device: "cpu", "cuda", "cuda:1", "mps"; the best there is when None.

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from illama.evaluation.classify import EvalResult, evaluate_model
+from illama.errors import UserError
+from illama.evaluation.classify import EvalResult, KeptLogits, evaluate_model
 from illama.evaluation.subject import Subject, open_subject
 
 if TYPE_CHECKING:
@@ -22,37 +23,52 @@ def evaluate(
     device: str | None = None,
     softness: float | None = None,
     progress: bool = False,
+    save_logits: Path | str | None = None,
 ) -> EvalResult:
     """Top-1, top-5, loss and per-class accuracy of a trained model; alone, or as one of the processes of `torchrun`.
 
     Args:
-        checkpoint: A run folder, a checkpoint folder or a .safetensors file that illama wrote.
+        checkpoint: Whatever `illama.load_model` takes.
         data: Another data set than the one trained on: a folder or file, or a name ("digits", "torch/cifar10").
         split: Which split; the recipe's evaluation split when None.
         batch_size: Images at a time; the recipe's when None.
         device: "cpu", "cuda", "cuda:1", "mps"; the best there is when None.
         softness: Softness of the mask; the one saved with the weights when None.
         progress: Draw a progress bar on stderr.
+        save_logits: A .safetensors file that the logits go to (`illama.evaluation.SavedLogits` reads it).
 
     Returns:
         The result. Images are read with the evaluation transform that travels with the weights, and classes keep
         the numbers that they had in training.
 
     Raises:
-        UserError: Checkpoint, data or device cannot be used.
+        UserError: Checkpoint, data or device cannot be used, or the logits cannot be written.
     """
     from illama.distributed import join_world  # imported here: the training loop evaluates too
+    from illama.evaluation.saved_logits import check_target, class_mismatch, kept_logits
+
+    target_file = None if save_logits is None else Path(save_logits)
 
     with join_world(device) as (world, target), world.losing_nobody("run the same command again"):
 
         def prepare() -> tuple[Subject, EvalLoader]:
+            if target_file is not None:
+                check_target(target_file)
             subject = open_subject(
                 checkpoint, data=data, split=split, batch_size=batch_size, device=target, softness=softness
             )
+            problem = class_mismatch(subject)
+            if problem is not None:
+                raise UserError(problem)
             return subject, subject.loader(world)
 
         subject, loader = world.agree(prepare)
         classes = subject.meta.config.num_classes
-        result = evaluate_model(subject.model, loader, classes, progress=progress and world.is_main, world=world)
+        keep = None if target_file is None else KeptLogits()
+        shown = progress and world.is_main
+        result = evaluate_model(subject.model, loader, classes, progress=shown, world=world, keep=keep)
+        if keep is not None and target_file is not None:
+            saved = kept_logits(subject, keep, result.skipped, world)
+            world.main_only(lambda: saved.save(target_file))
     description = subject.source.description
     return dataclasses.replace(result, classes=subject.meta.classes, data=description, weights=subject.weights)
