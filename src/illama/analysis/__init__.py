@@ -10,14 +10,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from illama.analysis.causality import exchange, image_gradient, jacobian_norms
     from illama.analysis.class_token import class_attention, class_token_leak
+    from illama.analysis.reach import exchange, image_gradient, jacobian_norms
 
 __all__ = ["class_attention", "class_token_leak", "exchange", "image_gradient", "jacobian_norms"]
 
 _MODULES = {
-    "causality": ("exchange", "image_gradient", "jacobian_norms"),
     "class_token": ("class_attention", "class_token_leak"),
+    "reach": ("exchange", "image_gradient", "jacobian_norms"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

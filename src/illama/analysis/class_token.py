@@ -1,16 +1,15 @@
 """What the class token looks at, and how much of the picture reaches the logits.
 
-Letters: L depth, h heads, N tokens in sequence order. As in `illama.analysis.causality`, a model is looked at in
+Letters: L depth, h heads, N tokens in sequence order. As in `illama.analysis.reach`, a model is looked at in
 evaluation mode and at its own softness.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from illama.analysis.batches import batch_size, others_of
+from illama.analysis.capture import each_attention
 from illama.evaluation import evaluating
 from illama.models import ILlama
 
@@ -29,27 +28,16 @@ def class_attention(model: ILlama, images: torch.Tensor) -> torch.Tensor:
         `model.cls_index`.
     """
     total: torch.Tensor | float = 0.0
-    with evaluating(model, None):
-        for batch in images.split(batch_size(model, keeps_graph=False)):
-            total = total + _class_rows(model, batch)
+    for batch in images.split(batch_size(model, keeps_graph=False)):
+        total = total + _class_rows(model, batch)
     assert isinstance(total, torch.Tensor), "there is no image"
     return total.cpu() / len(images)
 
 
 def _class_rows(model: ILlama, images: torch.Tensor) -> torch.Tensor:
     """The sum over the images, (L, h, N)."""
-    rope = None if model.rope is None else model.rope.tables()
-    blocks: list[Any] = list(model.blocks)
-    rows_hN = []
-
-    def look(index: int, x_BND: torch.Tensor) -> None:
-        if index < len(blocks):
-            weights_BhNN = blocks[index].attn.weights(blocks[index].norm1(x_BND), model.softness, rope)
-            rows_hN.append(weights_BhNN[:, :, model.cls_index].sum(0))
-
-    x_BND = model.embed(images)
-    look(0, x_BND)
-    model.run_blocks(x_BND, after_block=lambda index, x: look(index + 1, x), stop_after=len(blocks) - 2)
+    rows_hN: list[torch.Tensor] = []
+    each_attention(model, images, lambda _, weights_BhNN: rows_hN.append(weights_BhNN[:, :, model.cls_index].sum(0)))
     return torch.stack(rows_hN)
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from illama.disk import replace_file
 from illama.errors import UserError
 
 STDOUT = "-"
@@ -42,11 +43,7 @@ def write_result(target: str, text: str) -> None:
     if target == STDOUT:
         sys.stdout.write(text)
         return
-    path = Path(target)
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        replace_file(Path(target), lambda partial: partial.write_text(text, encoding="utf-8"))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(f"cannot write {target}: {error.strerror}") from error

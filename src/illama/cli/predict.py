@@ -28,7 +28,7 @@ def predict_command(
     """Class names with probabilities. Unreadable images are named, stop no other, and make the exit code 2.
 
     Args:
-        checkpoint: A run folder (its last checkpoint), a checkpoint folder or a .safetensors file.
+        checkpoint: A run folder, a checkpoint, a weights file, or the name of published weights.
         image: Image file, folder of images, or pattern such as 'photos/*.jpg'.
         images: More of them.
         top_k: How many classes to name.
@@ -52,11 +52,13 @@ def predict_command(
 
 
 def line(one: Prediction) -> str:
-    """One prediction for people."""
+    """One prediction for people, who know few WordNet ids by heart."""
+    from illama.data.imagenet import readable
+
     if one.problem is not None:
         return f"{one.path}: cannot be read: {one.problem}"
     pairs = zip(one.classes, one.probabilities, strict=True)
-    return f"{one.path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in pairs)
+    return f"{one.path}: " + ", ".join(f"{readable(name)} {100 * probability:.1f} %" for name, probability in pairs)
 
 
 def as_csv(found: Sequence[Prediction]) -> str:

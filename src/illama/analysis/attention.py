@@ -1,0 +1,191 @@
+"""Rank, reach and direction of attention: by layer and head, and what the head of the network looks at (Fig. 4, 11)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from illama.analysis.attention_figures import draw_curves, draw_heads, draw_rows
+from illama.analysis.attention_maps import Pictures, draw_maps
+from illama.analysis.attention_numbers import AttentionNumbers, measure_attention
+from illama.analysis.attention_rows import attention_distance, indifferent_weights, row_entropy, row_mass
+from illama.analysis.finding import Finding, Measure
+from illama.data.progress import WorkProgress
+from illama.errors import UserError
+from illama.report import Block, Section, Table, Text, csv_text
+
+if TYPE_CHECKING:
+    from illama.analysis.options import AttentionOptions
+    from illama.evaluation.subject import Sample, Subject
+    from illama.models import ILlama, ModelConfig
+
+PUBLISHED_RANK = "about 129 (iLLaMA-T), 81 (ViT-T), N = 197"
+PAPER_LAYERS = (1, 4, 8, 12)  # shown in Fig. 4, of twelve
+
+
+def attention(subject: Subject, options: AttentionOptions, workspace: Path | None = None) -> Finding:
+    """Look at the attention of randomly chosen images, in one pass.
+
+    Args:
+        subject: Any network, looked at with its own softness; the images' labels do not matter.
+        options: How many images, which share decides the rank, how many images are drawn.
+        workspace: Nothing is kept in it.
+
+    Raises:
+        UserError: `why_not` has a reason, or no image can be read.
+    """
+    reason = why_not(subject, options)
+    if reason is not None:
+        raise UserError(reason)
+    sample, config = subject.sample(options.images, options.seed), subject.model.config
+    maps = len(sample.images) * config.depth * config.num_heads
+    with WorkProgress("attention", maps, "maps") as progress:
+        found = measure_attention(
+            subject.model, sample.images, share=options.share, shown=options.shown, advance=progress.advance
+        )
+    return Finding(
+        name="attention",
+        summary=_summary(found, config, options, len(sample.images)),
+        section=Section("Attention", _blocks(subject, sample, found, options)),
+        values=_values(subject.model, sample, found, options),
+        tables={"attention.csv": _heads_csv(found), "attention_curves.csv": _curves_csv(found)},
+    )
+
+
+def why_not(subject: Subject, _: AttentionOptions) -> str | None:
+    """Why attention cannot be looked at; None if it can."""
+    return None if len(subject.source) else f"attention needs images; {subject.source.description} has none"
+
+
+def shown_layers(depth: int) -> list[int]:
+    """Indices of the layers whose curves are drawn: the paper's of twelve, else at most four, evenly spaced."""
+    if depth == max(PAPER_LAYERS):
+        return [layer - 1 for layer in PAPER_LAYERS]
+    return sorted({round(i * (depth - 1) / 3) for i in range(4)})
+
+
+def _summary(
+    found: AttentionNumbers, config: ModelConfig, options: AttentionOptions, images: int
+) -> tuple[Measure, ...]:
+    tokens, last = config.num_patches + 1, config.depth
+    first_mass, distances = found.mass_Lh[0].mean().item(), found.distance_Lh.nanmean(1).tolist()
+    return (
+        Measure(
+            f"rank of attention, layer 1, head 1 ({100 * options.share:g} % of the singular values)",
+            f"{int(found.rank_Lh[0, 0])} of N = {tokens} (mean curve of {images} images)",
+            PUBLISHED_RANK if options.share == 0.8 else "",
+        ),
+        Measure(
+            f"rank of attention, all heads, layer 1 and layer {last}",
+            f"{found.rank_Lh[0].double().mean().item():.1f} and {found.rank_Lh[-1].double().mean().item():.1f}",
+        ),
+        Measure(
+            f"distance that attention covers, layer 1 and layer {last}",
+            f"{_number(distances[0])} and {_number(distances[-1])} px",
+        ),
+        Measure("weight that the mask leaves to a row, layer 1", f"{100 * first_mass:.1f} %"),
+    )
+
+
+def _blocks(subject: Subject, sample: Sample, found: AttentionNumbers, options: AttentionOptions) -> tuple[Block, ...]:
+    model, config = subject.model, subject.model.config
+    indifferent = indifferent_weights(model)
+    baselines = (
+        float(attention_distance(indifferent, config)),
+        float(row_entropy(indifferent)),
+        float(row_mass(indifferent)),
+    )
+    how = (
+        f"{len(sample.images)} images chosen at random (seed {options.seed}), all {config.depth} layers and "
+        f"{config.num_heads} heads, at softness {float(model.softness):g}, mask {config.mask}, {config.mask_mode}. A "
+        f"map is the {config.num_patches + 1} x {config.num_patches + 1} matrix that multiplies the values: after the "
+        "rotary embedding, the softmax and the mask."
+    )
+    blocks: list[Block] = [
+        Text(how),
+        draw_curves(found, shown_layers(config.depth), options.share),
+        draw_heads(found, options.share),
+        draw_rows(found, baselines),
+        _table(found),
+    ]
+    drawn = found.rollout_sN.shape[0]
+    if drawn:
+        blocks.append(draw_maps(Pictures.of(subject, sample, drawn), found, config))
+    return tuple(blocks)
+
+
+def _table(found: AttentionNumbers) -> Table:
+    rows = []
+    for layer, ranks in enumerate(found.rank_Lh.tolist()):
+        means = [
+            float(numbers[layer].nanmean())
+            for numbers in (found.effective_rank_Lh, found.distance_Lh, found.entropy_Lh, found.mass_Lh)
+        ]
+        spread = f"{sum(ranks) / len(ranks):.1f} ({min(ranks)} to {max(ranks)})"
+        rows.append((str(layer + 1), spread, *map(_number, means[:2]), f"{means[2]:.2f}", f"{means[3]:.3f}"))
+    header = ("layer", "rank (range of heads)", "effective rank", "distance, px", "entropy, nats", "mass of a row")
+    return Table(header, tuple(rows), "Means over heads and images; attention.csv has every head.")
+
+
+def _values(model: ILlama, sample: Sample, found: AttentionNumbers, options: AttentionOptions) -> dict[str, Any]:
+    config = model.config
+    return {
+        "images": len(sample.images),
+        "positions": sample.positions.tolist(),
+        "seed": options.seed,
+        "share": options.share,
+        "tokens": config.num_patches + 1,
+        "mask": config.mask,
+        "mask_mode": config.mask_mode,
+        "softness": float(model.softness),
+        "rank": found.rank_Lh.tolist(),
+        "mean_rank_of_single_images": _plain(found.image_rank_Lh),
+        "effective_rank": _plain(found.effective_rank_Lh),
+        "distance_px": _plain(found.distance_Lh),
+        "entropy_nats": _plain(found.entropy_Lh),
+        "row_mass": _plain(found.mass_Lh),
+        "axes": "layers, then heads",
+    }
+
+
+def _plain(numbers_Lh: torch.Tensor) -> list[list[float | None]]:
+    """Plain numbers; None for what does not exist."""
+    return [[None if math.isnan(value) else value for value in row] for row in numbers_Lh.tolist()]
+
+
+def _heads_csv(found: AttentionNumbers) -> str:
+    columns = (
+        found.rank_Lh,
+        found.image_rank_Lh,
+        found.effective_rank_Lh,
+        found.distance_Lh,
+        found.entropy_Lh,
+        found.mass_Lh,
+    )
+    plain = [_plain(column.double()) for column in columns]
+    layers, heads = found.rank_Lh.shape
+    rows = [
+        (layer + 1, head + 1, int(found.rank_Lh[layer, head]), *(column[layer][head] for column in plain[1:]))
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+    names = ("mean_rank_of_single_images", "effective_rank", "distance_px", "entropy_nats", "row_mass")
+    return csv_text(("layer", "head", "rank", *names), rows)
+
+
+def _curves_csv(found: AttentionNumbers) -> str:
+    """The curves that are drawn, to six digits: one line per layer and number of singular values."""
+    heads = found.rank_Lh.shape[1]
+    rows = [
+        (layer + 1, count, *(f"{share:.6g}" for share in shares_h))
+        for layer in shown_layers(len(found.rank_Lh))
+        for count, shares_h in enumerate(found.curves_LhN[layer].T.tolist(), start=1)
+    ]
+    return csv_text(("layer", "singular_values", *(f"head_{head + 1}" for head in range(heads))), rows)
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"

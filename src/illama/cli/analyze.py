@@ -1,0 +1,211 @@
+"""`illama analyze`: what a network does inside, and how far its answers can be trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import App, Parameter
+
+from illama.analysis.options import CalibrationOptions
+from illama.analysis.registry import ANALYSES
+from illama.cli.options import Device, Json
+from illama.cli.output import STDOUT, check_targets, write_result
+from illama.errors import UserError
+
+if TYPE_CHECKING:
+    from illama.analysis.finding import Finding
+    from illama.evaluation.subject import Numbering, Subject
+
+analyze_command = App(
+    name="analyze",
+    help="Look inside a network: calibration, shape bias, attention, causality, loss landscape; one report of all.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookOptions:
+    """What all analyses share.
+
+    Attributes:
+        data: Another data set than the recipe's: a folder, a parquet file, or a name such as digits.
+        split: Which split; the recipe's evaluation split by default.
+        batch_size: Images at a time.
+        softness: Softness of the mask, 0 (causal) to 1; the one saved with the weights by default.
+        out: A folder for the page, its pictures, CSV and JSON; made if absent.
+    """
+
+    data: str | None = None
+    split: str | None = None
+    batch_size: int | None = None
+    softness: float | None = None
+    device: Device = None
+    out: Path | None = None
+    json: Json = None
+
+    def __post_init__(self) -> None:
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise UserError(f"--out {self.out} is a file; give a folder")
+
+
+Shared = Annotated[LookOptions, Parameter(name="*")]
+
+
+@analyze_command.command(name="report")
+def report_command(
+    checkpoint: str,
+    /,
+    *words: str,
+    without: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),
+    title: str | None = None,
+    shared: Shared = LookOptions(),
+) -> None:
+    """Everything that applies, as one page that opens from disk: summary, pictures, CSV and JSON.
+
+    Running the same command again uses what is in OUT/cache.
+
+    Args:
+        checkpoint: A run folder, a checkpoint, a weights file, or the name of published weights.
+        words: Options of the analyses, such as landscape.points=11 shape.cue_conflict=FOLDER.
+        without: Analyses to leave out.
+        title: The page's title.
+    """
+    from illama.analysis.report import look, summary_rows, write_look
+    from illama.analysis.words import read_options
+
+    check_targets(json=shared.json)
+    options = read_options(words)
+    for name in without:
+        ANALYSES[name]  # answers for an unknown name
+    folder = shared.out or Path("runs") / "analyze" / Path(checkpoint).name
+    subject = _open_for_report(checkpoint, shared)
+    found = look(subject, options, folder, without)
+    if not found.findings:
+        raise UserError("no analysis applies: " + "; ".join(f"{n}: {why}" for n, why in found.left_out.items()))
+    written = write_look(found, folder, title)
+    if shared.json is not None:
+        write_result(shared.json, (folder / "report.json").read_text(encoding="utf-8"))
+    if shared.json != STDOUT:
+        _print_summary(summary_rows(found.findings))
+        print(written[0])
+
+
+@analyze_command.command(name="compare")
+def compare_command(
+    first: str,
+    second: str,
+    /,
+    *,
+    options: Annotated[CalibrationOptions, Parameter(name="*")] = CalibrationOptions(),  # noqa: B008 - frozen
+    shared: Shared = LookOptions(),
+) -> None:
+    """Two networks on the same images: differences with intervals, and a paired test.
+
+    Args:
+        first: A file of `illama eval --save-logits`, or a checkpoint.
+        second: The other one.
+    """
+    from illama.analysis.comparison import compare
+
+    check_targets(json=shared.json)
+    _hand_over(compare(_logits(first, shared), _logits(second, shared), options), shared)
+
+
+def _register(name: str) -> None:
+    """`illama analyze NAME CHECKPOINT`, with the options of that analysis."""
+    analysis = ANALYSES[name]
+
+    def command(checkpoint: str, /, *, options: Any = analysis.options(), shared: Shared = LookOptions()) -> None:  # noqa: B008
+        check_targets(json=shared.json)
+        if analysis.of_logits and _holds_logits(checkpoint):
+            from illama.evaluation.saved_logits import SavedLogits
+
+            _hand_over(analysis.load(f"{name}_of")(SavedLogits.load(Path(checkpoint)), options), shared)
+            return
+        from illama.analysis.report import CACHE, why_not
+        from illama.evaluation.tensor_file import make_workspace
+
+        own = getattr(options, analysis.images) if analysis.images and shared.data is None else shared.data
+        subject = _open(checkpoint, dataclasses.replace(shared, data=own), analysis.numbering)
+        reason = why_not(name, subject, options)
+        if reason is not None:
+            raise UserError(f"{name}: {reason}")
+        workspace = None if shared.out is None else make_workspace(shared.out / CACHE)
+        _hand_over(analysis.load(name)(subject, options, workspace), shared, subject)
+
+    takes = "CHECKPOINT: a run folder, a checkpoint, a weights file, or the name of published weights"
+    takes += "; or a file of `illama eval --save-logits`." if analysis.of_logits else "."
+    command.__doc__ = f"{analysis.help}\n\nArgs:\n    checkpoint: {takes.partition(': ')[2]}"
+    command.__annotations__ = {
+        "checkpoint": str,
+        "options": Annotated[analysis.options, Parameter(name="*")],
+        "shared": Shared,
+        "return": None,
+    }
+    analyze_command.command(command, name=name)
+
+
+for _name in ANALYSES:
+    _register(_name)
+
+
+def _open(checkpoint: str, shared: LookOptions, numbering: Numbering) -> Subject:
+    from illama.evaluation.subject import open_subject
+
+    return open_subject(
+        checkpoint,
+        data=shared.data,
+        split=shared.split,
+        batch_size=shared.batch_size,
+        device=shared.device,
+        softness=shared.softness,
+        numbering=numbering,
+    )
+
+
+def _open_for_report(checkpoint: str, shared: LookOptions) -> Subject:
+    """Numbered by the network's classes where the images have them; else only what needs no labels is made."""
+    from illama.data.source import UnknownClassError
+
+    try:
+        return _open(checkpoint, shared, "model")
+    except UnknownClassError:
+        return _open(checkpoint, shared, "data")
+
+
+def _holds_logits(path: str) -> bool:
+    from illama.evaluation.saved_logits import SavedLogits
+
+    return SavedLogits.is_one(Path(path))
+
+
+def _logits(path: str, shared: LookOptions) -> Any:
+    """Saved logits, or those of a checkpoint."""
+    from illama.evaluation.saved_logits import SavedLogits, logits_of
+
+    return SavedLogits.load(Path(path)) if _holds_logits(path) else logits_of(_open(path, shared, "model"))
+
+
+def _hand_over(finding: Finding, shared: LookOptions, subject: Subject | None = None) -> None:
+    """Print the summary, and write what was asked for."""
+    from illama.analysis.report import Look, summary_rows, write_look
+
+    if shared.json is not None:
+        write_result(shared.json, finding.json())
+    written = [] if shared.out is None else write_look(Look((finding,), subject=subject), shared.out)
+    if shared.json != STDOUT:
+        _print_summary(summary_rows((finding,)))
+        for path in written[:1]:
+            print(path)
+
+
+def _print_summary(rows: list[tuple[str, str, str]]) -> None:
+    from rich.console import Console
+
+    from illama.analysis.report import SUMMARY_HEADER
+    from illama.report import terminal_table
+
+    used = 3 if any(published for *_, published in rows) else 2
+    Console(highlight=False).print(terminal_table(SUMMARY_HEADER[:used], [row[:used] for row in rows]))

@@ -1,0 +1,151 @@
+"""The report of all findings, and the words that its options are given in."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from illama.analysis.registry import ANALYSES
+from illama.analysis.words import read_options
+from illama.cli.main import main
+from illama.errors import UserError
+from tests.evaluation.conftest import untrained_digits_run
+
+QUICK = (
+    "calibration.resamples=20",
+    "classes.resamples=20",
+    "attention.images=2",
+    "attention.shown=1",
+    "causality.images=2",
+    "causality.cuts=2",
+    "landscape.points=3",
+    "landscape.images=4",
+    "probe.train_images=60",
+)
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose weights were never trained."""
+    return untrained_digits_run(tmp_path_factory.mktemp("runs") / "digits")
+
+
+@pytest.fixture(scope="module")
+def written(digits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a digits run."""
+    folder = tmp_path_factory.mktemp("report") / "of" / "digits"
+    assert main(["analyze", "report", str(digits_run), "--out", str(folder), "--device", "cpu", *QUICK]) == 0
+    return folder
+
+
+def test_the_page_holds_everything_and_loads_nothing(written: Path) -> None:
+    page = (written / "report.html").read_text(encoding="utf-8")
+    plain = json.loads((written / "report.json").read_text(encoding="utf-8"))
+    assert set(plain["findings"]) == set(ANALYSES) - {"shape", "robustness"}
+    assert set(plain["left_out"]) == {"shape", "robustness"}
+    assert "shape.cue_conflict=FOLDER" in page
+    pictures = re.findall(r'<img[^>]* src="([^"]{30})', page)
+    assert len(pictures) == len(list(written.glob("*.svg"))) >= 9
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in pictures)
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    for table in written.glob("*.csv"):
+        header, *rows = table.read_text(encoding="utf-8").splitlines()
+        assert rows
+        assert header.count(",") == rows[0].count(",")
+
+
+def test_every_picture_says_how_to_read_it(written: Path) -> None:
+    markdown = (written / "report.md").read_text(encoding="utf-8")
+    for picture in written.glob("*.svg"):
+        after = markdown.partition(f"]({picture.name})")[2].strip()
+        assert len(after.split("\n")[0]) > 60, picture.name
+
+
+def test_the_summary_is_what_the_analyses_found(written: Path) -> None:
+    plain = json.loads((written / "report.json").read_text(encoding="utf-8"))
+    summary = (written / "report.md").read_text(encoding="utf-8").partition("## Summary")[2]
+    top1 = plain["findings"]["calibration"]["measures"]["top1"]
+    assert f"top-1 | {top1:.2f} %" in summary
+
+
+def test_the_same_command_again_computes_nothing_anew(
+    written: Path, digits_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from illama.analysis import landscape
+    from illama.evaluation import classify, features
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("this is in the cache")
+
+    before = {path: path.read_bytes() for path in written.iterdir() if path.suffix in (".svg", ".csv")}
+    monkeypatch.setattr(classify, "_classify_all", forbidden)
+    monkeypatch.setattr(features, "collect_blocks", forbidden)
+    monkeypatch.setattr(landscape, "mean_loss", forbidden)
+    assert main(["analyze", "report", str(digits_run), "--out", str(written), "--device", "cpu", *QUICK]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_images_of_other_classes_leave_out_what_needs_labels(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    for name in ("cats", "dogs"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (8, 8), 40 * number).save(tmp_path / "pets" / name / f"{number}.png")
+    others = ("--data", str(tmp_path / "pets"), "--without", "probe", "causality")
+    out = ("--out", str(tmp_path / "out"), "--json", "-", "--device", "cpu")
+    assert main(["analyze", "report", str(digits_run), *QUICK, *others, *out]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert set(plain["findings"]) == {"attention"}
+    assert plain["left_out"]["calibration"] == "the images' classes are not the network's"
+    assert plain["left_out"]["probe"] == "not wanted (--without)"
+
+
+@pytest.mark.parametrize(
+    ("word", "complaint"),
+    [
+        ("landscape.points", "write analysis.option=value"),
+        ("landscape=3", "lacks the option"),
+        ("landscap.points=3", "did you mean landscape"),
+        ("landscape.point=3", "did you mean points"),
+        ("landscape.points=many", "landscape.points=many: input should be a valid integer"),
+        ("landscape.points=4", "odd"),
+        ("probe.tokens=all", "'class' or 'mean'"),
+    ],
+)
+def test_a_wrong_word_is_one_line(word: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=re.escape(complaint)) as caught:
+        read_options([word])
+    assert "\n" not in str(caught.value)
+
+
+def test_words_change_what_they_name_and_nothing_else() -> None:
+    usual, changed = read_options([]), read_options(["landscape.points=11", "probe.tokens=mean"])
+    assert changed["landscape"].points == 11
+    assert changed["probe"].tokens == "mean"
+    assert {name for name in ANALYSES if usual[name] != changed[name]} == {"landscape", "probe"}
+
+
+@pytest.mark.parametrize("name", [*ANALYSES, "compare", "report"])
+def test_every_analysis_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["analyze", name, "--help"]) == 0
+    assert "--out" in capsys.readouterr().out
+
+
+def test_logits_stand_in_for_a_checkpoint(digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logits = tmp_path / "digits.safetensors"
+    assert main(["eval", str(digits_run), "--save-logits", str(logits), "--device", "cpu"]) == 0
+    found = []
+    for checkpoint in (logits, digits_run):
+        capsys.readouterr()
+        assert main(["analyze", "calibration", str(checkpoint), "--resamples", "20", "--json", "-"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0] == found[1]
+    assert main(["analyze", "compare", str(logits), str(digits_run), "--resamples", "20", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 360
+    assert main(["analyze", "attention", str(logits)]) == 2
