@@ -118,7 +118,7 @@ def test_chosen_layers_and_no_block_that_they_do_not_need(layers: list[int], see
 
 @pytest.mark.parametrize("layer", [2, -3])
 def test_a_layer_that_is_not_there(layer: int) -> None:
-    with pytest.raises(UserError, match=f"layer {layer} does not exist; the model has layers 0 to 1"):
+    with pytest.raises(UserError, match=f"block {layer} does not exist; the model has blocks 0 to 1"):
         each_attention(network(), some_images(), lambda *_: None, layers=[layer])
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from illama.analysis.registry import ANALYSES
+from illama.analysis.words import read_options
 from illama.cli.main import COMMANDS
 from illama.recipes import list_recipes
+from tests.evaluation.conftest import untrained_digits_run
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -57,6 +61,27 @@ def test_tests_that_are_named_exist(page: Path) -> None:
         existing |= {file.name, *re.findall(r"(?m)^def (test_\w+)", file.read_text(encoding="utf-8"))}
     named = set(re.findall(r"`(test_\w+(?:\.py)?)`", page.read_text(encoding="utf-8")))
     assert named - existing == set()
+
+
+def test_every_analysis_is_told_of_and_its_options_exist() -> None:
+    page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+    assert {row.split("`")[1] for row in table_rows(page)} == {*ANALYSES, "compare", "report"}
+    words = re.findall(rf"\b(?:{'|'.join(ANALYSES)})\.\w+=\w+", page)
+    assert len(set(words)) >= 3
+    assert read_options(words)
+    typed = "".join(other.read_text(encoding="utf-8") for other in PAGES)
+    assert set(re.findall(r"illama analyze ([a-z]+)", typed)) <= {*ANALYSES, "compare", "report"}
+
+
+def test_the_python_example_of_the_analyses_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+    untrained_digits_run(tmp_path / "runs" / "digits")
+    monkeypatch.chdir(tmp_path)
+    values: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], values)
+    assert 0 <= values["ece"] <= 1
+    config = values["subject"].meta.config
+    assert [tuple(rank.shape) for rank in values["ranks"].values()] == [(config.num_heads,)] * config.depth
 
 
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from illama.errors import UserError
 from illama.evaluation import evaluating
 from illama.models import ILlama
 
@@ -36,7 +35,7 @@ def each_attention(model: ILlama, images: torch.Tensor, visit: Visit, *, layers:
         UserError: There is no such layer.
     """
     blocks: list[Any] = list(model.blocks)
-    wanted = set(range(len(blocks))) if layers is None else {_checked(layer, len(blocks)) for layer in layers}
+    wanted = set(range(len(blocks))) if layers is None else {model.block_index(layer) for layer in layers}
     if not wanted:
         return
     rope = None if model.rope is None else model.rope.tables()
@@ -49,9 +48,3 @@ def each_attention(model: ILlama, images: torch.Tensor, visit: Visit, *, layers:
         x_BND = model.embed(images)
         look(0, x_BND)
         model.run_blocks(x_BND, after_block=lambda index, x: look(index + 1, x), stop_after=max(wanted) - 1)
-
-
-def _checked(layer: int, depth: int) -> int:
-    if not -depth <= layer < depth:
-        raise UserError(f"layer {layer} does not exist; the model has layers 0 to {depth - 1}")
-    return layer % depth
