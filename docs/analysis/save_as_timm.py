@@ -23,8 +23,8 @@ def save_as_timm(run: Path, folder: Path) -> float:
     model, meta = illama.load_model(run)
     config, transform = meta.config, meta.eval_transform
     assert (config.ffn, config.norm, config.mask, config.position) == ("mlp", "layer", "none", "learned"), "not a ViT"
-    sizes = {"embed_dim": config.embed_dim, "depth": config.depth, "num_heads": config.num_heads}
-    arguments = {"img_size": config.img_size, "patch_size": config.patch_size, "num_classes": config.num_classes, **sizes}
+    fields = ("img_size", "patch_size", "num_classes", "embed_dim", "depth", "num_heads")
+    arguments = {name: getattr(config, name) for name in fields}
     vit = timm.create_model("vit_tiny_patch16_224", **arguments).eval()
     vit.load_state_dict(model.state_dict(), strict=True)
     images = torch.randn(8, config.in_chans, *config.height_width)

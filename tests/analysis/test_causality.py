@@ -117,9 +117,14 @@ def test_sentences() -> None:
     assert [layer.moved for layer in layers] == [30, 105]
 
 
-def test_softness_and_no_mask_are_louder_than_the_denominator() -> None:
-    quiet, soft, open_ = (leak_of(**edits)[1][-1].median for edits in ({}, {"softness": 0.5}, {"mask": "none"}))
-    assert quiet < soft < open_
+@pytest.mark.parametrize("seed", range(3))
+def test_softness_and_no_mask_are_louder_than_the_denominator(seed: int) -> None:
+    """Of the same weights on the same images: all three have the same parameters."""
+    medians = []
+    for edits in ({}, {"softness": 0.5}, {"mask": "none"}):
+        torch.manual_seed(seed)
+        medians.append(leak_of(**edits)[1][-1].median)  # type: ignore[arg-type]
+    assert medians[0] < medians[1] < medians[2]
 
 
 def test_numbers_of_a_layer_by_hand() -> None:
@@ -132,7 +137,7 @@ def test_numbers_of_a_layer_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("change", "text"),
-    [(0.0, "exactly 0"), (0.027, "2.7 %"), (1.5, "1.5e+02 %"), (3e-5, "0.003 %"), (3.1e-9, "3.1e-09")],
+    [(0.0, "exactly 0"), (0.027, "2.7 %"), (1.5, "150 %"), (3e-5, "0.003 %"), (3.1e-9, "3.1e-09")],
 )
 def test_changes_for_people(change: float, text: str) -> None:
     assert percent(change) == text

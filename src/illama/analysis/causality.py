@@ -161,7 +161,10 @@ def describe(model: ILlama, layers: Sequence[LayerLeak]) -> str:
 
 def percent(change: float) -> str:
     """A relative change for people: "2.7 %", or "3.1e-09" where percent would be all zeros."""
-    return "exactly 0" if change == 0 else f"{change:.2g}" if change < 1e-6 else f"{100 * change:.2g} %"
+    if change < 1e-6:
+        return "exactly 0" if change == 0 else f"{change:.2g}"
+    hundredths = 100 * change
+    return f"{hundredths:.0f} %" if hundredths >= 10 else f"{hundredths:.2g} %"
 
 
 def _blocks(

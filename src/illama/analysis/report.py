@@ -23,7 +23,7 @@ from illama.models.complexity import multiply_adds, parameters
 from illama.report import Block, Bullets, Code, Document, Section, Table, Text, write_document
 
 CACHE = "cache"  # sub-folder with what a second call need not compute again
-SUMMARY_HEADER = ("measure", "this network", "published")
+SUMMARY_HEADER = ("measure", "found", "published")
 _log = logging.getLogger("illama")
 
 
@@ -112,7 +112,7 @@ def _document(found: Look, title: str | None) -> Document:
     sections.append(Section("How this was made", tuple(_making(found.subject))))
     about = "" if found.subject is None else f"{found.subject.weights}, on {found.subject.source.description}. "
     lead = f"{about}All numbers stand in report.json and the CSV files beside this page."
-    return Document(title or f"Inside {_name(found)}", lead, tuple(sections))
+    return Document(title or _title(found), lead, tuple(sections))
 
 
 def _left_out(found: Look) -> list[Block]:
@@ -167,11 +167,11 @@ def _environment(subject: Subject | None) -> dict[str, Any]:
     return {key: value for key, value in environment(device).items() if key not in ("command", "working_folder")}
 
 
-def _name(found: Look) -> str:
-    """What a network is called: its recipe, or its shape; the analysis where no network is known."""
+def _title(found: Look) -> str:
+    """Whose inside this is: a recipe's, or a shape's; what was found where no network is known."""
     if found.subject is None:
-        return ", ".join(finding.name for finding in found.findings)
+        return ", ".join(finding.section.title for finding in found.findings)
     recipe, config = found.subject.meta.recipe, found.subject.model.config
     if recipe is not None and recipe.get("name"):
-        return str(recipe["name"])
-    return f"a network of width {config.embed_dim} and {config.depth} blocks"
+        return f"Inside {recipe['name']}"
+    return f"Inside a network of width {config.embed_dim} and {config.depth} blocks"
