@@ -49,3 +49,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def utf8(text: str) -> bytes:
+    """A text for a file; a byte of a file's name that is no text stands in it as \\udcXX, as JSON writes it."""
+    return text.encode(errors="backslashreplace")

@@ -122,7 +122,8 @@ def _load(model: ILlama, file: Path) -> None:
     if config.in_chans != model.config.in_chans:  # timm's way: summed for grey images, repeated for more channels
         state[_CONVOLUTION] = adapt_input_conv(model.config.in_chans, state[_CONVOLUTION])
     report = adapt_state_dict(state, model, dataclasses.replace(config, in_chans=model.config.in_chans))
-    _log.info("%s: %s", file.name, report)
+    model.set_softness(weights.meta.softness)
+    _log.log(logging.WARNING if report.differences else logging.INFO, "%s: %s", file.name, report)
 
 
 def _entry_point(name: str) -> Any:

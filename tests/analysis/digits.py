@@ -26,8 +26,9 @@ def digits_subject(softness: float = 0.0, **edits: Any) -> Subject:
     return Subject(
         model=model,
         meta=Meta(config=config),
+        name="made up",
         weights="weights that were never trained",
-        source=open_source(recipe.data, "eval", in_chans=config.in_chans, classes=None, seed=0),
+        given=open_source(recipe.data, "eval", in_chans=config.in_chans, classes=None, seed=0),
         transform=EvalTransform.of(recipe),
         device=torch.device("cpu"),
         data=recipe.data,

@@ -52,8 +52,9 @@ def subject_of(
     return Subject(
         model=known,
         meta=Meta(config=config, classes=classes),
+        name="made up",
         weights="made up",
-        source=source,
+        given=source,
         transform=EvalTransform(config.height_width, mean=(0, 0, 0), std=(1, 1, 1), mode="none"),
         device=torch.device("cpu"),
         data=DataConfig(workers=0),

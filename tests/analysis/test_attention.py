@@ -14,9 +14,10 @@ import torch
 from illama.analysis.attention import attention, shown_layers, why_not
 from illama.analysis.attention_numbers import AttentionNumbers, measure_attention
 from illama.analysis.attention_rows import attention_distance, patches_of
+from illama.analysis.finding import Measure
 from illama.analysis.options import AttentionOptions
 from illama.errors import UserError
-from illama.report import Figure, Table
+from illama.report import Figure, Table, Text
 from tests.analysis.common import KINDS, every_kind, network, some_images
 from tests.analysis.digits import digits_subject
 
@@ -104,8 +105,13 @@ def test_report() -> None:
         "attention_maps",
     ]
     assert any(isinstance(block, Table) and len(block.rows) == 2 for block in found.section.blocks)
-    assert found.summary[0].value.startswith(f"{values['rank'][0][0]} of N = {tokens} ")
-    assert found.summary[0].published == "about 129 (iLLaMA-T), 81 (ViT-T), N = 197"
+    assert found.summary[0].value == f"{values['rank'][0][0]} of {tokens}"
+    assert found.summary[0].published == "about 129 (iLLaMA-T, ImageNet-1K, N = 197); 81 (ViT-T)"
+    first, last = (np.mean(values["rank"][layer]) for layer in (0, 1))
+    assert found.summary[1] == Measure(
+        "rank of attention, mean of the heads, layers 1 and 2", f"{first:.1f} and {last:.1f} of {tokens}"
+    )
+    assert found.summary[3].value == f"{np.mean(values['row_mass'][0]):.3f}"
 
 
 def test_the_same_again_gives_the_same_numbers() -> None:
@@ -119,6 +125,45 @@ def test_report_of_other_networks(edits: dict[str, object]) -> None:
     found = attention(digits_subject(mask_mode="pre_softmax", **edits), AttentionOptions(images=2, shown=1))
     maps = next(block for block in found.section.blocks if isinstance(block, Figure) and block.name == "attention_maps")
     assert ("the mean of the patches" in maps.caption) == ("global_pool" in edits)
+
+
+@pytest.mark.parametrize(
+    ("softness", "edits", "sums_to_one", "after"),
+    [
+        (
+            0.0,
+            {},
+            False,
+            "softness 0. An attention map is the 17 x 17 matrix that multiplies the values: after the "
+            "rotary embedding, the softmax and the mask.",
+        ),
+        (1.0, {}, True, "the rotary embedding, the softmax and the mask."),
+        (
+            0.0,
+            {"mask_mode": "pre_softmax", "position": "rope"},
+            True,
+            "the rotary embedding, the mask and the softmax.",
+        ),
+        (0.0, {"mask": "none", "position": "rope2d"}, True, "after the rotary embedding and the softmax."),
+        (
+            0.0,
+            {"mask": "none", "position": "learned"},
+            True,
+            "heads, no mask. An attention map is the 17 x 17 matrix that multiplies the values: after the softmax.",
+        ),
+    ],
+)
+def test_the_words_fit_the_network(softness: float, edits: dict[str, object], sums_to_one: bool, after: str) -> None:
+    found = attention(digits_subject(softness, **edits), AttentionOptions(images=1, shown=1))
+    assert np.allclose(found.values["row_mass"], 1, rtol=1e-5) == sums_to_one
+    (table,) = (block for block in found.section.blocks if isinstance(block, Table))
+    assert ("row sum" in table.header) != sums_to_one
+    assert any("row sum" in measure.name for measure in found.summary) != sums_to_one
+    figures = {block.name: block for block in found.section.blocks if isinstance(block, Figure)}
+    assert ("row sum" in figures["attention_rows"].caption) != sums_to_one
+    assert ("under a causal mask" in figures["attention_maps"].caption) == (edits.get("mask") != "none")
+    assert isinstance(found.section.blocks[0], Text)
+    assert after in found.section.blocks[0].text
 
 
 def test_a_published_rank_belongs_to_the_published_share() -> None:
@@ -141,7 +186,7 @@ def test_numbers_that_do_not_exist_are_null() -> None:
     found = attention(subject, AttentionOptions(images=2, shown=1))
     assert json.loads(found.json())["distance_px"] == [[None, None]]
     assert "nan" not in found.tables["attention.csv"].lower()
-    assert next(measure for measure in found.summary if "distance" in measure.name).value == "- and - px"
+    assert next(measure for measure in found.summary if "distance" in measure.name).value == "- px"
 
 
 @pytest.mark.parametrize(
@@ -160,3 +205,11 @@ def test_options_that_cannot_be(wrong: dict[str, float], message: str) -> None:
 
 def test_nothing_stands_in_the_way() -> None:
     assert why_not(digits_subject(), AttentionOptions()) is None
+
+
+def test_attention_that_is_not_finite_is_one_line() -> None:
+    subject = digits_subject()
+    with torch.no_grad():
+        subject.model.get_parameter("blocks.1.attn.qkv.weight")[0, 0] = torch.nan
+    with pytest.raises(UserError, match="the attention of layer 2 is not finite"):
+        attention(subject, AttentionOptions(images=2))

@@ -38,17 +38,21 @@ def test_a_network_is_judged_as_by_its_evaluation(tmp_path: Path) -> None:
 def test_the_summary_says_what_the_paper_says_next_to_it() -> None:
     summary = {measure.name: measure for measure in calibration_of(some_saved(), QUICK).summary}
     assert summary["expected calibration error, 15 bins"].published == "0.0335 (iLLaMA-B, ImageNet-1K)"
+    scaled = calibration_of(some_saved(), QUICK).values["temperature_scaling"]
+    before, after = (f"{scaled[when]['ece']:.4f}" for when in ("before", "after"))
+    value = f"{after}, before {before} (T = {scaled['temperature']:.3f}, 30 held-out images)"
+    assert summary["ECE after temperature scaling"].value == value
     other_bins = calibration_of(some_saved(), CalibrationOptions(bins=10, resamples=20)).summary
     assert {measure.published for measure in other_bins} == {""}
 
 
-def test_temperature_is_fitted_on_some_images_and_judged_on_the_others() -> None:
+def test_temperature_is_fitted_on_some_images_and_tested_on_the_others() -> None:
     saved = some_saved(400)
     options = CalibrationOptions(fit_share=0.25, seed=3)
     scaling = scale_temperature(saved, options)
     fitted = np.sort(np.random.default_rng(3).permutation(400)[:100])
     others = np.setdiff1d(np.arange(400), fitted)
-    assert (scaling.fitted_on, scaling.judged_on) == (100, 300)
+    assert (scaling.fitted_on, scaling.tested_on) == (100, 300)
     assert scaling.temperature == fit_temperature(saved.logits[fitted], saved.targets[fitted])
     before = Answers.of(saved.logits[others], saved.targets[others])
     after = Answers.of(saved.logits[others], saved.targets[others], scaling.temperature)
@@ -73,6 +77,11 @@ def test_the_bins_of_the_table_add_up_to_the_error() -> None:
     gaps = [int(r["images"]) * abs(float(r["accuracy"]) - float(r["confidence"])) for r in rows if int(r["images"])]
     assert sum(gaps) / 60 == pytest.approx(found.values["measures"]["ece"], abs=1e-12)
     assert all(row["accuracy"] == "" for row in rows if row["images"] == "0")
+    filled = [row for row in rows if int(row["images"])]
+    worst = max(filled, key=lambda row: abs(float(row["accuracy"]) - float(row["confidence"])))
+    assert found.values["measures"]["maximum_ce_images"] == int(worst["images"])
+    (table,) = (block for block in found.section.blocks if isinstance(block, Table))
+    assert table.rows[-1][1].endswith(f" (images in the bin: {worst['images']})")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +124,7 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 
 @pytest.mark.parametrize("bad", [{"bins": 0}, {"resamples": 0}, {"fit_share": 0.0}, {"fit_share": 1.0}])
 def test_options_are_checked(bad: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=next(iter(bad))):
+    with pytest.raises(UserError, match=f"calibration.{next(iter(bad))} must"):
         CalibrationOptions(**bad)  # type: ignore[arg-type]
 
 

@@ -102,12 +102,12 @@ def leak_of(softness: float = 0.0, **edits: Any) -> tuple[str, list[LayerLeak]]:
 
 def test_sentences() -> None:
     strict, layers = leak_of(mask_mode="pre_softmax")
-    assert strict == "strictly causal: no earlier token moved by a single bit"
+    assert strict == "strictly causal: no earlier token changed by a single bit"
     assert layers[-1] == LayerLeak(75, 0, 0.0, 0.0, (0.0, 0.0, 0.0))
     leaky, layers = leak_of()
-    assert leaky.startswith("leaks through the softmax denominator: 75 of 75 earlier tokens moved, median ")
+    assert leaky.startswith("leaks through the softmax denominator: 75 of 75 earlier tokens changed, median relative ")
     assert leaky.endswith(f"largest {percent(layers[-1].largest)}, from layer 1 on")
-    assert leak_of(**KINDS["peer"])[0].startswith("bidirectional: 105 of 105 earlier tokens moved")
+    assert leak_of(**KINDS["peer"])[0].startswith("bidirectional: 105 of 105 earlier tokens changed")
     assert leak_of(0.25)[0].startswith("not causal at softness 0.25: ")
     modified = KINDS["modified mask"]
     both = "leaks through the softmax denominator and the unmasked row of the first token: "
@@ -251,3 +251,11 @@ def test_options_that_cannot_be() -> None:
         CausalityOptions(images=1)
     with pytest.raises(UserError, match=r"causality\.cuts must be at least 1; got 0"):
         CausalityOptions(cuts=0)
+
+
+def test_tokens_that_are_not_finite_prove_nothing() -> None:
+    subject = digits_subject()
+    with torch.no_grad():
+        subject.model.get_parameter("blocks.1.attn.qkv.weight")[0, 0] = torch.nan
+    with pytest.raises(UserError, match="some tokens are not finite"):
+        causality(subject, CausalityOptions(images=2, cuts=2))

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from illama.analysis import classes as module
+from illama.analysis.class_names import short
 from illama.analysis.classes import classes, classes_of, frequent_confusions, most_confident_mistakes, why_not
 from illama.analysis.options import ClassesOptions
+from illama.data.imagenet import wnids
 from illama.data.source import SubsetSource
 from illama.errors import UserError
 from illama.evaluation import SavedLogits
@@ -80,6 +82,32 @@ def test_many_classes_are_cut_to_the_weakest_and_the_strongest(monkeypatch: pyte
     assert [percent for _, percent, _ in drawn] == accuracies[:20] + accuracies[-20:]
     captions = [block.caption for block in found.section.blocks if isinstance(block, Figure)]
     assert "The 20 classes between" in captions[0]
+
+
+def test_classes_of_imagenet_have_words_in_tables_and_ids_in_files() -> None:
+    ids = wnids()[:3]
+    found = classes_of(some_saved(60, 3, classes=ids), QUICK)
+    assert [row["class"] for row in found.values["per_class"]] == list(ids)
+    assert [row.split(",")[0] for row in found.tables["classes.csv"].splitlines()[1:]] == list(ids)
+    words = {f"{ids[0]} tench", f"{ids[1]} goldfish", f"{ids[2]} great white shark"}
+    tables = [block for block in found.section.blocks if isinstance(block, Table)]
+    assert len(tables) == 2
+    assert all({row[-3 if "confidence" in table.header else 0] for row in table.rows} <= words for table in tables)
+    assert found.summary[1].value.partition(",")[0] in words
+    assert short(ids[2]) == "n01484850 great white shark"
+    assert short("a class of a very long name indeed") == "a class of a very long na..."
+
+
+def test_a_class_of_few_images_is_neither_the_weakest_nor_the_strongest() -> None:
+    targets = np.repeat([0, 1, 2, 3], [9, 10, 20, 9])
+    logits = np.zeros((48, 4), dtype=np.float32)
+    correct = np.r_[:0, 9:14, 19:24, 39:48]  # none of 9, 5 of 10, 5 of 20, 9 of 9
+    logits[correct, targets[correct]] = 1
+    logits[np.setdiff1d(np.arange(48), correct), (targets[np.setdiff1d(np.arange(48), correct)] + 1) % 4] = 1
+    found = classes_of(some_saved(48, 4, logits=logits, targets=targets), QUICK)
+    assert [measure.value for measure in found.summary[1:]] == ["class 2, 25.0 % of 20", "class 1, 50.0 % of 10"]
+    assert "2 classes with fewer than 10 images" in found.section.blocks[0].text  # type: ignore[union-attr]
+    assert [measure.name for measure in classes_of(by_hand(), QUICK).summary] == ["balanced accuracy"]
 
 
 def test_no_mistake_at_all() -> None:

@@ -13,8 +13,9 @@ from torch import nn
 
 from illama.analysis import landscape as module
 from illama.analysis.directions import MovableWeights, filter_normalized_directions, filter_rows
+from illama.analysis.finding import Measure
 from illama.analysis.grid import coordinates, fill_grid
-from illama.analysis.landscape import circle_mean, landscape, mean_loss, radius_below, why_not
+from illama.analysis.landscape import circle_mean, image_losses, landscape, mean_loss, radius_below, why_not
 from illama.analysis.landscape_figure import landscape_figure
 from illama.analysis.options import LandscapeOptions
 from illama.data.source import SubsetSource
@@ -31,6 +32,10 @@ FEW = LandscapeOptions(images=8, points=3)
 @pytest.fixture
 def subject(digits_run: Path) -> Subject:
     return open_subject(digits_run, device="cpu", batch_size=8)
+
+
+def grids(workspace: Path) -> list[Path]:
+    return [path for path in workspace.iterdir() if not path.stem.endswith("-error")]
 
 
 def bits(model: nn.Module) -> dict[str, bytes]:
@@ -165,8 +170,9 @@ def test_a_stopped_grid_goes_on_and_ends_the_same_in_every_bit(
     resumed = landscape(subject, FEW, tmp_path / "stopped")
     assert len(calls) == 4 + 1 + 5, "the four finished points are not computed again"
     assert resumed.json() == straight.json()
-    (one,), (other,) = (list((tmp_path / name).iterdir()) for name in ("straight", "stopped"))
+    (one,), (other,) = (grids(tmp_path / name) for name in ("straight", "stopped"))
     assert one.read_bytes() == other.read_bytes()
+    monkeypatch.setattr(module, "image_losses", None)
     assert landscape(subject, FEW, tmp_path / "stopped").json() == straight.json()
     assert len(calls) == 10, "a finished grid needs no network"
 
@@ -209,7 +215,7 @@ def test_each_network_image_set_and_option_has_a_file_of_its_own(
     else:
         subject.model.set_softness(0.0)
     second = landscape(subject, options, tmp_path / "kept")
-    assert len(list((tmp_path / "kept").iterdir())) == 2, "nothing is lost"
+    assert len(grids(tmp_path / "kept")) == 2, "nothing is lost"
     assert first.values["grid"] != second.values["grid"]
 
 
@@ -220,7 +226,7 @@ def test_losses_that_are_not_finite_are_holes_and_are_counted(subject: Subject, 
     assert far.values["loss"] is not None
     assert far.tables["landscape.csv"].splitlines()[1].endswith(",")
     assert "8 of 9 points have no finite loss" in far.section.blocks[0].text
-    lines = [json.loads(line) for line in next((tmp_path / "kept").iterdir()).read_text().splitlines()]
+    lines = [json.loads(line) for line in grids(tmp_path / "kept")[0].read_text().splitlines()]
     assert [line["value"] for line in lines[1:]].count(None) == 8
 
 
@@ -263,7 +269,13 @@ def test_the_finding_says_what_was_measured(subject: Subject, tmp_path: Path) ->
     values = json.loads(found.json())
     assert (values["images"], values["points"], values["extent"]) == (8, 3, 1.0)
     assert set(values["circles"]) == {"0.25", "0.5", "1"}
-    assert f"{values['loss']:.3f}" in found.summary[0].value
+    losses = image_losses(subject.model, subject.sample(8, FEW.seed), 8).losses.double().numpy()
+    assert values["loss_standard_error"] == pytest.approx(losses.std(ddof=1) / 8**0.5, rel=1e-6)
+    shown = f"{values['loss']:.3f} \N{PLUS-MINUS SIGN} {values['loss_standard_error']:.3f} nats"
+    assert found.summary[0] == Measure(
+        "loss at the weights (8 images)", f"{shown} (mean \N{PLUS-MINUS SIGN} standard error)"
+    )
+    assert found.summary[1].value == f"{', '.join(f'{loss:.3f}' for loss in values['circles'].values())} nats"
     rows = found.tables["landscape.csv"].splitlines()
     assert rows[0] == "a,b,loss"
     assert [float(cell) for cell in rows[5].split(",")] == [0.0, 0.0, values["loss"]]
@@ -293,3 +305,12 @@ def test_networks_and_images_without_a_loss_are_named(subject: Subject, digits_r
     assert "an image is of class 9, but the network has 5 classes" in str(why_not(subject, FEW))
     subject.model.reset_classifier(0)
     assert why_not(subject, FEW) == "the network gives no class scores, so it has no loss"
+
+
+def test_weights_without_a_finite_loss_are_refused_before_the_grid(subject: Subject, tmp_path: Path) -> None:
+    with torch.no_grad():
+        subject.model.get_parameter("blocks.0.attn.qkv.weight")[0, 0] = torch.nan
+    with pytest.raises(UserError, match="the loss at the weights is not finite"):
+        landscape(subject, LandscapeOptions(images=4, points=3), tmp_path / "kept")
+    (file,) = (tmp_path / "kept").iterdir()
+    assert len(file.read_text().splitlines()) == 1

@@ -163,7 +163,8 @@ def test_a_probe_of_digits_end_to_end(subject: Subject, tmp_path: Path, monkeypa
     right = sum(row[1] == row[2] for row in rows[1:])
     assert 100 * right / 360 == pytest.approx(values["linear_top1"])
     assert len(found.tables["probe_layers.csv"].splitlines()) == 1 + len(subject.model.blocks)
-    assert f"{values['knn_top1']:.2f} %" in found.summary[1].value
+    assert found.summary[1].value.startswith(f"{values['knn_top1']:.2f} % (")
+    assert found.summary[1].value.endswith("; 360 test images)")
     monkeypatch.setattr(ILlama, "embed", None)
     assert probe(subject, options, tmp_path / "kept").json() == found.json(), "no second pass"
 
@@ -177,6 +178,28 @@ def test_a_folder_of_class_folders_is_enough(digits_run: Path, tmp_path: Path) -
     found = probe(subject, ProbeOptions(neighbors=3))
     assert "The data has no training split, so 6 of them" in found.section.blocks[0].text
     assert found.values["images"] == 6
+
+
+def test_classes_of_a_single_image_are_counted_or_refused(
+    digits_run: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    alone = folder_of_classes(tmp_path / "alone", [f"class {i:02}" for i in range(20)], 1)
+    subject = open_subject(digits_run, data=str(alone), device="cpu", numbering="data")
+    with pytest.raises(
+        UserError, match="4 of 4 test images are of classes without a training image; every class needs"
+    ):
+        probe(subject, ProbeOptions(neighbors=3))
+    some = folder_of_classes(tmp_path / "some", [f"class {i:02}" for i in range(20)], 1)
+    for name in ("class 00", "class 01"):
+        for copy in range(1, 5):
+            (some / name / f"{copy}.png").write_bytes((some / name / "0.png").read_bytes())
+    found = probe(open_subject(digits_run, data=str(some), device="cpu", numbering="data"), ProbeOptions(neighbors=3))
+    unseen = found.values["test_images_of_unseen_classes"]
+    assert 0 < unseen < found.values["images"]
+    assert f"{unseen} test images are of classes without a training image: they count as wrong" in (
+        found.section.blocks[0].text
+    )
+    assert not recwarn.list
 
 
 def test_a_training_split_teaches_and_nothing_is_on_both_sides(digits_run: Path, tmp_path: Path) -> None:
@@ -196,7 +219,7 @@ def test_a_training_split_teaches_and_nothing_is_on_both_sides(digits_run: Path,
 
 
 def test_a_class_that_nothing_teaches_is_named() -> None:
-    with pytest.raises(UserError, match="images of class 'bird' to be judged by, but none to learn it from"):
+    with pytest.raises(UserError, match="test images of class 'bird', but that class is not in the training split"):
         in_numbers_of(("cat", "dog"), torch.tensor([0, 1]), ("bird", "cat"))
     assert in_numbers_of(("cat",), torch.tensor([1, 1]), ("bird", "cat")).tolist() == [0, 0]
 
@@ -204,13 +227,13 @@ def test_a_class_that_nothing_teaches_is_named() -> None:
 def test_images_of_one_class_are_refused(subject: Subject, digits_run: Path, tmp_path: Path) -> None:
     ones = np.flatnonzero(subject.source.labels == 1)
     assert why_not(subject.on(SubsetSource(subject.source, ones, "ones")), ProbeOptions()) == (
-        "all images are of one class, so there is nothing to learn"
+        "all images are of one class, so there is nothing to classify"
     )
     assert why_not(subject, ProbeOptions()) is None
     folder_of_classes(tmp_path / "data" / "train", ["a"], 3)
     folder_of_classes(tmp_path / "data" / "val", ["a", "b"], 3)
     uneven = open_subject(digits_run, data=str(tmp_path / "data"), device="cpu", numbering="data")
-    with pytest.raises(UserError, match=r"all are of one class \(a\), so there is nothing to learn"):
+    with pytest.raises(UserError, match=r"all are of one class \(a\), so there is nothing to classify"):
         probe(uneven, ProbeOptions())
 
 

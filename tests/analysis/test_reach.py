@@ -115,3 +115,11 @@ def test_one_patch_has_nothing_behind_it() -> None:
 def test_an_exchange_needs_two_images() -> None:
     with pytest.raises(UserError, match="at least two images; got 1"):
         exchange(network(), some_images(1))
+
+
+def test_tokens_of_zeros_that_stay_so_have_not_moved() -> None:
+    model = network()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert not exchange(model, some_images()).any()

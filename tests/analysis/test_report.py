@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def test_the_same_command_again_computes_nothing_anew(
     before = {path: path.read_bytes() for path in written.iterdir() if path.suffix in (".svg", ".csv")}
     monkeypatch.setattr(classify, "_classify_all", forbidden)
     monkeypatch.setattr(features, "collect_blocks", forbidden)
-    monkeypatch.setattr(landscape, "mean_loss", forbidden)
+    monkeypatch.setattr(landscape, "image_losses", forbidden)
     assert main(["analyze", "report", str(digits_run), "--out", str(written), "--device", "cpu", *QUICK]) == 0
     assert {path: path.read_bytes() for path in before} == before
 
@@ -115,6 +116,9 @@ def test_images_of_other_classes_leave_out_what_needs_labels(
         ("landscape.point=3", "did you mean points"),
         ("landscape.points=many", "landscape.points=many: input should be a valid integer"),
         ("landscape.points=4", "odd"),
+        ("calibration.bins=0", "calibration.bins must be at least 1; got 0"),
+        ("calibration.fit_share=1.5", "calibration.fit_share must lie between 0 and 1; got 1.5"),
+        ("classes.shown=0", "classes.shown must be at least 1; got 0"),
         ("probe.tokens=all", "'class' or 'mean'"),
     ],
 )
@@ -149,3 +153,57 @@ def test_logits_stand_in_for_a_checkpoint(digits_run: Path, tmp_path: Path, caps
     assert main(["analyze", "compare", str(logits), str(digits_run), "--resamples", "20", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 360
     assert main(["analyze", "attention", str(logits)]) == 2
+    capsys.readouterr()
+    assert main(["analyze", "calibration", str(logits), "--data", "digits", "--softness", "0.5"]) == 2
+    assert "saved logits, which --data, --softness cannot change" in capsys.readouterr().err
+    assert main(["analyze", "compare", str(logits), str(logits), "--split", "train"]) == 2
+    assert "--split cannot change" in capsys.readouterr().err
+
+
+def test_pictures_that_are_not_given_are_asked_for_first(digits_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["analyze", "shape", str(digits_run)]) == 2
+    assert "no cue-conflict pictures are given; add --cue-conflict FOLDER" in capsys.readouterr().err
+
+
+def test_names_that_are_no_text_can_be_reported(digits_run: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / os.fsdecode(b"gr\xfc")
+    for name in ("3", "7"):
+        (folder / name).mkdir(parents=True)
+        Image.new("L", (8, 8), 99).save(folder / name / "a.png")
+    out = ("--out", str(tmp_path / "out"), "--json", str(tmp_path / "found.json"), "--device", "cpu")
+    assert main(["analyze", "calibration", str(digits_run), "--data", str(folder), "--resamples", "5", *out]) == 0
+    for file in (tmp_path / "found.json", tmp_path / "out" / "report.json"):
+        assert "\\udcfc" in file.read_text(encoding="utf-8")
+        json.loads(file.read_text(encoding="utf-8"))
+
+
+def test_another_report_in_the_folder_takes_its_files_along(digits_run: Path, tmp_path: Path) -> None:
+    quick = ("--out", str(tmp_path), "--resamples", "20", "--device", "cpu")
+    (tmp_path / "mine.csv").write_text("stays")
+    assert main(["analyze", "classes", str(digits_run), *quick]) == 0
+    assert (tmp_path / "classes.csv").is_file()
+    assert main(["analyze", "calibration", str(digits_run), *quick]) == 0
+    left = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert left == {"mine.csv", "report.html", "report.md", "report.json", "reliability.csv", "reliability.svg"}
+
+
+def test_words_may_follow_an_option_of_several(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    others = [name for name in ANALYSES if name != "causality"]
+    words = ["causality.images=3", "causality.cuts=2"]
+    command = ["analyze", "report", str(digits_run), "--out", str(tmp_path), "--json", "-", "--device", "cpu"]
+    assert main([*command, "--without", *others, *words]) == 0
+    assert json.loads(capsys.readouterr().out)["findings"]["causality"]["images"] == 3
+
+
+def test_what_is_looked_at_stands_above_the_numbers(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["analyze", "classes", str(digits_run), "--resamples", "20", "--device", "cpu"]) == 0
+    first, *_, last = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert "model.safetensors" in first
+    assert "360 images" in first
+    assert last == "--out FOLDER writes a page with pictures, CSV and JSON"

@@ -150,9 +150,10 @@ def test_a_second_call_makes_no_pass_and_other_weights_make_one(tmp_path: Path, 
         model.head.bias[0] += 1
     robustness(subject, options, tmp_path / "kept" / "here")
     assert len(passes) == 4
-    (tmp_path / "kept" / "here" / MEMORY_FILE).write_text("{")
-    with pytest.raises(UserError, match="remove it to measure everything again"):
-        robustness(subject, options, tmp_path / "kept" / "here")
+    for damaged in ("{", "[1]"):
+        (tmp_path / "kept" / "here" / MEMORY_FILE).write_text(damaged)
+        with pytest.raises(UserError, match="remove it to measure everything again"):
+            robustness(subject, options, tmp_path / "kept" / "here")
 
 
 def test_what_cannot_be_measured_is_one_line(tmp_path: Path, other: Source) -> None:

@@ -59,7 +59,7 @@ def test_known_decisions_give_the_exact_table(pictures: Path) -> None:
     assert cells["all"] == ("3", "2", "2", "60.0 %")
     assert found.tables["shape_bias.csv"].splitlines()[8] == "cat,3,1,0,0.75"
     assert found.summary[0].value.startswith("60.00 % (3 shape and 2 texture decisions; 95 % interval 23.1 to 88.2)")
-    assert found.summary[0].published == "41.45 % (iLLaMA-B)"
+    assert found.summary[0].published == "41.45 % (iLLaMA-B, ImageNet-1K)"
     assert found.json()
 
 
@@ -89,7 +89,7 @@ def test_answers_that_are_no_numbers_are_refused(pictures: Path) -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return super().forward(images) * float("nan")
 
-    with pytest.raises(UserError, match="not finite for 9 of 9 images"):
+    with pytest.raises(UserError, match="the logits of 9 of 9 images are not finite"):
         shape(subject_of(open_cue_conflict(pictures), Diverged()), ShapeOptions(cue_conflict=str(pictures)))
 
 

@@ -29,6 +29,14 @@ def test_the_same_model_takes_everything(model: ILlama) -> None:
     assert report.resized == report.new == report.unexpected == report.differences == ()
 
 
+def test_another_type_of_numbers_is_said_and_nothing_but_numbers_is_taken(model: ILlama) -> None:
+    state = {name: tensor.double() for name, tensor in model.state_dict().items()}
+    assert "taken as they are (from float64 to float32)" in adapt_state_dict(state, other(model.config)).description
+    for spoilt in (state["norm.weight"].long(), state["norm.weight"] * torch.nan):
+        with pytest.raises(UserError, match=r"norm\.weight (is int64|has values that are NaN)"):
+            adapt_state_dict(state | {"norm.weight": spoilt}, other(model.config))
+
+
 def test_another_class_count_leaves_the_head_as_initialised(model: ILlama) -> None:
     target = other(model.config, num_classes=5)
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}

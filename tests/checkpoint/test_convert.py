@@ -114,6 +114,7 @@ def test_a_run_of_ours_keeps_what_travels_with_it(tmp_path: Path) -> None:
     )
     save_weights(tmp_path / "own.safetensors", ILlama(CONFIG).state_dict(), meta)
     assert convert(tmp_path / "own.safetensors", tmp_path / "same.safetensors").meta == meta
+    assert (tmp_path / "same.safetensors").stat().st_mode == (tmp_path / "same.md").stat().st_mode
     changed = convert(tmp_path / "own.safetensors", tmp_path / "pre.safetensors", edits={"mask_mode": "pre_softmax"})
     assert changed.meta.config.mask_mode == "pre_softmax"
     assert (changed.meta.recipe, changed.meta.softness, changed.meta.classes) == (None, 0.5, meta.classes)

@@ -110,6 +110,18 @@ def test_a_folder_that_timm_itself_writes(tmp_path: Path) -> None:
     assert meta.eval_transform["mean"] == [0.5, 0.5, 0.5]
 
 
+@pytest.mark.parametrize("pool", ["avg", "token"])
+def test_what_timms_arguments_say_of_the_function_is_heard(tmp_path: Path, pool: str) -> None:
+    theirs = timm_network("vit_tiny_patch16_224", img_size=64, num_classes=7, global_pool=pool, fc_norm=False)
+    arguments = {"img_size": 64, "global_pool": pool, "fc_norm": False}
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": arguments}
+    folder = save_folder(tmp_path / "timm", theirs.state_dict(), config)
+    assert_same_logits(load_model(folder)[0], theirs.double(), (64, 64))
+    (folder / "config.json").write_text(json.dumps(config | {"model_args": arguments | {"act_layer": "quick_gelu"}}))
+    with pytest.raises(UserError, match="act_layer 'quick_gelu' is not supported"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("version", [4, 5])
 def test_transformers_vit(tmp_path: Path, version: int) -> None:
     """q, k and v are joined; the epsilon of its norms is 1e-12."""
@@ -157,6 +169,12 @@ def test_an_encoder_without_head_gives_features(tmp_path: Path) -> None:
     ours, meta = load_model(folder)
     assert (meta.config.num_classes, meta.classes, meta.eval_transform) == (0, (), None)
     assert ours(torch.zeros(1, 3, 32, 32)).shape == (1, 192)
+
+
+def test_other_networks_of_transformers_are_refused() -> None:
+    state = {"deit.embeddings.patch_embeddings.projection.weight": torch.ones(192, 3, 16, 16)}
+    with pytest.raises(UserError, match=r"^deit\.embeddings.* of neither ViTForImageClassification nor ViTModel"):
+        translate(state)
 
 
 def test_a_torn_attention_is_named() -> None:
@@ -266,6 +284,12 @@ def test_a_config_that_does_not_fit(tmp_path: Path, edits: dict[str, Any], expec
         ({"image_mean": [0.5], "image_std": [0.5]}, "normalised in 1 channels, it takes 3"),
         ({"size": {"shortest_edge": 20}, "do_center_crop": True, "crop_size": 32}, r"crop_pct 1\.6 is not supported"),
         ({"image_mean": [0.5]}, "data.mean and data.std have 1 and 3 values"),
+        ({"image_std": [0.5, 0.5, 0.0]}, "are to be above 0"),
+        ({"image_mean": ["a", "b", "c"]}, "are to be finite numbers"),
+        ({"do_resize": False}, "do_resize False is not supported"),
+        ({"do_rescale": False}, "do_rescale False is not supported"),
+        ({"rescale_factor": 1 / 127.5}, r"rescale_factor 0\.0078.* is not supported; allowed: 1/255"),
+        ({"size": {"height": 36, "width": 40}, "do_center_crop": True, "crop_size": 32}, "square before the crop"),
     ],
 )
 def test_images_that_cannot_be_prepared(tmp_path: Path, edits: dict[str, Any], expected: str) -> None:
@@ -277,9 +301,10 @@ def test_images_that_cannot_be_prepared(tmp_path: Path, edits: dict[str, Any], e
 
 def test_a_folder_without_weights_and_one_without_json(tmp_path: Path) -> None:
     folder = save_folder(tmp_path / "hf", huggingface_state(random_state(VIT), 2), HF_CONFIG)
-    (folder / "config.json").write_text("{not json")
-    with pytest.raises(UserError, match="not readable JSON"):
-        load_model(folder)
+    for text in ("{not json", "[" * 100_000):
+        (folder / "config.json").write_text(text)
+        with pytest.raises(UserError, match="not readable JSON"):
+            load_model(folder)
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"holds config\.json, but none of model\.safetensors"):
         load_model(folder)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from illama.checkpoint import read_weights
 from illama.errors import UserError
@@ -73,7 +74,7 @@ def test_trained_weights_come_before_averaged_ones_and_the_choice_is_logged(
     assert "model_ema" in caplog.text
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_wrappers_leave_the_names(tmp_path: Path, prefix: str) -> None:
     torch.save({prefix + name: tensor for name, tensor in WEIGHTS.items()}, tmp_path / "w.pth")
     assert_same(tmp_path / "w.pth")
@@ -102,6 +103,44 @@ def test_an_attack_is_refused_and_does_not_run(tmp_path: Path, how: str, place: 
         assert "wants to run posix.system" in message
     pickle.loads(pickle.dumps(attack))  # the attack itself is real
     assert target.exists()
+
+
+ODD_TENSORS = {
+    "sparse": (torch.ones(2, 3).to_sparse(), "head.weight is sparse or nested"),
+    "without values": (torch.ones(2, 3, device="meta"), "head.weight is without values"),
+    "a bomb": (torch.ones(1).expand(1 << 40), "head.weight is larger than the file"),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_TENSORS)
+def test_tensors_that_are_no_plain_arrays_are_refused(tmp_path: Path, kind: str) -> None:
+    tensor, expected = ODD_TENSORS[kind]
+    torch.save(WEIGHTS | {"head.weight": tensor}, tmp_path / "w.pth")
+    assert expected in refusal(tmp_path / "w.pth")
+
+
+def test_repeated_values_and_shared_memory_are_read(tmp_path: Path) -> None:
+    row = torch.arange(3.0)
+    torch.save({"head.weight": row.expand(2, 3), "again": row}, tmp_path / "w.pth")
+    state, _ = read_weights(tmp_path / "w.pth")
+    assert torch.equal(state["head.weight"], torch.stack([row, row]))
+    assert torch.equal(state["again"], row)
+
+
+def test_attributes_that_hide_methods_are_left_behind(tmp_path: Path) -> None:
+    tensor = torch.nn.Parameter(WEIGHTS["head.weight"])
+    tensor.dim = argparse.Namespace()  # type: ignore[method-assign, assignment]
+    torch.save(WEIGHTS | {"head.weight": tensor}, tmp_path / "w.pth")
+    assert torch.load(tmp_path / "w.pth", weights_only=False)["head.weight"].dim == argparse.Namespace()
+    assert read_weights(tmp_path / "w.pth")[0]["head.weight"].dim() == 2
+
+
+@pytest.mark.parametrize("name", ["a\nillama: all is well", "a\x1b[31m", "a" * 1000])
+@pytest.mark.parametrize("ending", [".pth", ".safetensors"])
+def test_names_that_would_write_lines_of_their_own_are_refused(tmp_path: Path, name: str, ending: str) -> None:
+    path = tmp_path / f"w{ending}"
+    (torch.save if ending == ".pth" else save_file)(WEIGHTS | {name: torch.ones(1)}, path)
+    assert refusal(path).isprintable()
 
 
 def test_a_harmless_class_is_refused_too(tmp_path: Path) -> None:

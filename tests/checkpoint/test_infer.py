@@ -114,6 +114,17 @@ CASES: dict[str, tuple[dict[str, Tensor], str]] = {
         cheap_state(roadmap_config("llama_position", "tiny", img_size=32, depth=1)),
         "SwiGLU with RMSNorm and no pos_embed",
     ),
+    "a grid of many narrow rows": (
+        wrong(ILLAMA, pos_embed=torch.zeros(1).expand(1, 3000**2 + 1, 4)),
+        "9000000 patches has far more or larger tensors",
+    ),
+    "no size at all": (wrong(VIT, patch_embed__proj__weight=torch.zeros(192, 3, 0, 16)), "patch_size: 0 is not"),
+    "numbers without scales": (
+        wrong(ILLAMA, norm__weight=torch.ones(192, dtype=torch.int8)),
+        "norm.weight is int8, but weights are float16, bfloat16, float32, float64",
+    ),
+    "NaN": (wrong(ILLAMA, norm__weight=torch.full((192,), torch.nan)), r"norm\.weight has values that are NaN"),
+    "infinity": (wrong(ILLAMA, head__bias=torch.full((5,), -torch.inf)), r"head\.bias has values that are NaN or inf"),
     "scalars": (wrong(ILLAMA, head__weight=torch.tensor(1.0)), r"unknown head\.weight"),
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
+import math
 import subprocess
 import sys
 import textwrap
@@ -118,6 +120,36 @@ def test_metadata_survives_json(meta: Meta) -> None:
 def test_other_metadata_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="some/file"):
         Meta.from_json(text, "some/file")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("softness", "much"),
+        ("softness", math.nan),
+        ("step", "7"),
+        ("classes", "abc"),
+        ("classes", [1, 2, 3]),
+        ("eval_transform", "none"),
+        ("source", ["illama_tiny.in1k"]),
+        ("config.layer_scale", "x"),
+        ("config.qkv_bias", "no"),
+        ("config.attention_backend", []),
+        ("config.flash", True),
+    ],
+)
+def test_metadata_of_other_types_is_refused(meta: Meta, field: str, value: object) -> None:
+    plain = json.loads(meta.to_json())
+    section, _, key = field.rpartition(".")
+    (plain[section] if section else plain)[key] = value
+    with pytest.raises(UserError, match=f"some/file: the metadata does not describe a model: {field}") as caught:
+        Meta.from_json(json.dumps(plain), "some/file")
+    assert "\n" not in str(caught.value)
+
+
+def test_deeply_nested_metadata_is_refused() -> None:
+    with pytest.raises(UserError, match="some/file: the metadata is not a description"):
+        Meta.from_json('{"config":' * 100_000, "some/file")
 
 
 def test_a_newer_format_is_refused(meta: Meta) -> None:

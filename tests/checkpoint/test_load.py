@@ -64,6 +64,33 @@ def test_a_description_that_contradicts_the_weights(tmp_path: Path, model: ILlam
         load_model(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("edits", [{"depth": 10**8}, {"num_classes": 10**15}, {"img_size": 2 * 10**7}])
+def test_a_description_of_something_enormous_is_refused_at_once(
+    tmp_path: Path, model: ILlama, meta: Meta, edits: dict[str, int]
+) -> None:
+    enormous = dataclasses.replace(meta, config=dataclasses.replace(meta.config, **edits))  # type: ignore[arg-type]
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), enormous)
+    with pytest.raises(UserError, match="contradicts its own description: a network of depth"):
+        load_model(tmp_path / "w.safetensors")
+
+
+def test_class_names_are_as_many_as_the_head_has(tmp_path: Path, model: ILlama, meta: Meta) -> None:
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), dataclasses.replace(meta, classes=("ant", "bee")))
+    with pytest.raises(UserError, match="it names 2 classes, the head has 3"):
+        load_model(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_types_compute_in_float32(
+    tmp_path: Path, model: ILlama, meta: Meta, dtype: torch.dtype
+) -> None:
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    save_weights(tmp_path / "w.safetensors", state, meta)
+    loaded, _ = load_model(tmp_path / "w.safetensors")
+    assert all(torch.equal(tensor, state[name].float()) for name, tensor in loaded.state_dict().items())
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
 def test_damage_is_noticed(tmp_path: Path, model: ILlama, meta: Meta) -> None:
     file = save(tmp_path, "last", model, meta) / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
@@ -76,3 +103,18 @@ def test_nothing_there(tmp_path: Path) -> None:
         load_model(tmp_path / "absent")
     with pytest.raises(UserError, match="neither a run"):
         load_model(tmp_path)
+
+
+def test_the_folder_one_stands_in(tmp_path: Path, model: ILlama, meta: Meta, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="neither a run"):
+        load_model(".")
+    folder = save(tmp_path, "last", model, meta)
+    assert load_model(".")[1] == meta
+    monkeypatch.chdir(folder)
+    assert load_model(".")[1] == meta
+
+
+def test_a_name_that_is_too_long_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"^cannot read aaa.*: File name too long$"):
+        load_model("a" * 5000)

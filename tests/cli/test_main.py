@@ -212,3 +212,12 @@ def test_version(run: Run) -> None:
     code, out, _ = run("version")
     assert code == 0
     assert "torch" in out
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "illama", "recipes"]
+        found = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr == "illama: error: the output cannot be written: No space left on device\n"

@@ -127,6 +127,14 @@ def test_wrong_settings_are_refused() -> None:
         EvalTransform((8, 8), in_chans=1)
     with pytest.raises(UserError, match="'squash' is not one of crop, warp, none"):
         EvalTransform((8, 8), mode="squash")  # type: ignore[arg-type]
+    for values in ({"std": (0.5, 0.0, 0.5)}, {"crop_pct": 0.0}, {"crop_pct": 1.5}):
+        with pytest.raises(UserError, match="are to be above 0"):
+            EvalTransform((8, 8), **values)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="finite numbers"):
+        EvalTransform((8, 8), mean=(0.5, float("nan"), 0.5))
+    for plain in ({}, {"img_size": [8, 8], "zoom": 2}):
+        with pytest.raises(UserError, match="transform of the weights cannot be read"):
+            EvalTransform.from_dict(plain)
 
 
 def test_cover_does_not_build_the_whole_resized_panorama() -> None:

@@ -126,6 +126,9 @@ def test_a_file_under_anothers_name_is_refused(subject: Subject, tmp_path: Path)
     other.with_name(one.name).write_bytes(other.read_bytes())
     with pytest.raises(UserError, match="features of other weights, images or blocks than its name says; delete it"):
         cached_features(subject, [0], "class", tmp_path / "b")
+    one.write_bytes(one.read_bytes()[:-7])
+    with pytest.raises(UserError, match=rf"{one.name} is damaged, or of another version of illama; delete it$"):
+        cached_features(subject, [0], "class", tmp_path / "a")
 
 
 def test_bad_files_are_refused_in_one_line(subject: Subject, tmp_path: Path) -> None:
@@ -192,6 +195,19 @@ def test_a_data_set_is_known_by_names_and_labels_not_by_its_place(tmp_path: Path
     assert made(tmp_path / "label", files | {"2.png": "b"}) != first
     assert made(tmp_path / "name", {"1.png": "a", "9.png": "a", "3.png": "b"}) != first
     assert made(tmp_path / "class", {"1.png": "a", "2.png": "a", "3.png": "c"}) != first
+
+
+def test_other_pictures_under_the_same_names_are_another_data_set(tmp_path: Path, digits_run: Path) -> None:
+    names = []
+    for place, level in (("clean", 0), ("corrupted", 99), ("again", 0)):
+        for number in range(40):
+            path = tmp_path / place / str(number % 2) / f"{number}.bmp"  # of equal size, whatever it shows
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), level, dtype=np.uint8)).save(path)
+        names.append(data_id(open_subject(digits_run, data=str(tmp_path / place), device="cpu").source))
+    assert names[0] == names[2] != names[1]
+    (tmp_path / "again" / "0" / "0.bmp").write_bytes(b"broken")
+    assert data_id(open_subject(digits_run, data=str(tmp_path / "again"), device="cpu").source) != names[0]
 
 
 def test_weights_are_known_by_every_bit(subject: Subject) -> None:

@@ -101,3 +101,9 @@ def test_the_public_name_is_a_function_whatever_was_imported_before(first: str) 
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.count("no run, checkpoint or weights file no/such/run") == 2
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_batch_without_images_is_refused(digits_run: Path, size: int) -> None:
+    with pytest.raises(UserError, match=f"the batch size must be at least 1; got {size}"):
+        illama.evaluate(digits_run, device="cpu", batch_size=size)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +247,22 @@ def test_labels_that_are_not_the_networks_are_refused(digits_run: Path, tmp_path
         Image.new("L", (8, 8), 99).save(tmp_path / "data" / f"{number:02}" / "a.png")
     with pytest.raises(UserError, match="an image is of class 10, but the network has 10 classes"):
         illama.evaluate(bare, data=str(tmp_path / "data"), device="cpu")
+    for number in range(4, 11):
+        shutil.rmtree(tmp_path / "data" / f"{number:02}")
+    with pytest.raises(UserError, match="it has 4 classes, the network 10, whose names are unknown"):
+        illama.evaluate(bare, data=str(tmp_path / "data"), device="cpu")
+
+
+def test_a_damaged_file_of_the_cache_says_which_to_delete(digits_run: Path, tmp_path: Path) -> None:
+    (tmp_path / CACHE_FILE).write_bytes(b"cut off")
+    with pytest.raises(UserError, match=rf"{CACHE_FILE} is damaged, or of another version of illama; delete it$"):
+        logits_for(open_subject(digits_run, device="cpu"), tmp_path)
+
+
+def test_names_that_are_no_text_can_be_saved(tmp_path: Path) -> None:
+    strange = os.fsdecode(b"gr\xfc\xdf.png")
+    some_logits(skipped={strange: "cut off"}, data=strange).save(tmp_path / "logits.safetensors")
+    assert SavedLogits.load(tmp_path / "logits.safetensors").skipped == {strange: "cut off"}
 
 
 def test_a_full_disk_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,18 @@ def test_the_bootstrap_p_value_worked_by_hand(below: int, zero: int, above: int,
     assert bootstrap_p_value(differences) == pytest.approx(p_value)
 
 
+def test_hits_of_one_and_of_five_are_compared_exactly_and_the_rest_has_a_floor() -> None:
+    first, second = random_answers(1, 400, skill=0.5), random_answers(2, 400, skill=2.0)
+    found = paired_differences(first, second, resamples=99)
+    for name, k in (("top1", 1), ("top5", 5)):
+        assert found[name].p_value == mcnemar(first.ranks < k, second.ranks < k).p_value
+        assert found[name].floor == 0
+    for name in ("nll", "brier", "ece"):
+        assert found[name].floor == pytest.approx(0.02)
+        assert found[name].p_value >= found[name].floor
+    assert found["nll"].p_value == found["nll"].floor, "no sample stands on the other side"
+
+
 def test_equal_classifiers_do_not_differ() -> None:
     answers = random_answers()
     for one in paired_differences(answers, answers, resamples=50).values():

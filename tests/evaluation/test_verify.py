@@ -142,3 +142,11 @@ def test_weights_that_are_not_published(
     problem = capsys.readouterr().err.strip().splitlines()[-1]
     assert "is none of the published weights" in problem
     assert "illama_tiny.in1k" in problem
+
+
+def test_that_weights_are_not_published_is_said_before_the_data_is_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = toy(tmp_path / "toy.safetensors", None)
+    assert main(["verify", str(file), "--data", str(tmp_path / "absent"), "--device", "cpu"]) == 2
+    assert "is none of the published weights" in capsys.readouterr().err

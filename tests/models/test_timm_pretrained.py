@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import illama
+from illama.checkpoint import Meta, save_weights
 from illama.checkpoint.published import PUBLISHED, REPOSITORY
 from illama.errors import UserError
 from illama.models.position import resize_position
@@ -123,6 +125,22 @@ def test_a_local_file_is_read_by_our_reader(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="wants to run"):
         timm.create_model("illama_tiny", pretrained=True, pretrained_cfg_overlay={"file": str(file)})
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_of_ours_computes_what_it_was_saved_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """At its softness; a description that differs from the model that is asked for is a warning."""
+    config = dataclasses.replace(TINY.config, img_size=32, depth=2, mask_mode="pre_softmax")
+    state = {name: 10 * tensor for name, tensor in illama.ILlama(config).state_dict().items()}
+    save_weights(tmp_path / "own.safetensors", state, Meta(config=config, softness=0.5))
+    arguments = {"pretrained_cfg_overlay": {"file": str(tmp_path / "own.safetensors")}, "img_size": 32, "depth": 2}
+    model = timm.create_model("illama_tiny", pretrained=True, mask_mode="pre_softmax", **arguments).eval()
+    ours, _ = illama.load_model(tmp_path / "own.safetensors")
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(images), ours(images))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    timm.create_model("illama_tiny", pretrained=True, **arguments)
+    assert "mask_mode: pre_softmax -> post_softmax" in caplog.text
 
 
 def test_a_folder_of_timm_goes_there_and_back(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from illama.evaluation.subject import Sample, Subject
     from illama.models import ILlama, ModelConfig
 
-PUBLISHED_RANK = "about 129 (iLLaMA-T), 81 (ViT-T), N = 197"
+PUBLISHED_RANK = "about 129 (iLLaMA-T, ImageNet-1K, N = 197); 81 (ViT-T)"
 PAPER_LAYERS = (1, 4, 8, 12)  # shown in Fig. 4, of twelve
 
 
@@ -48,7 +48,7 @@ def attention(subject: Subject, options: AttentionOptions, workspace: Path | Non
         )
     return Finding(
         name="attention",
-        summary=_summary(found, config, options, len(sample.images)),
+        summary=_summary(found, subject.model, options),
         section=Section("Attention", _blocks(subject, sample, found, options)),
         values=_values(subject.model, sample, found, options),
         tables={"attention.csv": _heads_csv(found), "attention_curves.csv": _curves_csv(found)},
@@ -67,27 +67,34 @@ def shown_layers(depth: int) -> list[int]:
     return sorted({round(i * (depth - 1) / 3) for i in range(4)})
 
 
-def _summary(
-    found: AttentionNumbers, config: ModelConfig, options: AttentionOptions, images: int
-) -> tuple[Measure, ...]:
-    tokens, last = config.num_patches + 1, config.depth
-    first_mass, distances = found.mass_Lh[0].mean().item(), found.distance_Lh.nanmean(1).tolist()
-    return (
+def rows_sum_to_one(config: ModelConfig, softness: float) -> bool:
+    """Whether the mask takes nothing from any row: there is none, it stands before the softmax, or it is all ones."""
+    return config.mask == "none" or config.mask_mode == "pre_softmax" or softness == 1
+
+
+def _summary(found: AttentionNumbers, model: ILlama, options: AttentionOptions) -> tuple[Measure, ...]:
+    config = model.config
+    tokens, depth = config.num_patches + 1, config.depth
+    layers = "layer 1" if depth == 1 else f"layers 1 and {depth}"
+    measures = [
         Measure(
-            f"rank of attention, layer 1, head 1 ({100 * options.share:g} % of the singular values)",
-            f"{int(found.rank_Lh[0, 0])} of N = {tokens} (mean curve of {images} images)",
+            f"rank of attention, layer 1, head 1 (singular values that reach {100 * options.share:g} % of their sum)",
+            f"{int(found.rank_Lh[0, 0])} of {tokens}",
             PUBLISHED_RANK if options.share == 0.8 else "",
         ),
-        Measure(
-            f"rank of attention, all heads, layer 1 and layer {last}",
-            f"{found.rank_Lh[0].double().mean().item():.1f} and {found.rank_Lh[-1].double().mean().item():.1f}",
-        ),
-        Measure(
-            f"distance that attention covers, layer 1 and layer {last}",
-            f"{_number(distances[0])} and {_number(distances[-1])} px",
-        ),
-        Measure("weight that the mask leaves to a row, layer 1", f"{100 * first_mass:.1f} %"),
-    )
+        Measure(f"rank of attention, mean of the heads, {layers}", f"{_ends(found.rank_Lh)} of {tokens}"),
+        Measure(f"mean attention distance, {layers}", f"{_ends(found.distance_Lh)} px"),
+    ]
+    if not rows_sum_to_one(config, float(model.softness)):
+        row_sum = found.mass_Lh[0].mean().item()
+        measures.append(Measure("attention row sum after the mask, layer 1 (mean)", f"{row_sum:.3f}"))
+    return tuple(measures)
+
+
+def _ends(numbers_Lh: torch.Tensor) -> str:
+    """Means of the heads of the first and the last layer: "17.2 and 15.2"."""
+    means = numbers_Lh.double().nanmean(1).tolist()
+    return " and ".join(map(_number, means if len(means) == 1 else (means[0], means[-1])))
 
 
 def _blocks(subject: Subject, sample: Sample, found: AttentionNumbers, options: AttentionOptions) -> tuple[Block, ...]:
@@ -98,18 +105,13 @@ def _blocks(subject: Subject, sample: Sample, found: AttentionNumbers, options: 
         float(row_entropy(indifferent)),
         float(row_mass(indifferent)),
     )
-    how = (
-        f"{len(sample.images)} images chosen at random (seed {options.seed}), all {config.depth} layers and "
-        f"{config.num_heads} heads, at softness {float(model.softness):g}, mask {config.mask}, {config.mask_mode}. A "
-        f"map is the {config.num_patches + 1} x {config.num_patches + 1} matrix that multiplies the values: after the "
-        "rotary embedding, the softmax and the mask."
-    )
+    mass = not rows_sum_to_one(config, float(model.softness))
     blocks: list[Block] = [
-        Text(how),
+        Text(_how(model, len(sample.images), options.seed)),
         draw_curves(found, shown_layers(config.depth), options.share),
         draw_heads(found, options.share),
-        draw_rows(found, baselines),
-        _table(found),
+        draw_rows(found, baselines, mass=mass),
+        _table(found, mass=mass),
     ]
     drawn = found.rollout_sN.shape[0]
     if drawn:
@@ -117,7 +119,22 @@ def _blocks(subject: Subject, sample: Sample, found: AttentionNumbers, options: 
     return tuple(blocks)
 
 
-def _table(found: AttentionNumbers) -> Table:
+def _how(model: ILlama, images: int, seed: int) -> str:
+    config, tokens = model.config, model.config.num_patches + 1
+    masked = config.mask != "none"
+    mask = f", mask {config.mask}, {config.mask_mode}, softness {float(model.softness):g}" if masked else ", no mask"
+    weighed = "the mask and the softmax" if config.mask_mode == "pre_softmax" else "the softmax and the mask"
+    rope = ("the rotary embedding" + (", " if masked else " and ")) if "rope" in config.position else ""
+    after = rope + (weighed if masked else "the softmax")
+    return (
+        f"{images} images chosen at random (seed {seed}), all {config.depth} layers and {config.num_heads} heads"
+        f"{mask}. An attention map is the {tokens} x {tokens} matrix that multiplies the values: after {after}. "
+        "Attention distance is the distance from a patch to the patches that it attends to, "
+        "weighted by attention; entropy is that of a row divided by its sum."
+    )
+
+
+def _table(found: AttentionNumbers, *, mass: bool) -> Table:
     rows = []
     for layer, ranks in enumerate(found.rank_Lh.tolist()):
         means = [
@@ -126,8 +143,10 @@ def _table(found: AttentionNumbers) -> Table:
         ]
         spread = f"{sum(ranks) / len(ranks):.1f} ({min(ranks)} to {max(ranks)})"
         rows.append((str(layer + 1), spread, *map(_number, means[:2]), f"{means[2]:.2f}", f"{means[3]:.3f}"))
-    header = ("layer", "rank (range of heads)", "effective rank", "distance, px", "entropy, nats", "mass of a row")
-    return Table(header, tuple(rows), "Means over heads and images; attention.csv has every head.")
+    header = ("layer", "rank (range of heads)", "effective rank", "distance, px", "entropy, nats", "row sum")
+    columns = len(header) if mass else len(header) - 1
+    cut = tuple(row[:columns] for row in rows)
+    return Table(header[:columns], cut, "Means over heads and images; attention.csv has every head.")
 
 
 def _values(model: ILlama, sample: Sample, found: AttentionNumbers, options: AttentionOptions) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def draw_curves(found: AttentionNumbers, layers: Sequence[int], share: float) ->
     first = int(found.rank_Lh[0, 0])
     caption = (
         "The later a curve reaches the dashed line, the higher the rank of the attention map: so many singular values "
-        f"hold {100 * share:g} % of their sum. One grey line per head, the first head in orange with its rank, blue "
+        f"reach {100 * share:g} % of their sum. One grey line per head, the first head in orange with its rank, blue "
         "the mean of the heads; mean of the images."
     )
     alt = f"Cumulated singular values of attention maps; layer 1, head 1 reaches {100 * share:g} % at {first}"
@@ -107,24 +107,24 @@ def draw_heads(found: AttentionNumbers, share: float) -> Figure:
     return Figure("attention_heads", svg_bytes(canvas), alt, caption)
 
 
-def draw_rows(found: AttentionNumbers, indifferent: Sequence[float]) -> Figure:
-    """Distance, entropy and mass of every head.
+def draw_rows(found: AttentionNumbers, indifferent: Sequence[float], *, mass: bool) -> Figure:
+    """Distance, entropy and row sums of every head.
 
     Args:
         found: Numbers of the network.
         indifferent: The same three numbers of attention that does not look: equal scores under the network's mask.
+        mass: Whether row sums are drawn; without a mask behind the softmax all are 1.
     """
     from matplotlib.figure import Figure as Canvas
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    canvas = Canvas(figsize=(10.5, 3.4), layout="constrained")
-    panels = (
-        (found.distance_Lh, "distance looked at, px"),
-        (found.entropy_Lh, "entropy of a row, nats"),
-        (found.mass_Lh, "sum of a row"),
-    )
+    panels = [(found.distance_Lh, "mean attention distance, px"), (found.entropy_Lh, "entropy of a row, nats")]
+    if mass:
+        panels.append((found.mass_Lh, "row sum after the mask"))
+    canvas = Canvas(figsize=(3.5 * len(panels), 3.4), layout=ConstrainedLayoutEngine(w_pad=0.1))
     layers = range(1, len(found.rank_Lh) + 1)
     axes = canvas.subplots(1, len(panels))
-    for ax, (numbers_Lh, label), even in zip(axes, panels, indifferent, strict=True):
+    for ax, (numbers_Lh, label), even in zip(axes, panels, indifferent, strict=False):
         for head_L in numbers_Lh.T:
             ax.plot(layers, head_L, color=BLUE, marker="o", markersize=4, linestyle="none", alpha=0.55)
         ax.plot(layers, numbers_Lh.nanmean(1), color=ORANGE, linewidth=1.6, label="mean of the heads")
@@ -135,9 +135,13 @@ def draw_rows(found: AttentionNumbers, indifferent: Sequence[float]) -> Figure:
     handles = axes[-1].get_legend_handles_labels()
     canvas.legend(*handles, loc="outside lower left", ncols=2, fontsize=8, frameon=False)
     caption = (
-        "Dots are heads; below the dashed line a head looks nearer by (left) or at fewer tokens (middle) than with "
-        "equal scores under the same mask, that is without looking. Right: how much weight the mask leaves to a row, "
-        "mean of all tokens; 1 is all of it."
+        "Dots are heads; below the dashed line a head attends to nearer patches (left) or to fewer tokens "
+        f"({'middle' if mass else 'right'}) than attention with equal scores"
+        + (
+            " under the same mask. Right: row sum after the mask, mean of all tokens; 1 where the mask takes nothing."
+            if mass
+            else "."
+        )
     )
-    alt = "Attention distance, entropy and row sums of every head by layer"
+    alt = f"Attention distance{', entropy and row sums' if mass else ' and entropy'} of every head by layer"
     return Figure("attention_rows", svg_bytes(canvas), alt, caption)

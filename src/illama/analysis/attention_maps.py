@@ -82,11 +82,15 @@ def draw_maps(pictures: Pictures, found: AttentionNumbers, config: ModelConfig) 
     bar.ax.tick_params(labelsize=8)
     reads = {"token": "the class token", "avg": "the mean of the patches", "": "the mean of all tokens"}
     reader = reads[config.global_pool]
+    gathers = (
+        "; under a causal mask it gathers at the first patches, for all others attend to them"
+        if config.mask != "none"
+        else ""
+    )
     caption = (
         f"The brighter a patch, the more {reader} takes from it; each map is scaled to its own largest weight. Below a "
         "map: the share of the row's weight that falls on patches, and that largest weight as a multiple of an even "
-        "spread. Layers are means of the heads. Rollout follows weights and residuals through all layers; under a "
-        "causal mask it gathers at the first patches, for all others have looked at them."
+        f"spread. Layers are means of the heads. Rollout follows weights and residuals through all layers{gathers}."
     )
     return Figure("attention_maps", svg_bytes(canvas), f"What {reader} looks at in {count} images", caption)
 

@@ -15,6 +15,7 @@ from illama.analysis.batches import batch_size
 from illama.analysis.capture import each_attention
 from illama.analysis.rank import cumulated_shares, effective_rank, rank_of, singular_values
 from illama.analysis.rollout import readout_row, rollout
+from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 
 
@@ -66,7 +67,7 @@ def measure_attention(
         float64 on the CPU; singular values are computed there in double precision, wherever the model is.
 
     Raises:
-        UserError: `share` is not above 0 and at most 1.
+        UserError: `share` is not above 0 and at most 1, or attention is not finite.
     """
     tally = _Tally(model.config, share, shown, advance)
     for batch in images.split(batch_size(model, keeps_graph=False)):
@@ -94,6 +95,10 @@ class _Tally:
     def visit(self, layer: int, weights_BhNN: torch.Tensor) -> None:
         """Look at the maps of one layer."""
         maps_BhNN = weights_BhNN.cpu().double()
+        if not torch.isfinite(maps_BhNN).all():
+            raise UserError(
+                f"the attention of layer {layer + 1} is not finite; use weights from before the training diverged"
+            )
         values_BhN = singular_values(maps_BhNN)
         curves_BhN = cumulated_shares(values_BhN)
         self.curves[layer].append(curves_BhN)

@@ -26,30 +26,30 @@ from illama.report import Block, Figure, Section, Table, Text, csv_text
 
 PUBLISHED = "0.0335 (iLLaMA-B, ImageNet-1K)"
 ABOUT = (
-    "The confidence of an answer is its softmax probability: of the answers given with a confidence of 0.8 a "
-    "calibrated network has 80 % right. The expected calibration error (ECE) puts the images into {bins} bins of equal "
-    "width by confidence and takes the mean of |accuracy - mean confidence|, weighted by the images of each bin. The "
-    "adaptive one has bins of equally many images, the class-wise one is the mean over all classes of the error of "
-    "that class's probability, the maximum is the worst bin. The Brier score is the squared distance from the right "
-    "answer, summed over the classes (0 to 2). Published for base models on ImageNet-1K: ConvNeXt-B 0.0281, DeiT3-B "
-    "0.0415, iLLaMA-B 0.0335."
+    "The confidence of a prediction is its softmax probability: of the predictions made with a confidence of 0.8 a "
+    "calibrated network has 80 % correct. The expected calibration error (ECE) puts the images into {bins} bins of "
+    "equal width by confidence and takes the mean of |accuracy - mean confidence|, weighted by the images of each bin. "
+    "The adaptive one has bins of equally many images, the class-wise one is the mean over all classes of the error of "
+    "that class's probability, the maximum is the worst bin, however few images are in it. The Brier score is the "
+    "squared distance of the probabilities from the one-hot label, summed over the classes (0 to 2). Published ECE of "
+    "base models on ImageNet-1K: ConvNeXt-B 0.0281, DeiT3-B 0.0415, iLLaMA-B 0.0335."
 )
 RESAMPLING = (
-    "Intervals hold the middle 95 % of {resamples} bootstrap samples of the images. The calibration error of a sample "
-    "is larger than that of the images themselves on average, so its interval leans upwards and may exclude the value "
+    "Intervals hold the middle 95 % of {resamples:,} bootstrap samples of the images. The calibration error of a "
+    "sample is larger than that of the images themselves on average, so its interval leans upwards and may exclude the value "
     "of a well calibrated network."
 )
 
 
 class Scaling(NamedTuple):
-    """Temperature scaling, fitted on some images and judged on the others.
+    """Temperature scaling, fitted on some images and tested on the others.
 
     Attributes:
         temperature: What the logits are divided by.
         fitted_on: Images that it was fitted on.
         before, after: All measures of the other images, without and with it.
         bins: Reliability of the other images with it.
-        judged_on: The other images.
+        tested_on: The other images.
     """
 
     temperature: float
@@ -57,7 +57,7 @@ class Scaling(NamedTuple):
     before: dict[str, float]
     after: dict[str, float]
     bins: Reliability
-    judged_on: int
+    tested_on: int
 
 
 def why_not(subject: Subject, options: CalibrationOptions) -> str | None:
@@ -113,17 +113,26 @@ def calibration_of(saved: SavedLogits, options: CalibrationOptions) -> Finding:
 
 
 def all_measures(logits: np.ndarray, answers: Answers, bins: int, temperature: float = 1.0) -> dict[str, float]:
-    """Every measure by its short name; `answers` are those of the logits at that temperature."""
+    """Every measure by its short name, and the images of the bin of the maximum calibration error.
+
+    Args:
+        logits: (N, C).
+        answers: Those of the logits at that temperature.
+        bins: Of confidence.
+        temperature: What the logits are divided by.
+    """
+    of_bins = reliability(answers.confidences, answers.hits, bins)
     found = {name: float(value) for name, value in measures(measure_rows(answers, bins).mean(axis=0)).items()}
     return found | {
         "adaptive_ece": adaptive_calibration_error(answers, bins),
         "classwise_ece": classwise_calibration_error(logits, answers.targets, bins, temperature),
-        "maximum_ce": reliability(answers.confidences, answers.hits, bins).maximum_error(),
+        "maximum_ce": of_bins.maximum_error(),
+        "maximum_ce_images": of_bins.worst_count(),
     }
 
 
 def scale_temperature(saved: SavedLogits, options: CalibrationOptions) -> Scaling:
-    """Fit a temperature on a share of the images, chosen at random, and judge it on the others; two at least."""
+    """Fit a temperature on a share of the images, chosen at random, and test it on the others; two at least."""
     order = np.random.default_rng(options.seed).permutation(len(saved))
     count = min(max(1, round(options.fit_share * len(saved))), len(saved) - 1)
     fitted, others = np.sort(order[:count]), np.sort(order[count:])
@@ -175,8 +184,9 @@ def _summary(
             text = f"{number(name, found[name])} ({bare_range(name, ranges[name])})"
             lines.append(Measure(words, text, PUBLISHED if name == "ece" and bins == 15 else ""))
     if scaling is not None:
-        text = f"{scaling.temperature:.3f}: {scaling.before['ece']:.4f} becomes {scaling.after['ece']:.4f}"
-        lines.append(Measure("calibration error with the best temperature", text))
+        how = f"T = {scaling.temperature:.3f}, {scaling.tested_on:,} held-out images"
+        text = f"{scaling.after['ece']:.4f}, before {scaling.before['ece']:.4f} ({how})"
+        lines.append(Measure("ECE after temperature scaling", text))
     return tuple(lines)
 
 
@@ -190,14 +200,13 @@ def _blocks(
 ) -> list[Block]:
     panels = [Panel(f"as it is, {len(saved):,} images", bins)]
     if scaling is not None:
-        panels.append(Panel(f"logits / {scaling.temperature:.3f}, {scaling.judged_on:,} held-out images", scaling.bins))
+        panels.append(Panel(f"logits / {scaling.temperature:.3f}, {scaling.tested_on:,} held-out images", scaling.bins))
     picture = Figure(
         "reliability",
         reliability_picture(panels),
         "Reliability diagrams: accuracy over confidence in bins, with a histogram of the confidences",
-        "A blue bar that ends on the dashed diagonal is a bin whose confidence can be taken at its word: with the "
-        "shaded gap above the blue the network is surer than it is right, with the gap within the blue less sure. "
-        "Below: how many images are in each bin, and accuracy and mean confidence of all."
+        "A blue bar that ends on the dashed diagonal is a calibrated bin; gap above the bar: overconfident; gap inside "
+        "the bar: underconfident. Below: how many images are in each bin, and accuracy and mean confidence of all."
         + ("" if scaling is None else f" Right: after temperature scaling, fitted on {scaling.fitted_on:,} images."),
     )
     blocks: list[Block] = [
@@ -217,15 +226,15 @@ def _blocks(
 
 def _about_scaling(scaling: Scaling | None) -> str:
     if scaling is None:
-        return "Temperature scaling needs two images: one to fit it on, one to judge it by."
+        return "Temperature scaling needs two images: one to fit it on, one to test it on."
     fate = {
-        TEMPERATURES[0]: f" {scaling.temperature:g} is the least that is tried: every answer that it saw was right.",
+        TEMPERATURES[0]: f" {scaling.temperature:g} is the least that is tried: every prediction on them was correct.",
         TEMPERATURES[1]: f" {scaling.temperature:g} is the most that is tried: the logits say nothing of the classes.",
     }
     return (
-        f"Temperature scaling divides all logits by one number, which changes no answer. It was fitted on "
+        f"Temperature scaling divides all logits by one number, which changes no prediction. It was fitted on "
         f"{scaling.fitted_on:,} images chosen at random, where {scaling.temperature:.3f} has the least negative "
-        f"log-likelihood, and is judged on the other {scaling.judged_on:,}. Above 1: the network is too sure of itself."
+        f"log-likelihood, and is tested on the other {scaling.tested_on:,}. Above 1: the network is overconfident."
         + fate.get(scaling.temperature, "")
     )
 
@@ -239,14 +248,20 @@ def _table(
 ) -> Table:
     header = ["measure", f"all {len(saved):,} images", "95 % interval"]
     if scaling is not None:
-        header += [f"{scaling.judged_on:,} of them", f"the same, logits / {scaling.temperature:.3f}"]
+        header += [f"{scaling.tested_on:,} of them", f"the same, logits / {scaling.temperature:.3f}"]
     rows = []
     for name, words in measure_names(saved.num_classes, options.bins).items():
-        row = [words, number(name, found[name]), bare_range(name, ranges[name]) if name in ranges else ""]
+        row = [words, _cell(name, found), bare_range(name, ranges[name]) if name in ranges else ""]
         if scaling is not None:
-            row += [number(name, scaling.before[name]), number(name, scaling.after[name])]
+            row += [_cell(name, scaling.before), _cell(name, scaling.after)]
         rows.append(tuple(row))
     return Table(tuple(header), tuple(rows))
+
+
+def _cell(name: str, found: dict[str, float]) -> str:
+    """A measure; where it is one bin's, with the images of that bin."""
+    images = f" (images in the bin: {found['maximum_ce_images']:,})" if name == "maximum_ce" else ""
+    return number(name, found[name]) + images
 
 
 def _rows(bins: Reliability) -> list[dict[str, float | int | None]]:

@@ -76,7 +76,7 @@ def causality(subject: Subject, options: CausalityOptions, workspace: Path | Non
         workspace: Nothing is kept in it.
 
     Raises:
-        UserError: `why_not` has a reason.
+        UserError: `why_not` has a reason, the images are all alike, or tokens are not finite.
     """
     reason = why_not(subject, options)
     if reason is not None:
@@ -94,6 +94,8 @@ def causality(subject: Subject, options: CausalityOptions, workspace: Path | Non
         )
     with WorkProgress("exchanging later patches", len(cuts) * len(images), "exchanges") as progress:
         found = changes_before_cuts(model, images.to(exact), cuts, progress.advance)
+    if not all(changes_LBt.isfinite().all() for changes_LBt in found):
+        raise UserError("some tokens are not finite; use weights from before the training diverged")
     alike = int((~differs).sum())
     found = [changes_LBt[:, pairs] for changes_LBt, pairs in zip(found, differs, strict=True) if pairs.any()]
     cuts = [cut for cut, pairs in zip(cuts, differs, strict=True) if pairs.any()]
@@ -102,7 +104,7 @@ def causality(subject: Subject, options: CausalityOptions, workspace: Path | Non
     how = _How(len(images), alike, "double precision" if exact.dtype == torch.float64 else "float32")
     return Finding(
         name="causality",
-        summary=(Measure("does a token depend on what comes after it", verdict),),
+        summary=(Measure("dependence of earlier tokens on later patches", verdict),),
         section=Section("Causality", _blocks(found, cuts, layers, verdict, how)),
         values=_values(model, cuts, layers, verdict, how),
         tables={"causality.csv": _csv(found, cuts), "causality_tokens.csv": _tokens_csv(found, cuts)},
@@ -144,7 +146,7 @@ def describe(model: ILlama, layers: Sequence[LayerLeak]) -> str:
     config, softness, last = model.config, float(model.softness), layers[-1]
     first = next((index for index, layer in enumerate(layers, start=1) if layer.moved), None)
     if first is None:
-        return "strictly causal: no earlier token moved by a single bit"
+        return "strictly causal: no earlier token changed by a single bit"
     if config.mask == "none":
         way = "bidirectional"
     elif softness > 0:
@@ -154,8 +156,8 @@ def describe(model: ILlama, layers: Sequence[LayerLeak]) -> str:
         ways += ["the unmasked row of the first token"] if config.mask == "modified_causal" else []
         way = f"leaks through {' and '.join(ways) or 'a mask that should be strict'}"
     return (
-        f"{way}: {last.moved:,} of {last.earlier:,} earlier tokens moved, median {percent(last.median)}, "
-        f"largest {percent(last.largest)}, from layer {first} on"
+        f"{way}: {last.moved:,} of {last.earlier:,} earlier tokens changed, median relative change "
+        f"{percent(last.median)}, largest {percent(last.largest)}, from layer {first} on"
     )
 
 
@@ -182,16 +184,17 @@ def _blocks(
     )
     what = (
         f"Everything after a cut comes from another image; the tokens up to the cut are compared with those of the "
-        f"untouched image. {how.images} images, {len(cuts)} cuts, {how.precision}."
+        f"untouched image. The relative change is the norm of a token's change divided by the token's norm. "
+        f"{how.images} images, {len(cuts)} cuts, {how.precision}."
     )
     if how.alike:
         what += f" {how.alike} of the exchanges are left out, for both pictures are the same after the cut."
-    header = ("layer", "earlier tokens that moved", "median of those", "largest")
+    header = ("layer", "earlier tokens that changed", "their median relative change", "largest relative change")
     return (
         Text(f"**{verdict[0].upper()}{verdict[1:]}.**"),
         Text(what),
         draw_leak(found, cuts, layers),
-        Table(header, rows, "Change of earlier tokens relative to their norm, over images and cuts."),
+        Table(header, rows, "Relative change (change / the token's norm) of earlier tokens, over images and cuts."),
     )
 
 

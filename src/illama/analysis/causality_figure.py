@@ -37,9 +37,9 @@ def draw_leak(found: Sequence[torch.Tensor], cuts: Sequence[int], layers: Sequen
     canvas.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=8, frameon=False)
     strict = not any(layer.moved for layer in layers)
     caption = (
-        "Left: the lower a point, the less do earlier tokens notice that later patches were exchanged; at the bottom "
-        "they do not change by a single bit. Right: each row is one cut, and its cells are the earlier tokens behind "
-        "the last layer, mean of the images."
+        "Left: the lower a point, the less do earlier tokens change when later patches are exchanged; at the bottom "
+        "they do not change by a single bit. Right: each row is one cut, and its cells are the relative changes of the "
+        "earlier tokens after the last layer, mean of the images."
     )
     alt = "No earlier token changes" if strict else f"Earlier tokens change by up to {layers[-1].largest:.2g}"
     return Figure("causality", svg_bytes(canvas), f"{alt} when later patches are exchanged", caption)
@@ -66,7 +66,7 @@ def _draw_layers(ax: Axes, layers: Sequence[LayerLeak]) -> None:
     ax.set_yticks([zero, *decades], ["exactly 0", *(f"$10^{{{decade}}}$" for decade in decades)])
     ax.set_xticks(list(numbers)[:: max(1, len(layers) // 12)])
     ax.set(ylim=(zero - 0.06 * (high - zero), high + 0.03 * (high - zero)), xlim=(0.5, len(layers) + 0.5))
-    ax.set(xlabel="layer", ylabel="change of earlier tokens / their norm")
+    ax.set(xlabel="layer", ylabel="relative change (change / norm)")
     ax.set_title("later patches exchanged: earlier tokens by layer", fontsize=10)
 
 
@@ -86,7 +86,7 @@ def _draw_tokens(ax: Axes, found: Sequence[torch.Tensor], cuts: Sequence[int]) -
         scale = LogNorm(low if low < high else high / 10, high)
         image = ax.imshow(moved, cmap="viridis", norm=scale, aspect="auto", interpolation="none")
         assert ax.figure is not None
-        ax.figure.colorbar(image, ax=ax, label="change / norm, behind the last layer")
+        ax.figure.colorbar(image, ax=ax, label="relative change after the last layer")
     ax.set_yticks(range(len(cuts)), [str(cut) for cut in cuts])
     ax.set(xlabel="token in sequence order (0 = first)", ylabel="cut: last token that is kept")
     ax.set_title("every earlier token", fontsize=10)

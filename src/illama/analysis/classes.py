@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from illama.analysis.class_names import shown
 from illama.analysis.classes_figure import confusion_picture, recall_picture
 from illama.analysis.finding import Finding, Measure
 from illama.analysis.options import ClassesOptions
@@ -21,6 +22,7 @@ from illama.report import Block, Figure, Section, Table, Text, csv_text
 
 MOST_BARS = 40  # with more classes the weakest and the strongest ones are drawn
 MOST_CELLS = 30  # classes of a confusion matrix that can be read
+FEWEST_IMAGES = 10  # of a class that is called the weakest or the strongest
 
 
 def why_not(subject: Subject, options: ClassesOptions) -> str | None:
@@ -102,7 +104,7 @@ def classes_of(saved: SavedLogits, options: ClassesOptions, place: Callable[[int
 
 
 def frequent_confusions(answers: Answers) -> list[tuple[int, int, int, float]]:
-    """(Right class, prediction, images, percent of the right class's images) of wrong answers, most images first."""
+    """(True class, prediction, images, percent of the true class's images) of wrong predictions, most images first."""
     counts = np.bincount(answers.targets)
     wrong = ~answers.hits
     both = np.stack((answers.targets[wrong], answers.predictions[wrong]), axis=1)
@@ -115,7 +117,7 @@ def frequent_confusions(answers: Answers) -> list[tuple[int, int, int, float]]:
 
 
 def most_confident_mistakes(answers: Answers, count: int) -> np.ndarray:
-    """Rows of the wrong answers with the largest confidences, the largest first, `count` at most."""
+    """Rows of the wrong predictions with the largest confidences, the largest first, `count` at most."""
     wrong = np.flatnonzero(~answers.hits)
     return wrong[np.argsort(-answers.confidences[wrong], kind="stable")[:count]]
 
@@ -123,7 +125,7 @@ def most_confident_mistakes(answers: Answers, count: int) -> np.ndarray:
 def _one_class(targets: np.ndarray, names: tuple[str, ...]) -> str | None:
     if len(np.unique(targets)) != 1:
         return None
-    name = names[targets[0]] if names else str(targets[0])
+    name = shown(names[targets[0]]) if names else str(targets[0])
     return f"all {len(targets)} images are of class {name}; give a data set with images of two classes at least"
 
 
@@ -131,17 +133,17 @@ def _per_class(answers: Answers, names: tuple[str, ...]) -> list[dict[str, Any]]
     """One row for each class in index order: nothing is said of the accuracy where it has no image."""
     size = len(names)
     images, predicted = (np.bincount(numbers, minlength=size) for numbers in (answers.targets, answers.predictions))
-    right = np.bincount(answers.targets[answers.hits], minlength=size)
+    correct = np.bincount(answers.targets[answers.hits], minlength=size)
     confidence = np.bincount(answers.targets, answers.confidences, minlength=size)
     accuracy = recalls(answers.targets, answers.hits, size)
     return [
         {
             "class": name,
             "images": int(images[c]),
-            "right": int(right[c]),
+            "correct": int(correct[c]),
             "accuracy": float(accuracy[c]) if images[c] else None,
             "predicted": int(predicted[c]),
-            "precision": 100.0 * float(right[c] / predicted[c]) if predicted[c] else None,
+            "precision": 100.0 * float(correct[c] / predicted[c]) if predicted[c] else None,
             "mean_confidence": float(confidence[c] / images[c]) if images[c] else None,
         }
         for c, name in enumerate(names)
@@ -149,14 +151,16 @@ def _per_class(answers: Answers, names: tuple[str, ...]) -> list[dict[str, Any]]
 
 
 def _summary(balanced: float, interval: Interval, per_class: list[dict[str, Any]]) -> tuple[Measure, ...]:
-    known = [row for row in per_class if row["images"]]
-    weakest = min(known, key=lambda row: row["accuracy"])
-    strongest = max(known, key=lambda row: row["accuracy"])
-    return (
-        Measure("balanced accuracy", f"{balanced:.2f} % ({interval.low:.2f} to {interval.high:.2f})"),
-        Measure("weakest class", f"{weakest['class']}, {weakest['accuracy']:.1f} %"),
-        Measure("strongest class", f"{strongest['class']}, {strongest['accuracy']:.1f} %"),
-    )
+    measures = [Measure("balanced accuracy", f"{balanced:.2f} % ({interval.low:.2f} to {interval.high:.2f})")]
+    enough = sorted((row for row in per_class if row["images"] >= FEWEST_IMAGES), key=lambda row: row["accuracy"])
+    if enough:
+        measures.append(Measure("weakest class", _accuracy(enough[0])))
+        measures.append(Measure("strongest class", _accuracy(enough[-1])))
+    return tuple(measures)
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    return f"{shown(row['class'])}, {row['accuracy']:.1f} % of {row['images']:,}"
 
 
 def _blocks(
@@ -168,58 +172,54 @@ def _blocks(
 ) -> list[Block]:
     known = [row for row in per_class if row["images"]]
     about = (
-        "Accuracy of a class is the share of its images that are right (its recall). The balanced accuracy is the mean "
-        "over the classes, each of the same weight, however many images it has."
+        "Accuracy of a class is the share of its images that are predicted correctly (its recall). The balanced "
+        "accuracy is the mean over the classes, each of the same weight, however many images it has."
     )
+    few = sum(row["images"] < FEWEST_IMAGES for row in known)
+    if few:
+        about += f" {few} classes with fewer than {FEWEST_IMAGES} images are called neither weakest nor strongest."
     if len(known) < len(per_class):
         about += f" {len(per_class) - len(known)} classes of the network have no image here and are left out."
     blocks: list[Block] = [Text(about), _recall_figure(known)]
     if saved.num_classes <= MOST_CELLS:
-        confusion = confusion_counts(answers.targets, answers.predictions, saved.num_classes)
         blocks.append(
-            Figure(
-                "confusion",
-                confusion_picture(confusion, saved.class_names),
-                "Confusion matrix in percent of each right class's images",
-                "Read along a row: of the images of the class at its left, what percentage got which answer. Shaded "
-                "cells off the diagonal are classes that are taken for another.",
-            )
+            _confusion_figure(confusion_counts(answers.targets, answers.predictions, saved.num_classes), saved)
         )
     if confused:
-        blocks.append(
-            Table(
-                ("right class", "taken for", "images", "of its images"),
-                tuple(
-                    (
-                        _one_line(row["truth"]),
-                        _one_line(row["prediction"]),
-                        str(row["images"]),
-                        f"{row['percent']:.1f} %",
-                    )
-                    for row in confused
-                ),
-                "The most frequent confusions; confusions.csv has all.",
-            )
-        )
-    if wrong:
-        blocks.append(
-            Table(
-                ("image", "right class", "taken for", "confidence"),
-                tuple(
-                    (
-                        _one_line(row["image"]),
-                        _one_line(row["truth"]),
-                        _one_line(row["prediction"]),
-                        f"{100 * row['confidence']:.2f} %",
-                    )
-                    for row in wrong
-                ),
-                "The most confident mistakes. Look at these images first: what is wrong may be the label.",
-            )
-        )
-    else:
-        blocks.append(Text("There is no mistake."))
+        blocks.append(_confusion_table(confused))
+    blocks.append(_mistake_table(wrong) if wrong else Text("There is no mistake."))
     return blocks
+
+
+def _confusion_figure(confusion: np.ndarray, saved: SavedLogits) -> Figure:
+    return Figure(
+        "confusion",
+        confusion_picture(confusion, saved.class_names),
+        "Confusion matrix in percent of each true class's images",
+        "Read along a row: of the images of the class at its left, what percentage got which prediction. Shaded cells "
+        "off the diagonal are classes that are mistaken for another.",
+    )
+
+
+def _confusion_table(confused: list[dict[str, Any]]) -> Table:
+    rows = (
+        (shown(row["truth"]), shown(row["prediction"]), f"{row['images']:,}", f"{row['percent']:.1f} %")
+        for row in confused
+    )
+    header = ("true class", "predicted", "images", "of the class's images")
+    return Table(header, tuple(rows), "The most frequent confusions; confusions.csv has all.")
+
+
+def _mistake_table(wrong: list[dict[str, Any]]) -> Table:
+    rows = (
+        (_one_line(row["image"]), shown(row["truth"]), shown(row["prediction"]), f"{100 * row['confidence']:.2f} %")
+        for row in wrong
+    )
+    return Table(
+        ("image", "true class", "predicted", "confidence"),
+        tuple(rows),
+        "The most confident mistakes. Look at these images first: what is wrong may be the label.",
+    )
 
 
 def _recall_figure(known: list[dict[str, Any]]) -> Figure:
@@ -233,7 +233,8 @@ def _recall_figure(known: list[dict[str, Any]]) -> Figure:
         "class-accuracy",
         recall_picture(bars, gap_after=MOST_BARS // 2 if left_out else None),
         "Bars of accuracy by class, the weakest first",
-        "Each bar is a class and its length the percentage of its images that are right, the weakest class on top."
+        "Each bar is a class and its length the percentage of its images that are predicted correctly, the weakest "
+        "class on top."
         + (f" The {left_out} classes between the weakest and the strongest are left out." if left_out else ""),
     )
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from illama.analysis.class_names import short
 from illama.report import svg_bytes
 from illama.report.palette import BLUE, GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LONGEST_NAME = 28  # characters; what follows is cut off
 BAR_INCHES = 0.2
 LABEL_CELLS_UP_TO = 20  # classes; in a larger matrix numbers would not fit into the cells
 
@@ -62,18 +62,12 @@ def confusion_picture(confusion: np.ndarray, names: Sequence[str]) -> bytes:
     axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=8, parse_math=False)
     axes.set_yticks(range(len(names)), labels, fontsize=8, parse_math=False)
     axes.set_xlabel("prediction")
-    axes.set_ylabel("right class")
+    axes.set_ylabel("true class")
     if len(names) <= LABEL_CELLS_UP_TO:
         _write_cells(axes, percent)
-    scale = figure.colorbar(shades, ax=axes, shrink=0.8, label="% of the right class's images")
+    scale = figure.colorbar(shades, ax=axes, shrink=0.8, label="% of the true class's images")
     scale.set_ticks(np.sqrt([0, 1, 5, 20, 50, 100]).tolist(), labels=["0", "1", "5", "20", "50", "100"])
     return svg_bytes(figure)
-
-
-def short(name: str) -> str:
-    """A class name that fits beside an axis."""
-    name = " ".join(name.split())
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."
 
 
 def _write_cells(axes: Axes, percent: np.ndarray) -> None:

@@ -41,7 +41,7 @@ def knn_votes(
         temperature: Greater than 0; the smaller, the more the nearest alone decides.
 
     Returns:
-        (N, C). The largest is the answer, the first of equal ones.
+        (N, C). The largest is the prediction, the first of equal ones.
 
     Raises:
         UserError: More neighbours than training images.
@@ -60,7 +60,7 @@ def knn_votes(
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """What a linear classifier on frozen features says.
+    """What a linear classifier on frozen features predicts.
 
     Attributes:
         predictions: Class of each image, (N,) int64.
@@ -127,5 +127,7 @@ def _fitted(x_nD: np.ndarray, y_n: np.ndarray, others_ND: np.ndarray, strength: 
     threads = 1 if x_nD.size * len(np.unique(y_n)) <= ONE_THREAD_UP_TO else None
     with threadpool_limits(threads), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # it is returned
+        # Many classes of few images each are asked for here; scikit-learn takes their numbers for a regression's.
+        warnings.filterwarnings("ignore", "The number of unique classes is greater than 50%", UserWarning)
         model.fit((x_nD - mean_D) / deviation_D, y_n)
     return model.predict((others_ND - mean_D) / deviation_D), bool(model.n_iter_.max() < MOST_ITERATIONS)

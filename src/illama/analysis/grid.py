@@ -29,7 +29,7 @@ def fill_grid(
 
     Args:
         axis: Coordinates along both sides.
-        value: Computes one point; the same whenever it is called.
+        value: Computes one point; the same whenever it is called. The middle comes first, then rows from the lowest.
         file: Where each point is kept as soon as it is known: JSON lines, `about` first. Points that are there are not
             computed again. None keeps nothing.
         about: All that the values depend on; plain values.
@@ -45,6 +45,8 @@ def fill_grid(
     for (row, column), found in known.items():
         grid[row, column] = found
     wanted = [(row, column) for row in range(len(axis)) for column in range(len(axis)) if (row, column) not in known]
+    middle = len(axis) // 2, len(axis) // 2
+    wanted.sort(key=lambda point: point != middle)
     with WorkProgress("loss landscape", len(wanted), "points") as progress:
         for row, column in wanted:
             found = value(axis[column], axis[row])

@@ -16,7 +16,7 @@ from illama.evaluation import collect_logits
 from illama.evaluation.subject import Subject
 
 
-class Answers(NamedTuple):
+class ImagenetAnswers(NamedTuple):
     """The logits of one pass.
 
     Attributes:
@@ -41,7 +41,7 @@ def not_imagenet(subject: Subject) -> str | None:
     return f"the network tells {count} classes{named} apart; this needs ImageNet-1K's 1000 in their usual order"
 
 
-def answers(subject: Subject, source: Source, transform: EvalTransform | None = None) -> Answers:
+def answers(subject: Subject, source: Source, transform: EvalTransform | None = None) -> ImagenetAnswers:
     """Show all images of a source to the network of `subject`.
 
     Args:
@@ -58,7 +58,7 @@ def answers(subject: Subject, source: Source, transform: EvalTransform | None = 
     bad = int((~torch.isfinite(logits).all(dim=1)).sum())
     if bad:
         raise UserError(
-            f"{source.description}: the network's answer is not finite for {bad} of {len(logits)} images; "
+            f"{source.description}: the logits of {bad} of {len(logits)} images are not finite; "
             "its weights are damaged or its training diverged"
         )
-    return Answers(logits, labels, positions, len(loader.skipped))
+    return ImagenetAnswers(logits, labels, positions, len(loader.skipped))

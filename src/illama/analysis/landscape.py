@@ -53,7 +53,8 @@ def landscape(subject: Subject, options: LandscapeOptions, workspace: Path | Non
             kind of device and set of options; a later call computes only what is missing. None keeps nothing.
 
     Raises:
-        UserError: `why_not`, no readable image, or a file of the workspace cannot be used.
+        UserError: `why_not`, no readable image, no finite loss at the weights, or a file of the workspace that cannot
+            be used.
     """
     problem = why_not(subject, options)
     if problem is not None:
@@ -65,20 +66,41 @@ def landscape(subject: Subject, options: LandscapeOptions, workspace: Path | Non
     axis = coordinates(options.extent, options.points)
     grid = fill_grid(axis, _loss_at(subject.model, sample, size, options.seed), file, _with_kernel(identity, file))
     values = _values(grid, axis, options, len(sample.labels))
+    values["loss_standard_error"] = _standard_error(subject.model, sample, size, file, identity)
     section = Section("Loss landscape", (Text(_how(values)), landscape_figure(grid, axis), _table(values)))
     places = [(a, b, grid[i, j]) for i, b in enumerate(axis) for j, a in enumerate(axis)]
     rows = [(a, b, None if math.isnan(loss) else float(loss)) for a, b, loss in places]
-    summary = (Measure("loss at the weights; mean on circles around them", _in_words(values)),)
-    return Finding("landscape", summary, section, values, {"landscape.csv": csv_text(("a", "b", "loss"), rows)})
+    table = {"landscape.csv": csv_text(("a", "b", "loss"), rows)}
+    return Finding("landscape", _summary(values), section, values, table)
 
 
-def mean_loss(model: ILlama, sample: Sample, size: int) -> float:
-    """Mean cross-entropy in nats of some images in batches of `size`, as `evaluate_model` computes it."""
+def image_losses(model: ILlama, sample: Sample, size: int) -> Scores:
+    """Cross-entropy in nats of each of some images in batches of `size`, as `evaluate_model` computes it."""
     labels = sample.labels.to(sample.images.device)
     with evaluating(model, None):
         batches = zip(sample.images.split(size), labels.split(size), sample.positions.split(size), strict=True)
         parts = [Scores.of(model(images), targets, positions) for images, targets, positions in batches]
-    return Scores.join(parts).mean_loss()
+    return Scores.join(parts)
+
+
+def mean_loss(model: ILlama, sample: Sample, size: int) -> float:
+    """Mean of `image_losses`."""
+    return image_losses(model, sample, size).mean_loss()
+
+
+def _standard_error(
+    model: ILlama, sample: Sample, size: int, file: Path | None, identity: dict[str, Any]
+) -> float | None:
+    """Of the loss at the weights over the images, in nats; kept beside the grid. None of a single image."""
+    if len(sample.labels) < 2:
+        return None
+
+    def of_images(*_: float) -> float:
+        losses = image_losses(model, sample, size).losses.double()
+        return float(losses.std()) / math.sqrt(len(losses))
+
+    beside = None if file is None else file.with_name(f"{file.stem}-error{file.suffix}")
+    return float(fill_grid([0.0], of_images, beside, identity)[0, 0])
 
 
 def _loss_at(model: ILlama, sample: Sample, size: int, seed: int) -> Callable[[float, float], float]:
@@ -86,7 +108,10 @@ def _loss_at(model: ILlama, sample: Sample, size: int, seed: int) -> Callable[[f
 
     def loss(a: float, b: float) -> float:
         with weights.moved(a, b):
-            return mean_loss(model, sample, size)
+            found = mean_loss(model, sample, size)
+        if not (a or b or math.isfinite(found)):
+            raise UserError("the loss at the weights is not finite; use weights from before the training diverged")
+        return found
 
     return loss
 
@@ -167,8 +192,25 @@ def _how(values: dict[str, Any]) -> str:
         f"Mean cross-entropy of {values['images']:,} images chosen at random (seed {values['seed']}), at weights moved "
         "along two random directions. In each direction every filter (a row of a linear layer, an output channel of "
         "the patch convolution, the vector of a token in the position embedding, the class token) has the norm of the "
-        "network's own, so 1 moves each filter as far as it is long; biases and norms stay (Li et al. 2018). Compare "
-        f"only networks seen with the same images, extent and seed: this is one plane of very many.{missing}"
+        "network's own, so radius 1 moves every filter by its own norm; biases and norms stay (Li et al. 2018). "
+        f"Compare only networks seen with the same images, extent and seed: this is one plane of very many.{missing}"
+    )
+
+
+def _summary(values: dict[str, Any]) -> tuple[Measure, ...]:
+    measures = [Measure(f"loss at the weights ({values['images']:,} images)", _at_the_weights(values))]
+    if circles := values["circles"]:
+        name = f"mean loss at radius {', '.join(circles)} (1: every filter is moved by its own norm)"
+        measures.append(Measure(name, f"{', '.join(map(_number, circles.values()))} nats"))
+    return tuple(measures)
+
+
+def _at_the_weights(values: dict[str, Any]) -> str:
+    error = values["loss_standard_error"]
+    if error is None:
+        return f"{_number(values['loss'])} nats"
+    return (
+        f"{_number(values['loss'])} \N{PLUS-MINUS SIGN} {_number(error)} nats (mean \N{PLUS-MINUS SIGN} standard error)"
     )
 
 
@@ -176,18 +218,15 @@ def _table(values: dict[str, Any]) -> Table:
     reached = values["radius_of_twice_the_loss"]
     whole = reached is not None and reached >= values["extent"]
     shown = "none" if reached is None else f"{reached:.2f}" + (" (the edge)" if whole else "")
-    rows = [("loss at the weights", _number(values["loss"]))]
-    rows += [(f"mean loss on the circle of radius {r}", _number(loss)) for r, loss in values["circles"].items()]
+    twice = None if values["loss"] is None else 2 * values["loss"]
+    rows = [("loss at the weights", _number(values["loss"]), "0")]
+    rows += [("mean loss on a circle", _number(loss), radius) for radius, loss in values["circles"].items()]
     rows += [
-        ("lowest and highest loss on the grid", f"{_number(values['lowest'])}, {_number(values['highest'])}"),
-        ("radius up to which the circle's mean stays below twice the loss at the weights", shown),
+        ("twice the loss at the weights: the mean on circles stays below it up to", _number(twice), shown),
+        ("lowest loss on the grid", _number(values["lowest"]), ""),
+        ("highest loss on the grid", _number(values["highest"]), ""),
     ]
-    return Table(("along the two directions", "nats, or radius"), tuple(rows))
-
-
-def _in_words(values: dict[str, Any]) -> str:
-    circles = (f"{_number(loss)} at radius {radius}" for radius, loss in values["circles"].items())
-    return "; ".join([_number(values["loss"]), *circles])
+    return Table(("along the two directions", "loss, nats", "radius"), tuple(rows))
 
 
 def _number(loss: float | None) -> str:

@@ -42,7 +42,7 @@ def landscape_figure(grid: np.ndarray, axis: list[float]) -> Figure:
         svg_bytes(canvas),
         "Contours and surface of the loss over two random directions in the space of the weights",
         "The cross is the network itself, and the wider the dark valley around it, the further its weights can move "
-        f"before the loss rises.{scale}",
+        f"before the loss rises; 1 on an axis moves every filter by its own norm.{scale}",
     )
 
 

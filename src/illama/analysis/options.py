@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from illama.errors import UserError
 
@@ -12,27 +12,46 @@ Pooled = Literal["class", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationOptions:
-    """Confidence against accuracy (Table 8, Fig. 7).
+class ComparisonOptions:
+    """Two networks on the same images.
 
     Attributes:
         bins: Equal-width bins of confidence over (0, 1].
-        fit_share: Share of the images that temperature scaling is fitted on; it is judged on the others.
         resamples: Bootstrap samples behind each interval.
-        seed: Decides which images the temperature is fitted on, and the bootstrap samples.
+        seed: Decides the bootstrap samples.
     """
 
+    analysis: ClassVar[str] = "comparison"
+
     bins: int = 15
-    fit_share: float = 0.5
     resamples: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("bins", "resamples"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
+                raise UserError(f"{self.analysis}.{name} must be at least 1; got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationOptions(ComparisonOptions):
+    """Confidence against accuracy (Table 8, Fig. 7).
+
+    Attributes:
+        bins: Equal-width bins of confidence over (0, 1].
+        resamples: Bootstrap samples behind each interval.
+        seed: Decides which images the temperature is fitted on, and the bootstrap samples.
+        fit_share: Share of the images that temperature scaling is fitted on; it is tested on the others.
+    """
+
+    analysis: ClassVar[str] = "calibration"
+
+    fit_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.fit_share < 1:
-            raise UserError(f"fit_share must lie between 0 and 1; got {self.fit_share:g}")
+            raise UserError(f"calibration.fit_share must lie between 0 and 1; got {self.fit_share:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +71,7 @@ class ClassesOptions:
     def __post_init__(self) -> None:
         for name in ("shown", "resamples"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1; got {getattr(self, name)}")
+                raise UserError(f"classes.{name} must be at least 1; got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)

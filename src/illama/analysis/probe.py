@@ -1,6 +1,6 @@
 """Linear probe and nearest neighbours on frozen features: how much of the classes a network has laid out already.
 
-Letters: n training images, N images to be judged by, D width, C classes.
+Letters: n training images, N test images, D width, C classes.
 """
 
 from __future__ import annotations
@@ -15,18 +15,21 @@ from illama.analysis.finding import Finding, Measure
 from illama.analysis.frozen import LinearProbe, knn_votes, linear_probe
 from illama.analysis.options import ProbeOptions
 from illama.analysis.probe_figure import layer_figure, scatter_figure
-from illama.analysis.probe_split import ProbeSplit, in_numbers_of, split_for_probe
+from illama.analysis.probe_split import ProbeSplit, covered, in_numbers_of, split_for_probe
 from illama.evaluation.features import Features, cached_features
+from illama.evaluation.verify import wilson
 from illama.report import Block, Section, Table, Text, csv_text
 
 if TYPE_CHECKING:
     from illama.evaluation.subject import Subject
 
+FEW = 1000  # test images; of fewer the summary says how many
+
 
 def why_not(subject: Subject, options: ProbeOptions) -> str | None:
-    """Why there is nothing to learn from these images; None if there is."""
+    """Why no classifier can be fitted on these images; None if one can."""
     if len(np.unique(subject.source.labels)) < 2:
-        return "all images are of one class, so there is nothing to learn"
+        return "all images are of one class, so there is nothing to classify"
     return None
 
 
@@ -52,13 +55,14 @@ def probe(subject: Subject, options: ProbeOptions, workspace: Path | None = None
         each: _knn_predictions(train[i], test[i].values, options, subject) for i, each in enumerate(blocks)
     }  # before the slower fits: it refuses what is asked wrongly
     linear = linear_probe(train[at].values, train[at].labels, test[at].values, seed=options.seed)
-    by_block = {each: _percent(said, labels) for each, said in neighbors.items()}
+    by_block = {each: _percent(predicted, labels) for each, predicted in neighbors.items()}
     values: dict[str, Any] = {
         "block": block,
         "tokens": options.tokens,
         "train_images": len(train[0].labels),
         "images": len(labels),
         "skipped": len(train[0].skipped) + len(test[0].skipped),
+        "test_images_of_unseen_classes": len(labels) - covered(labels, train[0].labels),
         "linear_top1": _percent(linear.predictions, labels),
         "linear_interval": _interval(linear.predictions, labels),
         "linear_strength": linear.strength,
@@ -104,31 +108,34 @@ def _percent(predictions: Tensor, labels: Tensor) -> float:
 
 def _interval(predictions: Tensor, labels: Tensor) -> list[float]:
     """95 % interval of the accuracy in percent by Wilson's score."""
-    from scipy.stats import binomtest
-
-    found = binomtest(int((predictions == labels).sum()), len(labels)).proportion_ci(0.95, method="wilson")
-    return [100.0 * float(found.low), 100.0 * float(found.high)]
+    return [100.0 * bound for bound in wilson(int((predictions == labels).sum()), len(labels))]
 
 
 def _shown(values: dict[str, Any], kind: str) -> str:
     low, high = values[f"{kind}_interval"]
-    return f"{values[f'{kind}_top1']:.2f} % ({low:.2f} to {high:.2f})"
+    few = f"; {values['images']:,} test images" if values["images"] < FEW else ""
+    return f"{values[f'{kind}_top1']:.2f} % ({low:.2f} to {high:.2f}{few})"
 
 
 def _report(values: dict[str, Any], split: ProbeSplit, linear: LinearProbe, options: ProbeOptions) -> list[Block]:
     pooled = "the class token" if options.tokens == "class" else "the mean of the patches"
     skipped = f" {values['skipped']} unreadable images are left out." if values["skipped"] else ""
     how = (
-        f"Features are {pooled} after layer {values['block'] + 1} and the final norm; the network is not "
-        f"trained. {split.how} {values['train_images']:,} images teach, {values['images']:,} judge.{skipped}"
+        f"Features are {pooled} after layer {values['block'] + 1} and the final norm; the network is not trained. "
+        f"{split.how} {values['train_images']:,} train images, {values['images']:,} test images.{skipped}"
     )
+    if values["test_images_of_unseen_classes"]:
+        how += (
+            f" {values['test_images_of_unseen_classes']:,} test images are of classes without a training image: they "
+            "count as wrong."
+        )
     end = "" if linear.converged else " **The fit stopped at its largest number of iterations before it converged.**"
     rows = (
         (
             "linear probe",
             _shown(values, "linear"),
             f"logistic regression on standardised features, C = {linear.strength:g} chosen on "
-            f"{linear.chosen_on:,} of the training images",
+            f"{linear.chosen_on:,} of the train images",
         ),
         (
             "nearest neighbours",
@@ -136,7 +143,7 @@ def _report(values: dict[str, Any], split: ProbeSplit, linear: LinearProbe, opti
             f"the {options.neighbors} nearest by cosine, each with a vote of exp(cosine / {options.temperature:g})",
         ),
     )
-    caption = f"Accuracy with a 95 % interval (Wilson) over the judging images.{end}"
+    caption = f"Top-1 accuracy and its 95 % interval (Wilson) on {values['images']:,} test images.{end}"
     return [Text(how), Table(("classifier", "top-1", "how"), rows, caption)]
 
 

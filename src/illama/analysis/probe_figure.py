@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from illama.analysis.class_names import short
 from illama.report import Figure, svg_bytes
 from illama.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, YELLOW
 
@@ -56,7 +57,7 @@ def scatter_figure(values_ND: Tensor, labels: Tensor, classes: tuple[str, ...], 
         x, y = places_N2[labels == label].T.tolist()
         # Neighbours in the list differ in colour, and those of one colour in shape.
         color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i // len(_COLORS)]
-        name = _short(classes[label])
+        name = short(classes[label])
         axes.scatter(x, y, s=12, color=color, marker=marker, alpha=0.7, linewidths=0, label=name, rasterized=True)
     axes.set_xlabel(f"first principal component, {100 * shares[0]:.0f} % of the variance")
     axes.set_ylabel(f"second, {100 * shares[1]:.0f} % of the variance")
@@ -66,8 +67,8 @@ def scatter_figure(values_ND: Tensor, labels: Tensor, classes: tuple[str, ...], 
         "features",
         svg_bytes(canvas),
         "Scatter plot of image features on their two principal components, coloured by class",
-        "Each point is an image, near others that the network holds for alike; classes that lie apart here are easy to "
-        "tell apart, while those that overlap may still be apart along the other "
+        "Each point is an image, near others with similar features; classes that lie apart here are easy to classify, "
+        "while those that overlap may still be apart along the other "
         f"{values_ND.shape[1] - 2} dimensions. {len(labels):,} images chosen at random"
         + (f"; the {len(coloured)} most frequent of {len(classes)} classes are coloured." if others.any() else "."),
     )
@@ -96,7 +97,3 @@ def layer_figure(by_block: Mapping[int, float], linear_top1: float, linear_block
         "The height of the line says how well images of a class lie together after each layer; the final norm, which "
         "was trained for the last layer alone, is applied after every layer.",
     )
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "\N{HORIZONTAL ELLIPSIS}"

@@ -177,7 +177,9 @@ def _changes(model: ILlama, x_BND: torch.Tensor, before_LBND: list[torch.Tensor]
 
     def compare(block: int, after_BND: torch.Tensor) -> None:
         before_BtD = before_LBND[block][:, kept]
-        changes_LBt.append((after_BND[:, kept] - before_BtD).norm(dim=-1) / before_BtD.norm(dim=-1))
+        moved_Bt = (after_BND[:, kept] - before_BtD).norm(dim=-1)
+        # A token of zeros that has stayed so has not moved; 0 / 0 would say nothing.
+        changes_LBt.append(torch.where(moved_Bt == 0, moved_Bt, moved_Bt / before_BtD.norm(dim=-1)))
 
     model.run_blocks(x_BND, after_block=compare)
     return torch.stack(changes_LBt)

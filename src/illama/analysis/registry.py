@@ -30,7 +30,6 @@ class Analysis:
         options: What can be asked of it; all fields have defaults.
         numbering: "model" where labels count by the network's classes; "data" where any images serve.
         of_logits: Whether NAME_of(saved logits, options) gives the same without a network.
-        images: The option that names a folder of images which serve where no data set is given; "" for none.
     """
 
     help: str
@@ -38,7 +37,6 @@ class Analysis:
     options: type[Any]
     numbering: Literal["model", "data"]
     of_logits: bool = False
-    images: str = ""
 
     def load(self, function: str) -> Callable[..., Any]:
         """A function of the analysis's module."""
@@ -68,7 +66,6 @@ ANALYSES: Registry[Analysis] = Registry(
             "shape",
             ShapeOptions,
             "data",
-            images="cue_conflict",
         ),
         "robustness": Analysis("ImageNet-V2, -A, -R, -Sketch, -ReaL and -C.", "robustness", RobustnessOptions, "data"),
         "attention": Analysis(

@@ -19,7 +19,7 @@ class Panel(NamedTuple):
     """One diagram.
 
     Attributes:
-        title: What was judged.
+        title: Of which images.
         bins: Of equal width.
     """
 

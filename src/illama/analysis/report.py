@@ -15,6 +15,7 @@ import torch
 
 from illama.analysis.finding import Finding
 from illama.analysis.registry import ANALYSES
+from illama.disk import utf8
 from illama.environment import environment
 from illama.errors import UserError
 from illama.evaluation.subject import Subject
@@ -89,16 +90,23 @@ def write_look(found: Look, folder: Path, title: str | None = None) -> list[Path
     Raises:
         UserError: The folder cannot be written to.
     """
-    plain = {
+    plain: dict[str, Any] = {
         "command": ["illama", *sys.argv[1:]],
         "subject": None if found.subject is None else _described(found.subject),
         "environment": _environment(found.subject),
         "findings": {finding.name: finding.values for finding in found.findings},
         "left_out": dict(found.left_out),
     }
-    attached = {"report.json": (json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()}
-    attached |= {name: text.encode() for finding in found.findings for name, text in finding.tables.items()}
-    return write_document(_document(found, title), folder, attached)
+    attached = {name: utf8(text) for finding in found.findings for name, text in finding.tables.items()}
+    document = _document(found, title)
+    own = {*attached, *(f"{figure.name}.svg" for figure in document.figures())}
+    plain["files"] = sorted(own)
+    former = _former_files(folder)
+    attached["report.json"] = utf8(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    written = write_document(document, folder, attached)
+    for name in former - own:  # of another report in this folder: beside the new page they would belong to nothing
+        (folder / name).unlink(missing_ok=True)
+    return written
 
 
 def summary_rows(findings: tuple[Finding, ...]) -> list[tuple[str, str, str]]:
@@ -106,12 +114,26 @@ def summary_rows(findings: tuple[Finding, ...]) -> list[tuple[str, str, str]]:
     return [(measure.name, measure.value, measure.published) for finding in findings for measure in finding.summary]
 
 
+def _former_files(folder: Path) -> set[str]:
+    """Pictures and tables of the report that stands in the folder."""
+    try:
+        names = json.loads((folder / "report.json").read_text(encoding="utf-8"))["files"]
+        return {name for name in names if Path(name).name == name and Path(name).suffix in (".svg", ".csv")}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
+
+
+def about(subject: Subject) -> str:
+    """Which weights, on which images."""
+    return subject.weights if not subject.has_images else f"{subject.weights}, on {subject.source.description}"
+
+
 def _document(found: Look, title: str | None) -> Document:
     sections = [Section("Summary", (Table(SUMMARY_HEADER, tuple(summary_rows(found.findings))), *_left_out(found)))]
     sections += [finding.section for finding in found.findings]
     sections.append(Section("How this was made", tuple(_making(found.subject))))
-    about = "" if found.subject is None else f"{found.subject.weights}, on {found.subject.source.description}. "
-    lead = f"{about}All numbers stand in report.json and the CSV files beside this page."
+    first = "" if found.subject is None else f"{about(found.subject)}. "
+    lead = f"{first}All numbers stand in report.json and the CSV files beside this page."
     return Document(title or _title(found), lead, tuple(sections))
 
 
@@ -152,7 +174,7 @@ def _described(subject: Subject) -> dict[str, Any]:
     config = subject.model.config
     return {
         "weights": subject.weights,
-        "data": subject.source.description,
+        "data": subject.source.description if subject.has_images else None,
         "softness": float(subject.model.softness),
         "parameters": parameters(config),
         "multiply_adds": multiply_adds(config),
@@ -168,10 +190,7 @@ def _environment(subject: Subject | None) -> dict[str, Any]:
 
 
 def _title(found: Look) -> str:
-    """Whose inside this is: a recipe's, or a shape's; what was found where no network is known."""
+    """Whose inside this is; what was found where no network is known."""
     if found.subject is None:
         return ", ".join(finding.section.title for finding in found.findings)
-    recipe, config = found.subject.meta.recipe, found.subject.model.config
-    if recipe is not None and recipe.get("name"):
-        return f"Inside {recipe['name']}"
-    return f"Inside a network of width {config.embed_dim} and {config.depth} blocks"
+    return f"Inside {found.subject.name}"

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from illama.analysis.finding import Finding
-from illama.analysis.imagenet_answers import Answers, answers, not_imagenet
+from illama.analysis.imagenet_answers import ImagenetAnswers, answers, not_imagenet
 from illama.analysis.options import RobustnessOptions
 from illama.analysis.robustness_report import Corrupted, Row, robustness_finding
 from illama.data.imagenet import NUM_CLASSES, wnids
@@ -46,7 +46,7 @@ def why_not(subject: Subject, options: RobustnessOptions) -> str | None:
         return (
             "no robustness set is given; add folders: --imagenet-v2 FOLDER (in a report: robustness.imagenet_v2=FOLDER)"
         )
-    if given == ["real"] and not _is_imagenet(subject.source):
+    if given == ["real"] and not (subject.has_images and _is_imagenet(subject.source)):
         return "ImageNet-ReaL has labels for ImageNet's validation images; add --imagenet FOLDER"
     return not_imagenet(subject)
 
@@ -98,7 +98,8 @@ class _Memory:
         """`compute()`, or what it returned for the same network, images and `what` before."""
         if self._file is None:
             return compute()
-        parts = [self._network, data_id(source), source.description, what]
+        columns = [column.name for column in dataclasses.fields(Row)]  # what is remembered of a set
+        parts = [self._network, data_id(source), source.description, what, columns]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         known = self._read()
         if key not in known:
@@ -110,11 +111,13 @@ class _Memory:
         assert self._file is not None
         try:
             known = json.loads(self._file.read_text(encoding="utf-8"))
+            if not isinstance(known, dict):
+                raise ValueError("no JSON object")
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise UserError(f"{self._file} cannot be read ({error}); remove it to measure everything again") from None
-        return dict(known)
+        return known
 
     def _write(self, known: dict[str, Any]) -> None:
         assert self._file is not None
@@ -130,7 +133,7 @@ def _reference(subject: Subject, opened: Source | None, labels: Labels | None, m
     """ImageNet itself and, from the same pass, by ReaL's labels; nothing where there are no such images."""
     which = SETS["imagenet"]
     if opened is None:
-        if not _is_imagenet(subject.source):
+        if not (subject.has_images and _is_imagenet(subject.source)):
             if labels is not None:
                 raise UserError("ImageNet-ReaL has labels for ImageNet's validation images; add --imagenet FOLDER")
             return []
@@ -156,7 +159,7 @@ def _remembered_row(memory: _Memory, name: str, subject: Subject, source: Source
     return Row(**plain[0])
 
 
-def _row(which: ImageSet, source: Source, found: Answers) -> Row:
+def _row(which: ImageSet, source: Source, found: ImagenetAnswers) -> Row:
     scores = scores_among(found.logits, found.labels, which.classes)
     return Row(
         title=which.title,
@@ -173,7 +176,7 @@ def _row(which: ImageSet, source: Source, found: Answers) -> Row:
     )
 
 
-def _real_row(source: Source, found: Answers, numbers: Tensor, labels: Labels) -> Row:
+def _real_row(source: Source, found: ImagenetAnswers, numbers: Tensor, labels: Labels) -> Row:
     real = score_real(found.logits, numbers[found.positions], labels)
     return Row(
         title="ImageNet-ReaL",

@@ -34,8 +34,8 @@ class Row:
     Attributes:
         title: Its name.
         top1, top5: Accuracy in percent; top-5 is None where it is not defined.
-        hits: Images whose first answer is right.
-        images: Images judged.
+        hits: Images whose prediction is correct.
+        images: Images classified.
         full_images: Images of the whole set; None where it has no fixed number.
         classes, full_classes: Classes that have images here, and in the whole set.
         skipped: Images that cannot be read.
@@ -152,7 +152,7 @@ def _about_corrupted(found: Corrupted) -> str:
     text = (
         f"ImageNet-C: {found.folders} of its {ALL_COUNTED} sets (15 corruptions at 5 severities)"
         + (f" and {further} of further corruptions" if further else "")
-        + f"; {found.images:,} images judged, {found.skipped} unreadable. Its images are cropped already, so they are "
+        + f"; {found.images:,} images, {found.skipped} unreadable. Its images are cropped already, so they are "
         "not cropped again. "
     )
     if of_alexnet is None:
@@ -211,7 +211,7 @@ def _bars(rows: Sequence[Row]) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     caption = "The longer a bar, the more images of that set are classified correctly; thin lines are 95 % intervals."
     if any(row.full_classes < NUM_CLASSES for row in rows):
-        caption += " ImageNet-A and -R have 200 classes each, which alone compete for the answer."
+        caption += " ImageNet-A and -R have 200 classes each, and only these can be predicted."
     return Figure("robustness", svg_bytes(canvas), f"Top-1 accuracy on {len(rows)} sets of images", caption)
 
 

@@ -19,7 +19,7 @@ from illama.evaluation.verify import wilson
 from illama.report import Figure, Section, Table, Text, csv_text, svg_bytes
 from illama.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 
-PUBLISHED = "41.45 % (iLLaMA-B)"
+PUBLISHED = "41.45 % (iLLaMA-B, ImageNet-1K)"
 MARKERS = "osD^vP"
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, GREY)
 HEADER = ("shape category", "shape decisions", "texture decisions", "other decisions", "shape bias")

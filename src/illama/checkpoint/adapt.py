@@ -14,6 +14,7 @@ from torch import Tensor
 from illama.checkpoint.dialects import translate
 from illama.checkpoint.foreign import read_weights
 from illama.checkpoint.resolve import resolve
+from illama.checkpoint.tensors import demand_finite
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.models.position import resize_position
@@ -91,7 +92,8 @@ def adapt_state_dict(state: Mapping[str, Tensor], model: ILlama, source: ModelCo
         What was taken, resized, left new or not used.
 
     Raises:
-        UserError: Weights of another architecture (names the first tensor that differs, counts the others).
+        UserError: Weights of another architecture (names the first tensor that differs, counts the others), or
+            tensors that are no finite numbers.
     """
     own = model.state_dict()
     old_head = state.get(HEAD + "weight")
@@ -103,6 +105,7 @@ def adapt_state_dict(state: Mapping[str, Tensor], model: ILlama, source: ModelCo
     expected = {name: tensor for name, tensor in own.items() if not (other_head and name.startswith(HEAD))}
     resized = _resize_position(adapted, expected, model.config, source)
     demand_same_shapes(adapted, expected)
+    demand_finite(adapted)
     model.load_state_dict(adapted, strict=False)
     new = tuple(name for name in own if name not in expected)
     unexpected = tuple(name for name in state if name not in adapted and name not in new)
@@ -183,7 +186,7 @@ def _describe(
     unexpected: tuple[str, ...],
     differences: tuple[str, ...],
 ) -> str:
-    parts = [f"{len(matched)} tensors taken as they are"]
+    parts = [f"{len(matched)} tensors taken as they are{_converted(state, own, matched)}"]
     parts += [f"{name} resized from {_shape(state, name)} to {_shape(own, name)}" for name in resized]
     if new:
         parts.append(
@@ -195,3 +198,10 @@ def _describe(
     if differences:
         parts.append(f"the file's model differs in {'; '.join(differences)}")
     return ", ".join(parts)
+
+
+def _converted(state: Mapping[str, Tensor], own: Mapping[str, Tensor], names: tuple[str, ...]) -> str:
+    """Which types of numbers became which."""
+    types = {(str(state[name].dtype), str(own[name].dtype)) for name in names}
+    changed = sorted(f"{old} to {new}".replace("torch.", "") for old, new in types if old != new)
+    return f" (from {'; '.join(changed)})" if changed else ""

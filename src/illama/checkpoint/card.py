@@ -76,7 +76,7 @@ def _origin(weights: Weights, row: Published | None) -> str:
             f"paper. Licence: **{LICENCE_NOTE}**; ask them before you publish or sell what you make of it."
         )
     recipe = "" if weights.meta.recipe is None else f", trained with the recipe `{weights.meta.recipe.get('name')}`"
-    source = f"{weights.file.parent.name}/{weights.file.name}"  # half of the files are called model.safetensors
+    source = "/".join(weights.file.absolute().parts[-2:])  # half of the files are called model.safetensors
     licence = "Licence: whatever holds for that file; illama does not know it."
     return f"Made by `illama convert` from `{source}`{recipe}. {licence}"
 

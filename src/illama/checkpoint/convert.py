@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,9 +174,12 @@ def _write(target: Path, card: Path, model: ILlama, meta: Meta, text: str) -> No
     try:
         save_weights(new_weights, model.state_dict(), meta)
         new_card.write_text(text, encoding="utf-8")
+        shutil.copymode(new_card, new_weights)  # safetensors lets nobody but the owner read
         new_card.replace(card)
         new_weights.replace(target)
     except (OSError, SafetensorError) as error:
-        for file in (new_weights, new_card, card):
-            file.unlink(missing_ok=True)
+        card.unlink(missing_ok=True)
         raise UserError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from None
+    finally:  # an interrupted conversion leaves nothing either
+        for file in (new_weights, new_card):
+            file.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from illama.errors import UserError
 
 OURS, HUGGINGFACE, VISIONLLAMA = "ours", "Hugging Face's ViT", "VisionLLaMA's public code"
+_HF_PATCHES = "embeddings.patch_embeddings.projection.weight"
 _HF_ROOTS = ("vit.", "")  # with a head on top, and the encoder alone
 _HF_NAMES = {
     "embeddings.cls_token": "cls_token",
@@ -69,9 +70,9 @@ def translate(state: Mapping[str, Tensor], height_width: tuple[int, int] | None 
         height_width: The network's image size where it is known (`with_class_row`).
 
     Raises:
-        UserError: One of q, k and v is missing, or they differ in shape.
+        UserError: One of q, k and v is missing, or they differ in shape; a network of transformers that is no ViT.
     """
-    if any(name.endswith("embeddings.patch_embeddings.projection.weight") for name in state):
+    if any(name.endswith(_HF_PATCHES) for name in state):
         return from_huggingface(state)
     if any(name.startswith("blocks.") and ".mlp.c_fc1." in name for name in state):
         return Translated(from_visionllama(state), VISIONLLAMA)
@@ -80,7 +81,13 @@ def translate(state: Mapping[str, Tensor], height_width: tuple[int, int] | None 
 
 def from_huggingface(state: Mapping[str, Tensor]) -> Translated:
     """Weights of transformers' ViTForImageClassification or ViTModel; q, k and v become one tensor."""
-    root = next(root for root in _HF_ROOTS if f"{root}embeddings.patch_embeddings.projection.weight" in state)
+    root = next((root for root in _HF_ROOTS if root + _HF_PATCHES in state), None)
+    if root is None:
+        patches = next(name for name in state if name.endswith(_HF_PATCHES))
+        raise UserError(
+            f"{patches} is of transformers, but of neither ViTForImageClassification nor ViTModel, whose names begin "
+            "with vit. or embeddings.; choose other weights"
+        )
     found: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     unused = []
@@ -123,7 +130,7 @@ def with_class_row(state: Mapping[str, Tensor], height_width: tuple[int, int] | 
     if not is_vit or position is None or patches is None or position.dim() != 3 or patches.dim() != 4:
         return found
     rows = position.shape[1]
-    if height_width is None:
+    if height_width is None or 0 in patches.shape:
         alone = rows > 1 and math.isqrt(rows) ** 2 == rows
     else:
         height, width = height_width
@@ -147,7 +154,7 @@ def _joined(name: str, parts: Mapping[str, Tensor]) -> Tensor:
     if missing:
         raise UserError(f"{missing[0]} is missing, which is a part of {name}; fetch or copy the file again")
     three = [parts[part] for part in _QKV]
-    if len({tensor.shape for tensor in three}) > 1:
+    if len({tensor.shape for tensor in three}) > 1 or not three[0].dim():
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in three)
-        raise UserError(f"query, key and value differ in shape ({shapes}), which are the parts of {name}")
+        raise UserError(f"query, key and value have shapes ({shapes}) that make no {name}")
     return torch.cat(three)

@@ -51,10 +51,9 @@ class DamagedError(UserError):
 
 def current(folder: Path) -> Path | None:
     """The folder that holds the checkpoint at this moment, or None if there is none. Changes nothing."""
-    for candidate in (folder, _aside(folder)):
-        if candidate.is_dir():
-            return candidate
-    return None
+    if folder.is_dir():  # first: "." has no name that another folder's could be made of
+        return folder
+    return _aside(folder) if folder.name and _aside(folder).is_dir() else None
 
 
 def replace_folder(

@@ -26,6 +26,10 @@ PICKLE_ENDINGS = (".pth", ".pt", ".bin")
 # Where the weights stand in a dict that holds more, in the order of preference.
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "net", "module")
 WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile put these before every name
+LONGEST_NAME = 200
+# A tensor that repeats a few values may look larger than its file. Up to this many bytes that is allowed: the largest
+# of a network that illama knows has some hundred megabytes.
+MOST_REPEATED_BYTES = 2**30
 _log = logging.getLogger("illama")
 
 
@@ -40,16 +44,28 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], Meta | None]:
         Parameter name -> tensor on the CPU, and the description; None for files that illama did not write.
 
     Raises:
-        UserError: No such file, not a checkpoint, damaged, or a pickle with anything but data in it.
+        UserError: No such file, not a checkpoint, damaged, a pickle with anything but data in it, or tensors that
+            are no plain arrays.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no weights file {path}")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    if path.suffix not in PICKLE_ENDINGS:
+    if path.suffix not in (".safetensors", *PICKLE_ENDINGS):
         raise UserError(f"{path} does not end in .safetensors, {', '.join(PICKLE_ENDINGS)}: not a weights file")
-    return _state_dict(_unpickle(path), path), None
+    state: dict[str, Tensor]
+    meta: Meta | None
+    if path.suffix == ".safetensors":
+        state, meta = read_safetensors(path)
+    else:
+        state, meta = _state_dict(_unpickle(path), path), None
+    for name, tensor in state.items():
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise UserError(f"{path}: {name[:40]!a} is no parameter's name; fetch or copy the file again")
+        oddity = _oddity(tensor, path)
+        if oddity is not None:
+            raise UserError(f"{path}: {name} is {oddity}, but weights are plain arrays; save them dense, on the CPU")
+    # Plain tensors: a pickle can give a parameter attributes that hide its methods.
+    return {name: Tensor.detach(tensor) for name, tensor in state.items()}, meta
 
 
 def _unpickle(path: Path) -> Any:
@@ -86,7 +102,8 @@ def _short(error: Exception) -> str:
         found = re.search(pattern, text)
         if found:
             return found[1]
-    return text.splitlines()[0][:100] if text and len(text) < 200 else type(error).__name__
+    line = text.splitlines()[0][:100] if text and len(text) < 200 else ""
+    return line if line and line.isprintable() else type(error).__name__
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
@@ -105,10 +122,22 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
             f"one of {', '.join(STATE_KEYS)}"
         )
     state = dict(content)
-    for prefix in WRAPPERS:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    while prefix := next((prefix for prefix in WRAPPERS if all(name.startswith(prefix) for name in state)), None):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
+
+
+def _oddity(tensor: Tensor, path: Path) -> str | None:
+    """Why a tensor cannot be taken as an array of numbers; None if it can."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return "sparse or nested"
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.is_meta:
+        return "without values (of the meta device)"
+    if tensor.nbytes > max(path.stat().st_size, MOST_REPEATED_BYTES):
+        return "larger than the file"
+    return None
 
 
 def _is_state(value: Any) -> bool:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from illama.errors import UserError
+from illama.models.config import ModelConfig
 from illama.registry import closest
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", 
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _PILLOW_FILTERS = {2: "bilinear", 3: "bicubic"}
 _HF_EPS = 1e-12
+_TIMM_LAYERS = ("act_layer", "norm_layer", "mlp_layer", "attn_layer", "block_fn")  # arguments that change the function
 # What the files leave out means this: transformers' ViTImageProcessor, timm's PretrainedCfg.
 _HF_MEAN_STD = (0.5, 0.5, 0.5)
 _TIMM_MEAN, _TIMM_STD, _TIMM_CROP = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875
@@ -85,7 +87,7 @@ def described(file: Path) -> Described | None:
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not readable JSON ({str(error).splitlines()[0]}); fetch or copy it again") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no JSON object; fetch or copy it again")
@@ -98,9 +100,11 @@ def _of_timm(config: Mapping[str, Any], file: Path) -> Described:
     arguments = config.get("model_args", {})
     size = arguments.get("img_size") or tuple(cfg.get("input_size", (3, 224, 224)))[1:]
     height, width = _sides(size, file)
-    edits: dict[str, Any] = {"img_size": height if height == width else (height, width)}
-    if "num_heads" in arguments:
-        edits["num_heads"] = arguments["num_heads"]
+    for layer in _TIMM_LAYERS:
+        _demand(layer not in arguments, file, layer, arguments.get(layer), "timm's default, without a word")
+    edits: dict[str, Any] = {"global_pool": config["global_pool"]} if config.get("global_pool") else {}
+    edits |= {field.name: arguments[field.name] for field in fields(ModelConfig) if field.name in arguments}
+    edits["img_size"] = height if height == width else (height, width)
     crop_pct, crop_mode = float(cfg.get("crop_pct", _TIMM_CROP)), cfg.get("crop_mode", "center")
     _demand(crop_mode in ("center", "squash"), file, "crop_mode", crop_mode, "center, squash")
     squash = "warp" if crop_pct == 1 else "warp_crop"
@@ -143,6 +147,10 @@ def _of_transformers(config: Mapping[str, Any], file: Path) -> Described:
 
 def _preprocessing(given: Mapping[str, Any], file: Path, target: tuple[int, int]) -> EvalTransform:
     """transformers' image processor as an evaluation transform; `target` is the network's (height, width)."""
+    for step in ("do_resize", "do_rescale"):
+        _demand(given.get(step, True) is True, file, step, given.get(step), "true")
+    factor = given.get("rescale_factor", 1 / 255)
+    _demand(math.isclose(factor, 1 / 255, rel_tol=1e-6), file, "rescale_factor", factor, "1/255")
     if given.get("do_normalize", True):
         mean, std = given.get("image_mean", _HF_MEAN_STD), given.get("image_std", _HF_MEAN_STD)
     else:
@@ -154,6 +162,8 @@ def _preprocessing(given: Mapping[str, Any], file: Path, target: tuple[int, int]
     final = {"height": final, "width": final} if isinstance(final, int) else final
     shown = (final.get("height"), final.get("width"))
     _demand(shown == target, file, "crop_size" if crop else "size", shown, f"the network's {target}")
+    even = "shortest_edge" in size or not crop or size["height"] == size["width"]
+    _demand(even and (not crop or target[0] == target[1]), file, "size", size, "one that is square before the crop")
     if "shortest_edge" in size:
         mode, full = "crop", size["shortest_edge"]
     else:

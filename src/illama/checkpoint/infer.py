@@ -37,6 +37,7 @@ _FOREIGN_IN_BLOCK = {
     "mlp.norm.": "a ViT with a norm inside its feed-forward, which is not supported",
 }
 _INDISPENSABLE = ("cls_token", "patch_embed.proj.weight", "blocks.0.norm1.weight", "blocks.0.mlp.fc1.weight")
+ENORMOUS = 10  # times as much as the tensors could be is no mistake of a number, but a trap
 _LAYER_SCALE = 1e-4  # only its presence counts: the file brings the values
 
 
@@ -73,6 +74,7 @@ def check_shapes(state: Mapping[str, Tensor], config: ModelConfig) -> None:
     Raises:
         UserError: Names the first tensor that is missing, left over or of another shape, and counts the others.
     """
+    demand_size(state, config)
     with torch.device("meta"):
         expected = ILlama(config).state_dict()
     wrong = [f"missing {name}" for name in expected if name not in state]
@@ -87,6 +89,24 @@ def check_shapes(state: Mapping[str, Tensor], config: ModelConfig) -> None:
         raise UserError(
             f"{wrong[0]}{more}: the weights fit no network that illama knows, or the file is incomplete; "
             f"compared with {_summary(config)}"
+        )
+
+
+def demand_size(state: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """A description of something enormous is refused before it takes time or memory to build.
+
+    What is only somewhat larger than the tensors is left to `check_shapes`, which names the tensor.
+
+    Raises:
+        UserError: The tensors cannot be those of such a network.
+    """
+    largest = max((tensor.numel() for tensor in state.values()), default=0)
+    positions = config.num_patches + 1 if "learned" in config.position else 0
+    needed = config.embed_dim * max(1, config.num_classes, positions)
+    if config.depth > ENORMOUS * len(state) or needed > ENORMOUS * largest:
+        raise UserError(
+            f"a network of depth {config.depth}, width {config.embed_dim}, {config.num_classes} classes and "
+            f"{config.num_patches} patches has far more or larger tensors"
         )
 
 
@@ -184,9 +204,9 @@ def _heads(width: int) -> int:
 def _summary(config: ModelConfig) -> str:
     """The network in a few words, for messages."""
     height, width = config.height_width
-    kind = "iLLaMA" if (config.ffn, config.norm) == ("swiglu", "rms") else "ViT"
-    kind = "VisionLLaMA" if config.position == "rope2d" else kind
+    kind = "an iLLaMA" if (config.ffn, config.norm) == ("swiglu", "rms") else "a ViT"
+    kind = "a VisionLLaMA" if config.position == "rope2d" else kind
     return (
-        f"a {kind} of width {config.embed_dim}, depth {config.depth}, "
+        f"{kind} of width {config.embed_dim}, depth {config.depth}, "
         f"{height}x{width} px in patches of {config.patch_size}"
     )

@@ -32,6 +32,7 @@ MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 STATE_FILE = "training_state.pt"
 META_KEY = "illama"  # of the safetensors header
+LONGEST_REASON = 160  # characters of what a library says of a file
 _log = logging.getLogger("illama.checkpoint")
 
 
@@ -73,7 +74,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Meta | None]:
             header = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0][:LONGEST_REASON]
+        reason = reason if reason.isprintable() else type(error).__name__  # it may quote the file's bytes
         raise UserError(f"{path} is not a readable safetensors file ({reason}); fetch or copy it again") from None
     meta = Meta.from_json(header[META_KEY], str(path)) if META_KEY in header else None
     return state, meta

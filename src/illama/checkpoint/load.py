@@ -15,10 +15,11 @@ from illama.checkpoint.adapt import demand_same_shapes
 from illama.checkpoint.dialects import HUGGINGFACE, VISIONLLAMA, translate
 from illama.checkpoint.foreign import read_weights
 from illama.checkpoint.hub_folder import Described, described
-from illama.checkpoint.infer import infer_config
+from illama.checkpoint.infer import demand_size, infer_config
 from illama.checkpoint.meta import Meta
 from illama.checkpoint.published import Published, announce, published_by_file
 from illama.checkpoint.resolve import resolve
+from illama.checkpoint.tensors import demand_finite
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 
@@ -77,18 +78,12 @@ def load_weights(path: Path | str, edits: Mapping[str, Any] | None = None) -> We
     """
     file = resolve(path)
     state, meta = read_weights(file)
-    if meta is not None:
-        config = dataclasses.replace(meta.config, **(edits or {}))
-        try:
-            demand_same_shapes(state, _shapes(config))
-        except UserError as error:
-            whose = "contradicts its own description" if not edits else "does not fit what is asked for"
-            raise UserError(f"{file} {whose}: {error}") from None
-        return Weights(state, meta if config == meta.config else _altered(meta, config), file)
     try:
-        return _infer(state, file, edits or {})
+        weights = _infer(state, file, edits or {}) if meta is None else _described(state, meta, file, edits or {})
+        demand_finite(weights.state)
     except UserError as error:
         raise UserError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
+    return weights
 
 
 def standard_transform(config: ModelConfig) -> dict[str, Any] | None:
@@ -112,9 +107,23 @@ def as_height_width(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[-1])
 
 
+def _described(state: dict[str, Tensor], meta: Meta, file: Path, edits: Mapping[str, Any]) -> Weights:
+    """Weights that brought their description."""
+    config = dataclasses.replace(meta.config, **edits)
+    try:
+        demand_size(state, config)
+        demand_same_shapes(state, _shapes(config))
+        if meta.classes and config.num_classes not in (0, len(meta.classes)):
+            raise UserError(f"it names {len(meta.classes)} classes, the head has {config.num_classes}")
+    except UserError as error:
+        whose = "contradicts its own description" if not edits else "does not fit what is asked for"
+        raise UserError(f"it {whose}: {error}") from None
+    return Weights(state, meta if config == meta.config else _altered(meta, config), file)
+
+
 def _infer(found: Mapping[str, Tensor], file: Path, edits: Mapping[str, Any]) -> Weights:
     beside = described(file)
-    size = (beside.edits if beside else {}).get("img_size", edits.get("img_size"))
+    size = ((beside.edits if beside else {}) | dict(edits)).get("img_size")
     state, dialect, unused = translate(found, as_height_width(size) if size else None)
     if dialect == HUGGINGFACE and beside is None:
         raise UserError(

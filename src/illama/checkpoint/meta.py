@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from illama.errors import UserError
 from illama.models.config import ModelConfig
@@ -28,6 +28,9 @@ class Meta:
         recipe: The resolved recipe as plain values; None for weights that no recipe made.
         source: Name of the published weights that these are, unchanged ("illama_tiny.in1k"); None for all others.
     """
+
+    # How `from_json` reads it: nothing converted.
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"strict": True, "allow_inf_nan": False}
 
     config: ModelConfig
     classes: tuple[str, ...] = ()
@@ -55,20 +58,22 @@ class Meta:
         Raises:
             UserError: Not such a JSON, or one that a newer version of the package wrote.
         """
+        from pydantic import TypeAdapter, ValidationError
+
         try:
             plain = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             plain = None
         if not isinstance(plain, Mapping) or not isinstance(plain.get("config"), Mapping):
             raise UserError(f"{origin}: the metadata is not a description of illama weights")
         version = plain.get("format_version")
         if version != FORMAT_VERSION:
             raise UserError(f"{origin}: weights format {version!r}, this illama reads {FORMAT_VERSION}; update illama")
-        known = {field.name for field in fields(cls)}
+        known = {field.name for field in fields(cls)}  # what a later version adds may be left out
+        values = {key: plain[key] for key in known if key in plain}
         try:
-            values = {key: plain[key] for key in known if key in plain}
-            values["config"] = ModelConfig(**plain["config"])
-            values["classes"] = tuple(plain.get("classes", ()))
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{origin}: the metadata does not describe a model: {error}") from None
+            return TypeAdapter(cls).validate_json(json.dumps(values))
+        except ValidationError as error:
+            problem = error.errors(include_url=False, include_input=False)[0]
+            where, what = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+            raise UserError(f"{origin}: the metadata does not describe a model: {where}: {what}") from None

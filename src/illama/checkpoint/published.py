@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,13 +113,31 @@ def fetch(name: str, cache_dir: Path | str | None = None) -> Path:
             f"{name} has to be downloaded, which needs huggingface_hub; pip install huggingface_hub, or {instead}"
         ) from None
     for only_cached in (True, False):  # asking the hub about a file that is there takes half a minute without network
+        if not only_cached:
+            _log.info("fetching %s", row.url)
         try:
-            return Path(
-                huggingface_hub.hf_hub_download(REPOSITORY, row.file, cache_dir=cache_dir, local_files_only=only_cached)
-            )
+            with _without_retry_lines():
+                return Path(
+                    huggingface_hub.hf_hub_download(
+                        REPOSITORY, row.file, cache_dir=cache_dir, local_files_only=only_cached
+                    )
+                )
         except Exception as error:  # no network, offline mode, no such repository, a full disk: dozens of classes
             reason = textwrap.shorten(f"{type(error).__name__}: {error}", REASON_LENGTH, placeholder=" ...")
     raise UserError(f"cannot fetch {row.file} from {HUB}/{REPOSITORY} ({reason}); {instead}")
+
+
+@contextmanager
+def _without_retry_lines() -> Iterator[None]:
+    """Without network huggingface_hub tries for half a minute and writes two lines about each try."""
+    from huggingface_hub.utils import logging as hub_logging
+
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(before)
 
 
 def announce(row: Published) -> None:

@@ -12,6 +12,7 @@ from illama.errors import UserError
 from illama.registry import closest
 
 WEIGHTS_ENDINGS = (".safetensors", *PICKLE_ENDINGS)
+LONGEST_PATH = 200  # characters of it in a message
 
 
 def resolve(checkpoint: Path | str) -> Path:
@@ -24,9 +25,15 @@ def resolve(checkpoint: Path | str) -> Path:
             config.json and weights (timm, transformers), or a name such as "illama_tiny.in1k".
 
     Raises:
-        UserError: Nothing there, damaged, or published weights that cannot be fetched.
+        UserError: Nothing there, damaged, not readable, or published weights that cannot be fetched.
     """
-    path, text = Path(checkpoint), str(checkpoint)
+    try:
+        return _resolved(Path(checkpoint), str(checkpoint))
+    except OSError as error:  # a folder that may not be read, a name that is too long
+        raise UserError(f"cannot read {str(checkpoint)[:LONGEST_PATH]}: {error.strerror or error}") from None
+
+
+def _resolved(path: Path, text: str) -> Path:
     in_hub_folder = weights_in(path) if path.is_dir() else None
     if in_hub_folder is not None:
         return in_hub_folder

@@ -1,4 +1,4 @@
-"""Tensors in nested containers: each alone in its memory, copied to the CPU, counted."""
+"""Tensors in nested containers: each alone in its memory, copied to the CPU, counted, checked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from illama.errors import UserError
+
 T = TypeVar("T")
+# Others hold part of a value (8-bit numbers without their scales) or no real number at all.
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def compact(tensor: Tensor) -> Tensor:
@@ -21,6 +25,20 @@ def compact(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
     alone = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if alone else tensor.clone()
+
+
+def demand_finite(state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that can be no weights.
+
+    Raises:
+        UserError: Names the first one of another type than `WEIGHT_TYPES`, or with a NaN or infinity in it.
+    """
+    for name, tensor in state.items():
+        if tensor.dtype not in WEIGHT_TYPES:
+            allowed = ", ".join(_type_name(dtype) for dtype in WEIGHT_TYPES)
+            raise UserError(f"{name} is {_type_name(tensor.dtype)}, but weights are {allowed}; choose other weights")
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{name} has values that are NaN or infinite; choose weights from before that happened")
 
 
 def snapshot(value: T) -> T:
@@ -89,3 +107,7 @@ def _converted(value: Any, convert: Callable[[Tensor], Tensor], known: dict[int,
         return parts
     same = all(new is old for new, old in zip(parts, value, strict=True))
     return value if same else type(value)(parts)
+
+
+def _type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
-from illama.analysis.options import CalibrationOptions
+from illama.analysis.options import ComparisonOptions
 from illama.analysis.registry import ANALYSES
 from illama.cli.options import Device, Json
 from illama.cli.output import STDOUT, check_targets, write_result
@@ -72,15 +73,21 @@ def report_command(
         without: Analyses to leave out.
         title: The page's title.
     """
-    from illama.analysis.report import look, summary_rows, write_look
+    from illama.analysis.report import CACHE, about, look, summary_rows, write_look
     from illama.analysis.words import read_options
+    from illama.evaluation.tensor_file import make_workspace
 
     check_targets(json=shared.json)
+    words = (*words, *(word for word in without if "=" in word))  # an option that takes several takes these too
+    without = tuple(name for name in without if "=" not in name)
     options = read_options(words)
     for name in without:
         ANALYSES[name]  # answers for an unknown name
+    _demand_network("report", checkpoint)
     folder = shared.out or Path("runs") / "analyze" / Path(checkpoint).name
+    make_workspace(folder / CACHE)
     subject = _open_for_report(checkpoint, shared)
+    print(about(subject), file=sys.stderr)
     found = look(subject, options, folder, without)
     if not found.findings:
         raise UserError("no analysis applies: " + "; ".join(f"{n}: {why}" for n, why in found.left_out.items()))
@@ -98,7 +105,7 @@ def compare_command(
     second: str,
     /,
     *,
-    options: Annotated[CalibrationOptions, Parameter(name="*")] = CalibrationOptions(),  # noqa: B008 - frozen
+    options: Annotated[ComparisonOptions, Parameter(name="*")] = ComparisonOptions(),  # noqa: B008 - frozen
     shared: Shared = LookOptions(),
 ) -> None:
     """Two networks on the same images: differences with intervals, and a paired test.
@@ -110,7 +117,11 @@ def compare_command(
     from illama.analysis.comparison import compare
 
     check_targets(json=shared.json)
-    _hand_over(compare(_logits(first, shared), _logits(second, shared), options), shared)
+    _workspace(shared)
+    if _holds_logits(first) and _holds_logits(second):
+        _refuse_unused(first, shared)
+    one, other = _logits(first, shared), _logits(second, shared)
+    _hand_over(compare(one, other, options), shared, f"first:  {one.about}\nsecond: {other.about}")
 
 
 def _register(name: str) -> None:
@@ -119,21 +130,22 @@ def _register(name: str) -> None:
 
     def command(checkpoint: str, /, *, options: Any = analysis.options(), shared: Shared = LookOptions()) -> None:  # noqa: B008
         check_targets(json=shared.json)
+        workspace = _workspace(shared)
         if analysis.of_logits and _holds_logits(checkpoint):
             from illama.evaluation.saved_logits import SavedLogits
 
-            _hand_over(analysis.load(f"{name}_of")(SavedLogits.load(Path(checkpoint)), options), shared)
+            _refuse_unused(checkpoint, shared)
+            saved = SavedLogits.load(Path(checkpoint))
+            _hand_over(analysis.load(f"{name}_of")(saved, options), shared, saved.about)
             return
-        from illama.analysis.report import CACHE, why_not
-        from illama.evaluation.tensor_file import make_workspace
+        from illama.analysis.report import about, why_not
 
-        own = getattr(options, analysis.images) if analysis.images and shared.data is None else shared.data
-        subject = _open(checkpoint, dataclasses.replace(shared, data=own), analysis.numbering)
+        _demand_network(name, checkpoint)
+        subject = _open(checkpoint, shared, analysis.numbering)
         reason = why_not(name, subject, options)
         if reason is not None:
             raise UserError(f"{name}: {reason}")
-        workspace = None if shared.out is None else make_workspace(shared.out / CACHE)
-        _hand_over(analysis.load(name)(subject, options, workspace), shared, subject)
+        _hand_over(analysis.load(name)(subject, options, workspace), shared, about(subject), subject)
 
     takes = "CHECKPOINT: a run folder, a checkpoint, a weights file, or the name of published weights"
     takes += "; or a file of `illama eval --save-logits`." if analysis.of_logits else "."
@@ -169,16 +181,39 @@ def _open_for_report(checkpoint: str, shared: LookOptions) -> Subject:
     """Numbered by the network's classes where the images have them; else only what needs no labels is made."""
     from illama.data.source import UnknownClassError
 
+    subject = _open(checkpoint, shared, "model")
     try:
-        return _open(checkpoint, shared, "model")
+        subject.source  # noqa: B018 - opens it, before anything is computed
     except UnknownClassError:
-        return _open(checkpoint, shared, "data")
+        return dataclasses.replace(subject, numbering="data")
+    return subject
 
 
 def _holds_logits(path: str) -> bool:
     from illama.evaluation.saved_logits import SavedLogits
 
     return SavedLogits.is_one(Path(path))
+
+
+def _demand_network(name: str, checkpoint: str) -> None:
+    if _holds_logits(checkpoint):
+        raise UserError(f"{checkpoint} holds saved logits; {name} needs the network: give its checkpoint")
+
+
+def _workspace(shared: LookOptions) -> Path | None:
+    """Where intermediate results are kept; made before the work begins, which says whether --out can be written."""
+    from illama.analysis.report import CACHE
+    from illama.evaluation.tensor_file import make_workspace
+
+    return None if shared.out is None else make_workspace(shared.out / CACHE)
+
+
+def _refuse_unused(logits: str, shared: LookOptions) -> None:
+    """Refuse options of a pass over the images, which saved logits have behind them."""
+    names = ("data", "split", "batch_size", "softness", "device")
+    given = ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(shared, name) is not None)
+    if given:
+        raise UserError(f"{logits} holds saved logits, which {given} cannot change; leave it out or give a checkpoint")
 
 
 def _logits(path: str, shared: LookOptions) -> Any:
@@ -188,17 +223,17 @@ def _logits(path: str, shared: LookOptions) -> Any:
     return SavedLogits.load(Path(path)) if _holds_logits(path) else logits_of(_open(path, shared, "model"))
 
 
-def _hand_over(finding: Finding, shared: LookOptions, subject: Subject | None = None) -> None:
-    """Print the summary, and write what was asked for."""
+def _hand_over(finding: Finding, shared: LookOptions, about: str, subject: Subject | None = None) -> None:
+    """Print of what and what was found, and write what was asked for."""
     from illama.analysis.report import Look, summary_rows, write_look
 
     if shared.json is not None:
         write_result(shared.json, finding.json())
     written = [] if shared.out is None else write_look(Look((finding,), subject=subject), shared.out)
     if shared.json != STDOUT:
+        print(about)
         _print_summary(summary_rows((finding,)))
-        for path in written[:1]:
-            print(path)
+        print(written[0] if written else "--out FOLDER writes a page with pictures, CSV and JSON")
 
 
 def _print_summary(rows: list[tuple[str, str, str]]) -> None:

@@ -9,6 +9,8 @@ went away.
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import sys
@@ -68,9 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     _log_to_stderr()
+    _print_any_name()
     keep_freed_memory()
     try:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()  # here, where a full disk or a closed pipe is still an error of ours to tell
     except ToldElsewhere:
         time.sleep(GOES_LAST_S)
         return USER_ERROR
@@ -86,12 +90,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("illama: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout once more at its end
+        _close_stdout()
         return PIPE_CLOSED
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            traceback.print_exc()
+            return 1
+        _close_stdout()
+        return _fail(f"the output cannot be written: {error.strerror}", USER_ERROR, debug)
     except Exception:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _close_stdout() -> None:
+    """Python flushes stdout once more at its end, which would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
@@ -103,6 +118,12 @@ def _fail(message: str, code: int, debug: bool) -> int:
 
 def _command(words: Sequence[str]) -> str:
     return f"{words[0]} " if words and words[0] in COMMANDS else ""
+
+
+def _print_any_name() -> None:
+    """File names need not be text: what cannot be encoded is written as an escape, instead of ending the command."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _log_to_stderr() -> None:

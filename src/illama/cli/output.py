@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from illama.disk import replace_file
+from illama.disk import replace_file, utf8
 from illama.errors import UserError
 
 STDOUT = "-"
@@ -44,6 +44,6 @@ def write_result(target: str, text: str) -> None:
         sys.stdout.write(text)
         return
     try:
-        replace_file(Path(target), lambda partial: partial.write_text(text, encoding="utf-8"))
+        replace_file(Path(target), lambda partial: partial.write_bytes(utf8(text)))
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}") from error

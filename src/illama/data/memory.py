@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from illama.data.images import BrokenImage
+from illama.data.progress import WorkProgress
 from illama.data.source import Source
 from illama.data.transforms import to_tensor
 from illama.errors import UserError
@@ -20,8 +21,6 @@ from illama.errors import UserError
 # What data.storage=auto keeps in memory: one size, at most this many pixels a side and bytes in all.
 MEMORY_MAX_SIDE = 64
 MEMORY_MAX_BYTES = 2 << 30
-# Progress is shown when decoding turns out to take longer than this.
-PATIENCE_S = 2.0
 _CHUNK = 256
 
 
@@ -100,10 +99,10 @@ def decode(
         return len(rows)
 
     chunks = [range(at, min(at + _CHUNK, len(source))) for at in range(0, len(source), _CHUNK)]
-    with ThreadPoolExecutor(threads or cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or cpu_count()) as pool, WorkProgress("decoding", len(source)) as progress:
         try:
-            for _ in _shown(pool.map(fill, chunks), len(source), f"decoding {source.description}"):
-                pass
+            for count in pool.map(fill, chunks):
+                progress.advance(count)
         except UnequalSizes:
             pool.shutdown(cancel_futures=True)
             raise
@@ -115,23 +114,3 @@ def decode(
         {skipped[i].where: skipped[i].why for i in sorted(skipped)},
         time.perf_counter() - start,
     )
-
-
-def _shown(counts: Iterator[int], total: int, what: str) -> Iterator[int]:
-    """Pass `counts` on; after PATIENCE_S draw a progress bar of their sum, on stderr."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    start, done = time.perf_counter(), 0
-    bar = Progress(console=Console(stderr=True), transient=True)
-    task = bar.add_task(what, total=total)
-    try:
-        for count in counts:
-            done += count
-            if not bar.live.is_started and time.perf_counter() - start > PATIENCE_S:
-                bar.start()
-            bar.update(task, completed=done)
-            yield count
-    finally:
-        if bar.live.is_started:
-            bar.stop()

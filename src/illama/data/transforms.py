@@ -64,6 +64,13 @@ class EvalTransform:
             raise UserError(f"interpolation {self.interpolation!r} is not one of {', '.join(RESAMPLING)}")
         if self.mode not in MODES:
             raise UserError(f"evaluation mode {self.mode!r} is not one of {', '.join(MODES)}")
+        values = (self.crop_pct, *self.mean, *self.std)
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+            raise UserError(f"crop_pct, mean and std are to be finite numbers; given {values}")
+        if not 0 < self.crop_pct <= 1 or any(value <= 0 for value in self.std):
+            raise UserError(
+                f"crop_pct {self.crop_pct} and std {self.std} are to be above 0, and crop_pct no more than 1"
+            )
         if len(self.mean) != self.in_chans or len(self.std) != self.in_chans:
             raise UserError(
                 f"data.mean and data.std have {len(self.mean)} and {len(self.std)} values; "
@@ -107,9 +114,16 @@ class EvalTransform:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> EvalTransform:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`.
+
+        Raises:
+            UserError: Fields are missing, unknown, or not what they may be.
+        """
         values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UserError(f"the evaluation transform of the weights cannot be read: {error}") from None
 
 
 def standard_mode(size: tuple[int, int]) -> EvalMode:

@@ -29,7 +29,7 @@ class Answers:
         ranks: How many classes come before the right one, (N,) int64; 0 is a hit.
         confidences: Largest probabilities, (N,) float64.
         losses: Negative log-likelihoods of the right class in nats, (N,) float64.
-        briers: Squared distances of the probabilities from the right answer, (N,) float64; see `brier_score`.
+        briers: Squared distances of the probabilities from the one-hot label, (N,) float64; see `brier_score`.
     """
 
     targets: np.ndarray
@@ -97,6 +97,10 @@ class Reliability:
     def maximum_error(self) -> float:
         """Largest |accuracy - confidence| of a bin that is not empty (Guo et al. 2017, Eq. 5)."""
         return float(np.nanmax(np.abs(self.accuracy - self.confidence)))
+
+    def worst_count(self) -> int:
+        """Images of the bin of `maximum_error`, the first of equal ones."""
+        return int(self.counts[np.nanargmax(np.abs(self.accuracy - self.confidence))])
 
 
 def top_k_accuracy(answers: Answers, k: int) -> float:

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
@@ -194,7 +192,7 @@ def _classify_all(
     look: Callable[[Tensor, Batch], None],
 ) -> float:
     """Hand the logits of each batch to `look`; returns the softness during the pass."""
-    with evaluating(model, softness), _bar(loader, progress) as advance:
+    with evaluating(model, softness), _shown(loader, progress) as advance:
         for batch in _in_step(loader, model, world):
             look(model(batch.images), batch)
             advance()
@@ -234,13 +232,12 @@ def evaluating(model: ILlama, softness: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def _bar(loader: EvalLoader, wanted: bool) -> Iterator[Any]:
+def _shown(loader: EvalLoader, wanted: bool) -> Iterator[Callable[[], None]]:
     """Yields a function to call after each batch."""
-    console = Console(stderr=True)
-    if not (wanted and console.is_terminal):
+    from illama.data.progress import WorkProgress
+
+    if not wanted:
         yield lambda: None
         return
-    columns = (TextColumn("batch"), MofNCompleteColumn(), BarColumn(24), TextColumn("ETA"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=operator.length_hint(loader) or None)
-        yield lambda: bar.advance(task)
+    with WorkProgress("classifying", operator.length_hint(loader), "batches") as progress:
+        yield lambda: progress.advance(1)

@@ -10,24 +10,40 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from illama.data.images import BrokenImage
+
 if TYPE_CHECKING:
     from torch import nn
 
     from illama.data.source import Source
     from illama.evaluation.subject import Subject
 
+SAMPLED = 16  # images whose content counts, evenly spaced
+
 
 def data_id(source: Source) -> str:
-    """SHA-256, hexadecimal, of the class names, and of label and file name of every image in order.
+    """SHA-256, hexadecimal, of the class names, of label and file name of every image, and of some images' content.
 
-    Folders do not count: the same data set has the same name on another machine. Pixels do not count either: reading
-    them all would take as long as what the name is to save.
+    Folders do not count: the same data set has the same name on another machine. Of the content `SAMPLED` images stand
+    for all, since reading all would take as long as what the name is to save: another version of the images under the
+    same names (a corruption, another size) has another name, an exchange of single images need not.
     """
     found = hashlib.sha256(json.dumps(list(source.classes)).encode())
     found.update(source.labels.astype("<i8").tobytes())
     for i in range(len(source)):
         found.update(Path(source.location(i)).name.encode(errors="surrogateescape") + b"\0")
+    for part in range(min(SAMPLED, len(source))):
+        found.update(_content(source, part * len(source) // min(SAMPLED, len(source))))
     return found.hexdigest()
+
+
+def _content(source: Source, i: int) -> bytes:
+    """SHA-256 of an image as it is stored, or of its pixels where a source keeps no files; b"" where it is broken."""
+    try:
+        stored = source.encoded(i)
+        return hashlib.sha256(source.read(i).tobytes() if stored is None else stored).digest()
+    except BrokenImage:
+        return b""
 
 
 def weights_id(model: nn.Module) -> str:

@@ -193,7 +193,10 @@ def _cache_file(workspace: Path, identity: dict[str, Any]) -> Path:
 
 
 def _load_checked(file: Path, identity: dict[str, Any]) -> Features:
-    found = Features.load(file)
+    try:
+        found = Features.load(file)
+    except UserError:
+        raise UserError(f"{file} is damaged, or of another version of illama; delete it") from None
     if found.identity != identity:
         raise UserError(f"{file} holds features of other weights, images or blocks than its name says; delete it")
     return found

@@ -71,6 +71,12 @@ class SavedLogits:
         return len(self.targets)
 
     @property
+    def about(self) -> str:
+        """Which weights, on which images, for people."""
+        skipped = f", {len(self.skipped)} of them unreadable" if self.skipped else ""
+        return f"{self.weights}, softness {self.softness:g}, on {self.data}{skipped}"
+
+    @property
     def num_classes(self) -> int:
         """C."""
         return int(self.logits.shape[1])
@@ -179,6 +185,9 @@ def class_mismatch(subject: Subject) -> str | None:
     most, classes = int(subject.source.labels.max()), subject.model.config.num_classes
     if most >= classes:
         return f"{subject.source.description}: an image is of class {most}, but the network has {classes} classes"
+    known = len(subject.source.classes)
+    if not subject.meta.classes and known != classes:
+        return f"{subject.source.description}: it has {known} classes, the network {classes}, whose names are unknown"
     return None
 
 
@@ -240,7 +249,10 @@ def logits_for(subject: Subject, workspace: Path | None, *, progress: bool = Fal
         return logits_of(subject, progress=progress)
     path = make_workspace(workspace) / CACHE_FILE
     if path.is_file():
-        saved = SavedLogits.load(path)
+        try:
+            saved = SavedLogits.load(path)
+        except UserError:
+            raise UserError(f"{path} is damaged, or of another version of illama; delete it") from None
         if (saved.network_id, saved.data_id) == (network_id(subject), data_id(subject.source)):
             return saved
     saved = logits_of(subject, progress=progress)

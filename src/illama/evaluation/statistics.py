@@ -141,13 +141,15 @@ class Difference:
         first, second: The measure of each.
         interval: Bootstrap interval of second - first, both judged on the same drawn images.
         p_value: Chance of a difference at least this far from 0 where there is none. From McNemar's exact test for
-            top1; else twice the smaller share of bootstrap differences on one side of 0, never below 2 / (R + 1).
+            top1 and top5; else twice the smaller share of bootstrap differences on one side of 0.
+        floor: What `p_value` cannot fall below: 2 / (R + 1) from the bootstrap, 0 from the exact test.
     """
 
     first: float
     second: float
     interval: Interval
     p_value: float
+    floor: float
 
     @property
     def difference(self) -> float:
@@ -162,12 +164,16 @@ def paired_differences(
     rows = np.concatenate((measure_rows(first, bins), measure_rows(second, bins)), axis=1)
     values = [measures(part) for part in np.split(rows.mean(axis=0), 2)]
     drawn = [measures(part) for part in np.split(resampled_means(rows, resamples, seed), 2, axis=1)]
+    tops = {"top1": 1, "top5": 5}
     found = {}
     for name in values[0]:
         differences = drawn[1][name] - drawn[0][name]
-        p_value = mcnemar(first.hits, second.hits).p_value if name == "top1" else bootstrap_p_value(differences)
+        if name in tops:
+            floor, p_value = 0.0, mcnemar(first.ranks < tops[name], second.ranks < tops[name]).p_value
+        else:
+            floor, p_value = 2 / (resamples + 1), bootstrap_p_value(differences)
         found[name] = Difference(
-            float(values[0][name]), float(values[1][name]), percentile_interval(differences), p_value
+            float(values[0][name]), float(values[1][name]), percentile_interval(differences), p_value, floor
         )
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from illama.models import ILlama
 
 Numbering = Literal["model", "data"]
+NO_DATA = "these weights do not say which data they were trained on; give it with --data"
 
 
 class Sample(NamedTuple):
@@ -47,32 +49,59 @@ class Subject:
     Attributes:
         model: In evaluation mode at the softness that it was saved with, on `device`.
         meta: What travelled with the weights.
+        name: What the network is called: its recipe, its published name, or its file.
         weights: Which weights, for people: the file and its optimizer step.
-        source: One split of a data set.
         transform: How evaluation looks at an image.
         device: Where the model is.
-        data: The section of a recipe that describes the data set.
         batch_size: Images at a time.
+        data: The section of a recipe that describes the data set; None where no data set is known.
+        split: Which split of it.
         seed: Decides which images `data` carves out and keeps.
-        numbering: Whose classes number `source.labels`: the model's, or the data set's own where images alone count.
+        numbering: Whose classes number the labels: the model's, or the data set's own where images alone count.
+        given: Images from elsewhere than `data`.
     """
 
     model: ILlama
     meta: Meta
+    name: str
     weights: str
-    source: Source
     transform: EvalTransform
     device: torch.device
-    data: DataConfig
     batch_size: int
+    data: DataConfig | None = None
+    split: str = "eval"
     seed: int = 0
     numbering: Numbering = "model"
+    given: Source | None = None
+
+    @property
+    def has_images(self) -> bool:
+        """Whether it is known which images; else `source` raises."""
+        return self.given is not None or self.data is not None
+
+    @cached_property
+    def source(self) -> Source:
+        """The images, opened when they are first asked for: some analyses bring their own.
+
+        Raises:
+            UserError: No data set is known, or it cannot be used.
+            UnknownClassError: Images belong to a class that the model, which numbers them, does not have.
+        """
+        from illama.data import open_source
+
+        if self.given is not None:
+            return self.given
+        if self.data is None:
+            raise UserError(NO_DATA)
+        classes: Sequence[str] | None = (self.meta.classes or None) if self.numbering == "model" else None
+        return open_source(self.data, self.split, in_chans=self.meta.config.in_chans, classes=classes, seed=self.seed)
 
     def loader(self, world: World = ALONE) -> EvalLoader:
         """All readable images in batches, each once; of several processes this one's share."""
         from illama.data import build_eval_loader
 
-        how = self.data.workers, self.data.worker_timeout_s, world
+        config = self.data or DataConfig()
+        how = config.workers, config.worker_timeout_s, world
         return build_eval_loader(self.source, self.transform, self.batch_size, self.device, *how)
 
     def sample(self, count: int, seed: int = 0) -> Sample:
@@ -105,11 +134,11 @@ class Subject:
 
     def other_split(self, split: str) -> Subject:
         """The same network on another split of the same data, such as "train"."""
-        return dataclasses.replace(self, source=_open(self.data, split, self.meta, self.numbering, self.seed))
+        return dataclasses.replace(self, split=split, given=None)
 
     def on(self, source: Source) -> Subject:
         """The same network on other images, numbered as `source` says."""
-        return dataclasses.replace(self, source=source)
+        return dataclasses.replace(self, given=source)
 
 
 def open_subject(
@@ -134,28 +163,30 @@ def open_subject(
         numbering: "model" numbers the classes as in training and refuses unknown ones; "data" takes the data set's own.
 
     Raises:
-        UserError: Checkpoint, data or device cannot be used.
+        UserError: Checkpoint, data, device or batch size cannot be used.
     """
     from illama.data import EvalTransform  # imported here: the training loop evaluates too
     from illama.device import resolve_device
 
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"the batch size must be at least 1; got {batch_size}")
     target = device if isinstance(device, torch.device) else resolve_device(device)
     file = resolve(checkpoint)
     model, meta = load_model(file, target)
     if softness is not None:
         model.set_softness(softness)
     recipe = None if meta.recipe is None else parse_recipe(meta.recipe, f"the recipe in {checkpoint}")
-    config, seed = choose_data(recipe, data), 0 if recipe is None else recipe.seed
     return Subject(
         model=model,
         meta=meta,
+        name=meta.source or Path(checkpoint).stem if recipe is None else recipe.name,
         weights=_named(file, meta),
-        source=_open(config, split or "eval", meta, numbering, seed),
         transform=EvalTransform.from_dict(needed_transform(meta, checkpoint)),
         device=target,
-        data=config,
         batch_size=batch_size or (256 if recipe is None else recipe.train.eval_batch),
-        seed=seed,
+        data=None if recipe is None and data is None else choose_data(recipe, data),
+        split=split or "eval",
+        seed=0 if recipe is None else recipe.seed,
         numbering=numbering,
     )
 
@@ -164,13 +195,6 @@ def _named(file: Path, meta: Meta) -> str:
     """Weights for people; those of others have no step."""
     step = f", step {meta.step}" if meta.recipe is not None or meta.step else ""
     return f"{file}{step}" + (", averaged" if meta.ema else "")
-
-
-def _open(config: DataConfig, split: str, meta: Meta, numbering: Numbering, seed: int) -> Source:
-    from illama.data import open_source
-
-    classes: Sequence[str] | None = (meta.classes or None) if numbering == "model" else None
-    return open_source(config, split, in_chans=meta.config.in_chans, classes=classes, seed=seed)
 
 
 def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:
@@ -187,7 +211,7 @@ def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:
     """
     if given is None:
         if recipe is None:
-            raise UserError("these weights do not say which data they were trained on; give it with --data")
+            raise UserError(NO_DATA)
         return recipe.data
     base = DataConfig() if recipe is None else recipe.data
     whole = {"val_fraction": 0.0, "max_eval_images": None}

@@ -27,7 +27,7 @@ def write_tensors(path: Path, key: str, tensors: Mapping[str, Tensor], about: Ma
     Raises:
         UserError: The disk is full, the folder does not exist, ...
     """
-    header = {key: json.dumps(about, ensure_ascii=False, allow_nan=False)}
+    header = {key: json.dumps(about, allow_nan=False)}  # in ASCII: not every file's name can be written as UTF-8
     try:
         replace_file(path, lambda partial: save_file(dict(tensors), partial, metadata=header))
     except (SafetensorError, OSError) as error:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from illama.checkpoint.load import load_weights
 from illama.checkpoint.meta import Meta
-from illama.checkpoint.published import PUBLISHED, Published, published_as
+from illama.checkpoint.published import PUBLISHED, Published, published_as, published_by_file
+from illama.checkpoint.resolve import resolve
 from illama.errors import UserError
 from illama.evaluation.classify import EvalResult, evaluate_model
 from illama.evaluation.subject import open_subject
@@ -107,7 +109,10 @@ def verify(
     Raises:
         UserError: The weights are no published ones, or checkpoint, data or device cannot be used.
     """
-    subject = open_subject(checkpoint, data=data, split=split, batch_size=batch_size, device=device)
+    file = resolve(checkpoint)
+    if published_by_file(file.name) is None:  # before the data is opened: it fits no other network
+        published_row(load_weights(file).meta, checkpoint)
+    subject = open_subject(file, data=data, split=split, batch_size=batch_size, device=device)
     row = published_row(subject.meta, checkpoint)
     found = evaluate_model(subject.model, subject.loader(), subject.meta.config.num_classes, progress=progress)
     found = dataclasses.replace(

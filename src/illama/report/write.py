@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from illama.disk import replace_file
+from illama.disk import replace_file, utf8
 from illama.errors import UserError
 from illama.report.document import Document
 from illama.report.markdown_text import markdown
@@ -28,7 +28,7 @@ def write_document(document: Document, folder: Path, attached: Mapping[str, byte
     Raises:
         UserError: The folder cannot be made, or a file cannot be written.
     """
-    texts = {"report.html": html(document).encode(), "report.md": markdown(document).encode(), **(attached or {})}
+    texts = {"report.html": utf8(html(document)), "report.md": utf8(markdown(document)), **(attached or {})}
     figures = {f"{figure.name}.svg": figure.svg for figure in document.figures()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
