@@ -107,7 +107,7 @@ def test_a_difference_names_its_sign_its_unit_and_how_small_a_chance_can_be_seen
 
 
 def test_options_name_their_analysis() -> None:
-    with pytest.raises(UserError, match="comparison.bins must be at least 1; got 0"):
+    with pytest.raises(UserError, match=r"compare\.bins must be at least 1; got 0"):
         ComparisonOptions(bins=0)
 
 

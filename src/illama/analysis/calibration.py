@@ -36,8 +36,8 @@ ABOUT = (
 )
 RESAMPLING = (
     "Intervals hold the middle 95 % of {resamples:,} bootstrap samples of the images. The calibration error of a "
-    "sample is larger than that of the images themselves on average, so its interval leans upwards and may exclude the value "
-    "of a well calibrated network."
+    "sample is larger than that of the images themselves on average, so its interval leans upwards and may exclude the "
+    "value of a well calibrated network."
 )
 
 

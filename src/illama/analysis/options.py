@@ -21,7 +21,7 @@ class ComparisonOptions:
         seed: Decides the bootstrap samples.
     """
 
-    analysis: ClassVar[str] = "comparison"
+    analysis: ClassVar[str] = "compare"
 
     bins: int = 15
     resamples: int = 1000

@@ -25,6 +25,7 @@ from illama.report import Block, Bullets, Code, Document, Section, Table, Text, 
 
 CACHE = "cache"  # sub-folder with what a second call need not compute again
 SUMMARY_HEADER = ("measure", "found", "published")
+BRACKETS = "Brackets hold 95 % intervals over the images, or what a number rests on."
 _log = logging.getLogger("illama")
 
 
@@ -129,7 +130,8 @@ def about(subject: Subject) -> str:
 
 
 def _document(found: Look, title: str | None) -> Document:
-    sections = [Section("Summary", (Table(SUMMARY_HEADER, tuple(summary_rows(found.findings))), *_left_out(found)))]
+    summary = Table(SUMMARY_HEADER, tuple(summary_rows(found.findings)), BRACKETS)
+    sections = [Section("Summary", (summary, *_left_out(found)))]
     sections += [finding.section for finding in found.findings]
     sections.append(Section("How this was made", tuple(_making(found.subject))))
     first = "" if found.subject is None else f"{about(found.subject)}. "

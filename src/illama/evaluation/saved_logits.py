@@ -65,7 +65,7 @@ class SavedLogits:
     def __post_init__(self) -> None:
         problem = self._misfit()
         if problem is not None:
-            raise UserError(f"these are no logits with their right answers: {problem}")
+            raise UserError(f"these are no logits with their targets: {problem}")
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -131,7 +131,7 @@ class SavedLogits:
         if self.logits.ndim != 2 or not self.logits.shape[1]:
             return f"the logits are {self.logits.shape}, not images x classes"
         if self.targets.shape != (len(self.logits),) or self.indices.shape != self.targets.shape:
-            return f"{len(self.logits)} rows of logits, {len(self.targets)} answers, {len(self.indices)} positions"
+            return f"{len(self.logits)} rows of logits, {len(self.targets)} targets, {len(self.indices)} positions"
         if not len(self.targets):
             return "there is no image"
         if not 0 <= self.targets.min() <= self.targets.max() < self.num_classes:
