@@ -97,7 +97,7 @@ def _refused(path: Path, words: str) -> None:
 @pytest.mark.parametrize(
     ("edits", "words"),
     [
-        ({"targets": np.arange(3)}, "12 rows of logits, 3 answers"),
+        ({"targets": np.arange(3)}, "12 rows of logits, 3 targets"),
         ({"targets": np.full(12, 4)}, "class 4, but the network has the classes 0 to 3"),
         ({"targets": np.full(12, -1)}, "class -1"),
         ({"logits": np.zeros((12, 4))}, "float64"),
