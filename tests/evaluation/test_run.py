@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 import illama
-from illama.checkpoint import load_model, save_weights
+from illama.checkpoint import Meta, load_model, save_weights
+from illama.data import EvalTransform
 from illama.errors import UserError
 from illama.evaluation.subject import choose_data
+from illama.models import ILlama, ModelConfig
 from illama.recipes import load_recipe
 from illama.timm_bridge import import_timm
 
@@ -107,3 +109,11 @@ def test_the_public_name_is_a_function_whatever_was_imported_before(first: str) 
 def test_a_batch_without_images_is_refused(digits_run: Path, size: int) -> None:
     with pytest.raises(UserError, match=f"the batch size must be at least 1; got {size}"):
         illama.evaluate(digits_run, device="cpu", batch_size=size)
+
+
+def test_a_network_without_head_says_what_it_is_good_for(tmp_path: Path) -> None:
+    model = ILlama(ModelConfig(img_size=8, patch_size=2, in_chans=1, num_classes=0, embed_dim=8, depth=1, num_heads=2))
+    transform = EvalTransform((8, 8), mean=(0.5,), std=(0.5,), mode="none", in_chans=1).to_dict()
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), Meta(config=model.config, eval_transform=transform))
+    with pytest.raises(UserError, match="no head, so it names no class; illama features"):
+        illama.evaluate(tmp_path / "w.safetensors", data="digits", device="cpu")

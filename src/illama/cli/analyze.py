@@ -33,7 +33,7 @@ class LookOptions:
     Attributes:
         data: Another data set than the recipe's: a folder, a parquet file, or a name such as digits.
         split: Which split; the recipe's evaluation split by default.
-        batch_size: Images at a time.
+        batch_size: Images at a time in a pass over all of them.
         softness: Softness of the mask, 0 (causal) to 1; the one saved with the weights by default.
         out: A folder for the page, its pictures, CSV and JSON; made if absent.
     """

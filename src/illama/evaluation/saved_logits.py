@@ -180,6 +180,8 @@ def class_mismatch(subject: Subject) -> str | None:
     """Why the answers of this network cannot be compared with these labels, in one line; None if they can."""
     if subject.numbering != "model":
         return "the images are numbered by their own classes, not by those of the network"
+    if not subject.model.config.num_classes:
+        return "the network has no head, so it names no class; illama features and illama analyze probe take it"
     if not len(subject.source):
         return f"{subject.source.description}: there is no image"
     most, classes = int(subject.source.labels.max()), subject.model.config.num_classes
