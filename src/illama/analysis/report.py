@@ -24,7 +24,6 @@ from illama.models.complexity import multiply_adds, parameters
 from illama.report import Block, Bullets, Code, Document, Section, Table, Text, write_document
 
 CACHE = "cache"  # sub-folder with what a second call need not compute again
-SUMMARY_HEADER = ("measure", "found", "published")
 BRACKETS = "Brackets hold 95 % intervals over the images, or what a number rests on."
 _log = logging.getLogger("illama")
 
@@ -110,9 +109,13 @@ def write_look(found: Look, folder: Path, title: str | None = None) -> list[Path
     return written
 
 
-def summary_rows(findings: tuple[Finding, ...]) -> list[tuple[str, str, str]]:
-    """Rows under `SUMMARY_HEADER`."""
-    return [(measure.name, measure.value, measure.published) for finding in findings for measure in finding.summary]
+def summary_table(findings: tuple[Finding, ...]) -> Table:
+    """The few numbers that stand at the head; published ones have a column where there are any."""
+    measures = [measure for finding in findings for measure in finding.summary]
+    if any(measure.published for measure in measures):
+        rows = tuple((measure.name, measure.value, measure.published) for measure in measures)
+        return Table(("measure", "found", "published"), rows, BRACKETS)
+    return Table(("measure", "found"), tuple((measure.name, measure.value) for measure in measures), BRACKETS)
 
 
 def _former_files(folder: Path) -> set[str]:
@@ -130,8 +133,7 @@ def about(subject: Subject) -> str:
 
 
 def _document(found: Look, title: str | None) -> Document:
-    summary = Table(SUMMARY_HEADER, tuple(summary_rows(found.findings)), BRACKETS)
-    sections = [Section("Summary", (summary, *_left_out(found)))]
+    sections = [Section("Summary", (summary_table(found.findings), *_left_out(found)))]
     sections += [finding.section for finding in found.findings]
     sections.append(Section("How this was made", tuple(_making(found.subject))))
     first = "" if found.subject is None else f"{about(found.subject)}. "

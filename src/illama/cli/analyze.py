@@ -73,7 +73,7 @@ def report_command(
         without: Analyses to leave out.
         title: The page's title.
     """
-    from illama.analysis.report import CACHE, about, look, summary_rows, write_look
+    from illama.analysis.report import CACHE, about, look, write_look
     from illama.analysis.words import read_options
     from illama.evaluation.tensor_file import make_workspace
 
@@ -95,7 +95,7 @@ def report_command(
     if shared.json is not None:
         write_result(shared.json, (folder / "report.json").read_text(encoding="utf-8"))
     if shared.json != STDOUT:
-        _print_summary(summary_rows(found.findings))
+        _print_summary(found.findings)
         print(written[0])
 
 
@@ -225,22 +225,22 @@ def _logits(path: str, shared: LookOptions) -> Any:
 
 def _hand_over(finding: Finding, shared: LookOptions, about: str, subject: Subject | None = None) -> None:
     """Print of what and what was found, and write what was asked for."""
-    from illama.analysis.report import Look, summary_rows, write_look
+    from illama.analysis.report import Look, write_look
 
     if shared.json is not None:
         write_result(shared.json, finding.json())
     written = [] if shared.out is None else write_look(Look((finding,), subject=subject), shared.out)
     if shared.json != STDOUT:
         print(about)
-        _print_summary(summary_rows((finding,)))
+        _print_summary((finding,))
         print(written[0] if written else "--out FOLDER writes a page with pictures, CSV and JSON")
 
 
-def _print_summary(rows: list[tuple[str, str, str]]) -> None:
+def _print_summary(findings: tuple[Finding, ...]) -> None:
     from rich.console import Console
 
-    from illama.analysis.report import SUMMARY_HEADER
+    from illama.analysis.report import summary_table
     from illama.report import terminal_table
 
-    used = 3 if any(published for *_, published in rows) else 2
-    Console(highlight=False).print(terminal_table(SUMMARY_HEADER[:used], [row[:used] for row in rows]))
+    table = summary_table(findings)
+    Console(highlight=False).print(terminal_table(table.header, table.rows))
