@@ -11,7 +11,7 @@ from PIL import Image
 
 from illama.analysis.registry import ANALYSES
 from illama.analysis.words import read_options
-from illama.cli.main import COMMANDS
+from illama.cli.main import COMMANDS, main
 from illama.recipes import list_recipes
 from tests.evaluation.conftest import untrained_digits_run
 
@@ -73,15 +73,17 @@ def test_every_analysis_is_told_of_and_its_options_exist() -> None:
     assert set(re.findall(r"illama analyze ([a-z]+)", typed)) <= {*ANALYSES, "compare", "report"}
 
 
-def test_the_python_example_of_the_analyses_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_examples_of_the_analyses_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
     untrained_digits_run(tmp_path / "runs" / "digits")
     monkeypatch.chdir(tmp_path)
     values: dict[str, Any] = {}
-    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], values)
+    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(example, values)
     assert 0 <= values["ece"] <= 1
     config = values["subject"].meta.config
     assert [tuple(rank.shape) for rank in values["ranks"].values()] == [(config.num_heads,)] * config.depth
+    assert main(["analyze", "compare", "other.safetensors", "runs/digits", "--resamples", "20"]) == 0
 
 
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:  # type: ignore[no-untyped-def]
