@@ -20,7 +20,7 @@ def test_features_are_written_and_read_by_other_tools(run: Run, digits_run: Path
     assert found["values"].dtype == np.float32
     assert np.bincount(found["labels"]).sum() == 360
     assert found["positions"].tolist() == list(range(360))
-    assert "360 images: mean of the patches after block 0, 64 numbers each" in said
+    assert "360 images: mean of the patches after block 0 (layer 1), 64 numbers each" in said
     assert said.splitlines()[-1] == str(out)
 
 
