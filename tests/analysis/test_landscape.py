@@ -281,6 +281,27 @@ def test_the_finding_says_what_was_measured(subject: Subject, tmp_path: Path) ->
     assert [float(cell) for cell in rows[5].split(",")] == [0.0, 0.0, values["loss"]]
 
 
+def test_the_table_gives_every_loss_at_its_own_place(subject: Subject) -> None:
+    found = landscape(subject, FEW)
+    axis, grid = found.values["axis"], found.values["grid"]
+    rows = [[float(cell) for cell in line.split(",")] for line in found.tables["landscape.csv"].splitlines()[1:]]
+    assert {(a, b): loss for a, b, loss in rows} == {
+        (axis[column], axis[row]): grid[row][column] for row in range(3) for column in range(3)
+    }
+    assert grid[0][2] != grid[2][0], "rows are the second direction"
+
+
+def test_the_seed_chooses_directions_and_images(subject: Subject) -> None:
+    def grid(images: int, seed: int) -> list[list[float]]:
+        options = LandscapeOptions(images=images, points=3, seed=seed)
+        return list(landscape(subject, options).values["grid"])
+
+    assert grid(8, 0)[1][1] != grid(8, 1)[1][1], "other images"
+    subject = subject.on(SubsetSource(subject.source, np.arange(8), "the first 8"))
+    assert grid(8, 0)[1][1] == grid(8, 1)[1][1]
+    assert grid(8, 0)[0][0] != grid(8, 1)[0][0], "other directions"
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

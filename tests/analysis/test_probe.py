@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -216,6 +217,33 @@ def test_a_training_split_teaches_and_nothing_is_on_both_sides(digits_run: Path,
     places = [{part.source.location(i) for i in range(len(part.source))} for part in (split.train, split.test)]
     assert not places[0] & places[1]
     assert len(places[0] | places[1]) == 18
+
+
+def test_what_training_has_not_seen_is_tested_where_a_recipe_holds_images_out(digits_run: Path, tmp_path: Path) -> None:
+    data = folder_of_classes(tmp_path / "data", ["dark", "grey", "light"], 8)
+    subject = open_subject(digits_run, data=str(data), device="cpu", numbering="data")
+    assert subject.data is not None
+    held = dataclasses.replace(subject, data=subject.data.model_copy(update={"val_fraction": 0.25}))
+    split = split_for_probe(held, 0, seed=0)
+    assert split.how == "Fitted on the training split."
+    assert (len(split.train.source), len(split.test.source)) == (18, 6)
+
+
+def test_the_seed_chooses_what_is_fitted_on_and_what_is_held_out(subject: Subject, digits_run: Path) -> None:
+    def places(of: Subject, train_images: int, seed: int) -> list[set[str]]:
+        split = split_for_probe(of, train_images, seed)
+        return [{part.source.location(i) for i in range(len(part.source))} for part in (split.train, split.test)]
+
+    first, again, other = (places(subject, 100, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first[0] != other[0]
+    assert first[1] == other[1], "the test images are the subject's"
+    itself = subject.other_split("train")
+    assert places(itself, 0, 0) == places(itself, 0, 0)
+    assert places(itself, 0, 0)[1] != places(itself, 0, 1)[1]
+    train_nD, labels, values_ND = some_features(100)
+    tried = [linear_probe(train_nD, labels, values_ND, seed=seed).tried for seed in (0, 0, 1)]
+    assert tried[0] == tried[1] != tried[2], "the strength is chosen on other images"
 
 
 def test_a_class_that_nothing_teaches_is_named() -> None:

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from illama.analysis.finding import Finding, Measure
 from illama.analysis.registry import ANALYSES
+from illama.analysis.report import summary_table
 from illama.analysis.words import read_options
+from illama.cli.analyze import LookOptions, _open
 from illama.cli.main import main
 from illama.errors import UserError
+from illama.report import Section
 from tests.evaluation.conftest import untrained_digits_run
 
 QUICK = (
@@ -126,6 +130,7 @@ def test_a_wrong_word_is_one_line(word: str, complaint: str) -> None:
     with pytest.raises(UserError, match=re.escape(complaint)) as caught:
         read_options([word])
     assert "\n" not in str(caught.value)
+    assert "value error" not in str(caught.value), "pydantic's words for the options' own"
 
 
 def test_words_change_what_they_name_and_nothing_else() -> None:
@@ -207,3 +212,56 @@ def test_what_is_looked_at_stands_above_the_numbers(
     assert "model.safetensors" in first
     assert "360 images" in first
     assert last == "--out FOLDER writes a page with pictures, CSV and JSON"
+
+
+def test_what_all_analyses_share_is_heard(digits_run: Path) -> None:
+    shared = LookOptions(data="digits", split="train", batch_size=7, softness=0.25, device="cpu")
+    subject = _open(str(digits_run), shared, "data")
+    assert (subject.split, subject.batch_size, subject.numbering) == ("train", 7, "data")
+    assert float(subject.model.softness) == 0.25
+    assert len(subject.source) == 1437, "the training split"
+
+
+def test_a_title_is_the_pages_and_no_analysis_is_no_report(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["analyze", "report", str(digits_run), "--out", str(tmp_path), "--device", "cpu", "classes.resamples=5"]
+    others = [name for name in ANALYSES if name != "classes"]
+    assert main([*command, "--title", "Mine", "--without", *others]) == 0
+    assert (tmp_path / "report.md").read_text(encoding="utf-8").startswith("# Mine\n")
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["subject"]["softness"] == 0.5
+    capsys.readouterr()
+    assert main([*command, "--without", *ANALYSES]) == 2
+    assert "no analysis applies: calibration: not wanted (--without)" in capsys.readouterr().err
+
+
+def test_an_analysis_that_fails_stops_no_other(
+    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["analyze", "report", str(digits_run), "--out", str(tmp_path), "--json", "-", "--device", "cpu"]
+    others = [name for name in ANALYSES if name not in ("classes", "probe")]
+    words = ["classes.resamples=5", "probe.train_images=20", "probe.neighbors=30"]
+    assert main([*command, *words, "--without", *others]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert set(plain["findings"]) == {"classes"}
+    assert plain["left_out"]["probe"].startswith("30 neighbors are to vote, but there are 20 training images")
+
+
+def test_the_second_of_a_comparison_is_the_second(digits_run: Path, tmp_path: Path) -> None:
+    other = untrained_digits_run(tmp_path / "other")
+    found = tmp_path / "found.json"
+    assert main(["analyze", "compare", str(digits_run), str(other), "--resamples", "5", "--json", str(found)]) == 0
+    plain = json.loads(found.read_text(encoding="utf-8"))
+    assert plain["first"].startswith(str(digits_run))
+    assert plain["second"].startswith(str(other))
+
+
+def test_published_numbers_have_a_column_where_there_are_any() -> None:
+    def found(*measures: Measure) -> tuple[Finding, ...]:
+        return (Finding("any", measures, Section("Any", ()), {}),)
+
+    own, known = Measure("own", "1 nat"), Measure("known", "2 nats", "3 nats")
+    assert summary_table(found(own)).header == ("measure", "found")
+    both = summary_table(found(own, known))
+    assert both.header == ("measure", "found", "published")
+    assert both.rows == (("own", "1 nat", ""), ("known", "2 nats", "3 nats"))

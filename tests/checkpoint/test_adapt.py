@@ -80,6 +80,12 @@ def test_the_grid_of_the_files_own_description_is_used(tmp_path: Path, model: IL
     assert not torch.equal(target.pos_embed, wide.pos_embed)
 
 
+def test_the_class_tokens_row_is_where_the_files_own_description_says(model: ILlama) -> None:
+    first, target = other(model.config, cls_position="first"), other(model.config, img_size=16)
+    adapt_state_dict(first.state_dict(), target, first.config)
+    assert torch.equal(target.pos_embed, resize_position(first.pos_embed, (4, 4), (8, 8), "first"))
+
+
 def test_an_unknown_grid_that_is_no_square_is_refused(model: ILlama) -> None:
     wide = other(model.config, img_size=(4, 6))
     with pytest.raises(UserError, match="6 patch rows, which is no square grid"):

@@ -158,6 +158,7 @@ def test_a_full_disk_leaves_nothing(plain: Path, tmp_path: Path, monkeypatch: py
         (["plain.pth", "out.pth"], "does not end in .safetensors"),
         (["plain.pth", "nowhere/out.safetensors"], "there is no folder nowhere"),
         (["plain.pth", "there.safetensors"], "there.safetensors exists"),
+        (["plain.pth", "noted.safetensors"], "noted.md exists"),
         (["plain.pth", "OUT", "model.heads=3"], "model.heads: unknown key; did you mean num_heads?"),
         (["plain.pth", "OUT", "optimizer.lr=3"], "optimizer: what can be said of weights is model.key=value"),
         (["plain.pth", "OUT", "num_heads"], "num_heads"),
@@ -183,6 +184,7 @@ def test_bad_input_is_one_line(
     (tmp_path / "text.pth").write_text("Once upon a time there was a llama.\n")
     (tmp_path / "empty.pth").touch()
     (tmp_path / "there.safetensors").touch()
+    (tmp_path / "noted.md").touch()
     before = sorted(tmp_path.iterdir())
     assert main(["convert", *[word.replace("OUT", "out.safetensors") for word in words]]) == 2
     problems = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]

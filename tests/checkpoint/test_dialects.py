@@ -215,6 +215,16 @@ def test_only_vits_get_a_row_for_the_class_token() -> None:
     assert translate(vit, (24, 40)).state["pos_embed"].shape[1] == 16
 
 
+def test_as_many_rows_as_the_models_need_no_other(tmp_path: Path) -> None:
+    """3 x 5 patches and the class token make 16 rows, which without the model would be 4 x 4 patches alone."""
+    config = dataclasses.replace(VIT, img_size=(24, 40))
+    state = random_state(config)
+    torch.save(state, tmp_path / "w.pth")
+    model = ILlama(config)
+    assert initialize_from(tmp_path / "w.pth", model).resized == ()
+    assert torch.equal(model.pos_embed, state["pos_embed"])
+
+
 def test_training_starts_from_weights_of_others(tmp_path: Path) -> None:
     state = random_state(VIT)
     torch.save(huggingface_state(state, 2), tmp_path / "w.bin")
@@ -247,6 +257,35 @@ def test_ways_of_transformers_to_prepare_images(
     whole = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - 32) / 2), (height - 32) // 2
     assert transform.geometry(image).tobytes() == whole.crop((left, top, left + 32, top + 32)).tobytes()
+
+
+def test_what_the_files_of_transformers_leave_out_means_its_defaults(tmp_path: Path) -> None:
+    given = {key: HF_CONFIG[key] for key in ("model_type", "image_size", "num_attention_heads")}
+    shuffled = {str(i): f"label {i}" for i in (3, 0, 6, 1, 5, 2, 4)}
+    folder = save_folder(
+        tmp_path / "hf",
+        huggingface_state(random_state(VIT), 2),
+        {**given, "id2label": shuffled},
+        preprocessor_config={"size": 32},
+    )
+    meta = load_model(folder)[1]
+    assert meta.config.norm_eps == 1e-12
+    assert meta.classes == tuple(f"label {i}" for i in range(7))
+    half = (0.5, 0.5, 0.5)
+    expected = EvalTransform((32, 32), 1.0, half, half, "warp", interpolation="bilinear")
+    assert EvalTransform.from_dict(meta.eval_transform or {}) == expected
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_the_files_of_timm_leave_out_means_its_defaults(tmp_path: Path, inside: bool) -> None:
+    names_of_classes = {"label_names": list("abcdefg")}
+    config = {"architecture": "x", "model_args": {"img_size": 32, "num_heads": 3}}
+    config |= {"pretrained_cfg": names_of_classes} if inside else names_of_classes
+    meta = load_model(save_folder(tmp_path / "timm", random_state(VIT), config))[1]
+    assert meta.classes == tuple("abcdefg")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    expected = EvalTransform((32, 32), 0.875, mean, std, "crop", interpolation="bicubic")
+    assert EvalTransform.from_dict(meta.eval_transform or {}) == expected
 
 
 def test_imagenet_labels_of_transformers_become_wordnet_ids(tmp_path: Path) -> None:

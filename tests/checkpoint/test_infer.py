@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from illama.checkpoint import load_model
-from illama.checkpoint.infer import infer_config
+from illama.checkpoint.infer import HEADS_OF_WIDTH, infer_config
 from illama.errors import UserError
 from illama.models import ModelConfig, roadmap_config
 from illama.models.variants import PEERS, ROADMAP
+from illama.timm_bridge import import_timm
 from tests.checkpoint.foreign_files import cheap_state
 
 ILLAMA = ModelConfig(img_size=32, depth=3, num_classes=5)
@@ -147,3 +148,23 @@ def test_a_truncated_file_is_refused_before_anything_is_inferred(tmp_path: Path)
     (tmp_path / "w.pth").write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match="not a checkpoint or is damaged"):
         load_model(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("size", "width"),
+    [
+        ("tiny_patch16_224", 192),
+        ("small_patch16_224", 384),
+        ("medium_patch16_gap_240", 512),
+        ("base_patch16_224", 768),
+        ("large_patch16_224", 1024),
+        ("huge_patch14_224", 1280),
+        ("giant_patch14_224", 1408),
+        ("gigantic_patch14_224", 1664),
+    ],
+)
+def test_the_heads_of_a_width_are_timms(size: str, width: int) -> None:
+    with torch.device("meta"):
+        theirs = import_timm().create_model(f"vit_{size}", depth=1)
+    assert theirs.embed_dim == width
+    assert HEADS_OF_WIDTH[width] == theirs.blocks[0].attn.num_heads

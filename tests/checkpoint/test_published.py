@@ -127,6 +127,22 @@ def test_a_name_is_fetched_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load_model("illama_tiny.in1k")
 
 
+def test_a_file_that_is_there_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def download(*_: object, cache_dir: object, local_files_only: bool) -> str:
+        asked.append((cache_dir, local_files_only))
+        if local_files_only and len(asked) == 1:
+            raise FileNotFoundError
+        return "w.pth"
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert fetch("illama_tiny.in1k", tmp_path) == fetch("illama_tiny.in1k", tmp_path) == Path("w.pth")
+    assert asked == [(tmp_path, True), (tmp_path, False), (tmp_path, True)]
+
+
 def test_no_network_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
 

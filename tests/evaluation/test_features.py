@@ -102,7 +102,7 @@ def test_kept_features_are_read_instead_of_computed(subject: Subject, tmp_path: 
     assert [found.block for found in both] == [0, len(subject.model.blocks) - 1]
 
 
-@pytest.mark.parametrize("changed", ["weights", "softness", "images", "tokens"])
+@pytest.mark.parametrize("changed", ["weights", "softness", "images", "tokens", "transform"])
 def test_kept_features_of_something_else_are_not_used(
     subject: Subject, tmp_path: Path, passes: list[int], changed: str
 ) -> None:
@@ -114,6 +114,8 @@ def test_kept_features_of_something_else_are_not_used(
         subject.model.set_softness(0.25)
     elif changed == "images":
         subject = subject.on(SubsetSource(subject.source, np.arange(39), "one less"))
+    elif changed == "transform":
+        subject = dataclasses.replace(subject, transform=dataclasses.replace(subject.transform, mean=(0.25,)))
     passes.clear()
     cached_features(subject, [0], "mean" if changed == "tokens" else "class", tmp_path)
     assert sum(passes) == len(subject.source)
@@ -206,8 +208,14 @@ def test_other_pictures_under_the_same_names_are_another_data_set(tmp_path: Path
             Image.fromarray(np.full((8, 8), level, dtype=np.uint8)).save(path)
         names.append(data_id(open_subject(digits_run, data=str(tmp_path / place), device="cpu").source))
     assert names[0] == names[2] != names[1]
-    (tmp_path / "again" / "0" / "0.bmp").write_bytes(b"broken")
-    assert data_id(open_subject(digits_run, data=str(tmp_path / "again"), device="cpu").source) != names[0]
+    for position in (0, 37):  # the first and the last of the images that stand for all
+        again = open_subject(digits_run, data=str(tmp_path / "again"), device="cpu").source
+        path = Path(again.location(position))
+        whole = path.read_bytes()
+        path.write_bytes(b"broken")
+        assert data_id(again) != names[0], position
+        path.write_bytes(whole)
+        assert data_id(again) == names[0]
 
 
 def test_weights_are_known_by_every_bit(subject: Subject) -> None:

@@ -16,7 +16,7 @@ from illama.checkpoint.published import PUBLISHED
 from illama.cli.main import main
 from illama.data import EvalTransform
 from illama.evaluation.classify import EvalResult
-from illama.evaluation.verify import TOLERANCE, judge, wilson
+from illama.evaluation.verify import TOLERANCE, judge, verify, wilson
 from illama.models import ILlama, ModelConfig
 
 TINY, LARGE = PUBLISHED["illama_tiny.in1k"], PUBLISHED["illama_large.in21k_ft_in1k_384"]
@@ -55,6 +55,7 @@ def test_the_interval_is_wilsons(hits: int, count: int) -> None:
         (TINY, 74.89, False),
         (TINY, 75.102, False),
         (LARGE, 85.864, True),  # the end of the log, while the paper prints 86.0
+        (PUBLISHED["illama_base.in1k"], 81.74, True),  # the best epoch of the log is 81.646, the paper prints 81.6
         (LARGE, 85.764, True),
         (LARGE, 86.102, False),
         (LARGE, 85.76, False),
@@ -116,6 +117,13 @@ def test_the_command_measures_a_part_and_says_that_it_is_one(
     assert "not a verification" in said
     found = json.loads((tmp_path / "v.json").read_text())
     assert (found["weights"], found["count"], found["verified"]) == (TINY.name, 6, False)
+
+
+def test_another_split_is_measured_where_it_is_asked_for(tmp_path: Path, imagenet: Path) -> None:
+    (imagenet / "train" / "n01440764" / "0.png").unlink()
+    file = toy(tmp_path / "toy.safetensors", TINY.name)
+    assert verify(file, data=str(imagenet), device="cpu").result.count == 6
+    assert verify(file, data=str(imagenet), split="train", device="cpu").result.count == 5
 
 
 def test_a_mismatch_is_an_error(
