@@ -280,7 +280,7 @@ def test_what_the_files_of_transformers_leave_out_means_its_defaults(tmp_path: P
 def test_what_the_files_of_timm_leave_out_means_its_defaults(tmp_path: Path, inside: bool) -> None:
     names_of_classes = {"label_names": list("abcdefg")}
     config = {"architecture": "x", "model_args": {"img_size": 32, "num_heads": 3}}
-    config |= {"pretrained_cfg": names_of_classes} if inside else names_of_classes
+    config |= {"pretrained_cfg": names_of_classes} if inside else {"pretrained_cfg": {}} | names_of_classes
     meta = load_model(save_folder(tmp_path / "timm", random_state(VIT), config))[1]
     assert meta.classes == tuple("abcdefg")
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -70,5 +70,6 @@ def report(found: Features, out: Path) -> str:
     skipped = f", {len(found.skipped)} unreadable images skipped" if found.skipped else ""
     return (
         f"{found.weights}, on {found.data}\n"
-        f"{images} images{skipped}: {pooled} after block {found.block} (layer {found.block + 1}), {width} numbers each\n{out}"
+        f"{images} images{skipped}: {pooled} after block {found.block} (layer {found.block + 1}), "
+        f"{width} numbers each\n{out}"
     )
