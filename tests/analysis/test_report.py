@@ -265,3 +265,13 @@ def test_published_numbers_have_a_column_where_there_are_any() -> None:
     both = summary_table(found(own, known))
     assert both.header == ("measure", "found", "published")
     assert both.rows == (("own", "1 nat", ""), ("known", "2 nats", "3 nats"))
+
+
+def test_without_a_folder_the_report_is_called_after_the_run(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    others = [name for name in ANALYSES if name != "classes"]
+    words = ["classes.resamples=5", "--without", *others]
+    assert main(["analyze", "report", str(digits_run), "--device", "cpu", *words]) == 0
+    assert (tmp_path / "runs" / "analyze" / digits_run.name / "report.html").is_file()
