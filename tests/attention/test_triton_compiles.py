@@ -74,7 +74,7 @@ def test_compiles_for_hopper(name, dtype, head_dim, modified, tmp_path, monkeypa
     table = torch.empty(TOKENS, head_dim // 2)
     rope = (table, table) if triton_launch.rotates_inside(TOKENS, dtype) else None
     constants = triton_launch.constants(head_dim, rope, modified, tiles)
-    options = {key: constants.pop(key) for key in ("num_warps", "num_stages")}
+    options = {key: constants.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in constants}
     if name == "row":
         constants |= triton_launch.row_plan(TOKENS, tiles)
     types, aligned = signature_and_alignment(KERNELS[name], dtype, constants)

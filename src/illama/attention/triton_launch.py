@@ -20,31 +20,36 @@ LONGEST_ROTATED = 1024  # tokens up to which rotating inside of the kernels is e
 
 @dataclass(frozen=True)
 class Tiles:
-    """How one kernel cuts a head: rows of queries and of keys per tile, warps per program, tiles in flight."""
+    """How one kernel cuts a head: rows of queries and of keys per tile, warps per program, tiles in flight.
+
+    Attributes:
+        registers: Most registers per thread; fewer let more programs share a multiprocessor. None leaves it open.
+    """
 
     queries: int
     keys: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
-# Not tuned on a device; chosen for Hopper by counting and by what the compiler reports (docs/kernels.md). A wgmma
-# instruction works on 64 rows per four warps; a thread has 255 registers and a multiprocessor 65536: one program of
-# eight warps. Every block of rows reads the whole other side again from the second-level cache, hence 128 rows. Row:
-# the scores take queries * N / threads registers. Keys: two accumulators and two score tiles take
-# (2 BD + 2 queries) * keys / threads. float32 runs on the plain cores, whose operands lie in registers: small tiles.
+# Width 64 in half precision is measured on an H200 (docs/kernels.md): 64 rows and four warps with at most 168
+# registers, three programs per multiprocessor, beat 128 rows and eight warps. The other rows are chosen by counting: a
+# wgmma instruction works on 64 rows per four warps; a thread has 255 registers and a multiprocessor 65536. Row: the
+# scores take queries * N / threads registers. Keys: two accumulators and two score tiles take (2 BD + 2 queries) *
+# keys / threads. float32 runs on the plain cores, whose operands lie in registers: small tiles.
 _HALF_TILES = {  # (kernel, BD): tiles, for bfloat16 and float16
     ("row", 32): Tiles(128, 64, 8, 1),
-    ("row", 64): Tiles(128, 64, 8, 1),
+    ("row", 64): Tiles(64, 64, 4, 1, registers=168),
     ("row", 128): Tiles(128, 64, 8, 1),
     ("online", 32): Tiles(128, 64, 8, 3),
-    ("online", 64): Tiles(128, 64, 8, 3),
+    ("online", 64): Tiles(64, 64, 4, 3, registers=168),
     ("online", 128): Tiles(128, 64, 8, 2),
     ("queries", 32): Tiles(128, 64, 8, 2),
-    ("queries", 64): Tiles(128, 64, 8, 2),
+    ("queries", 64): Tiles(64, 64, 4, 2, registers=168),
     ("queries", 128): Tiles(128, 64, 8, 2),
     ("keys", 32): Tiles(64, 128, 8, 2),
-    ("keys", 64): Tiles(64, 128, 8, 2),
+    ("keys", 64): Tiles(64, 64, 4, 1),
     ("keys", 128): Tiles(64, 64, 8, 2),
 }
 _FLOAT32_TILES = {  # (kernel, BD): tiles
@@ -170,7 +175,7 @@ def constants(head_dim: int, rope: Tables | None, modified: bool, tiles: Tiles) 
         "KEYS": tiles.keys,
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
-    }
+    } | ({} if tiles.registers is None else {"maxnreg": tiles.registers})
 
 
 def _tables(rope: Tables | None, anything: torch.Tensor) -> Tables:
