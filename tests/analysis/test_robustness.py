@@ -14,12 +14,13 @@ from illama.analysis import imagenet_answers
 from illama.analysis.options import RobustnessOptions
 from illama.analysis.robustness import MEMORY_FILE, robustness, why_not
 from illama.data import Source
-from illama.data.folder import open_folder
 from illama.data.imagenet import subset, wnids
+from illama.data.layout import open_source
 from illama.errors import UserError
 from illama.evaluation.corruptions import CORRUPTIONS, COUNTED, SEVERITIES
 from illama.evaluation.robustness import VALIDATION_IMAGES
 from illama.models import ILlama, ModelConfig
+from illama.recipes import DataConfig
 from illama.report import Figure
 from tests.analysis.imagenet_head import picture, subject_of
 
@@ -28,7 +29,7 @@ from tests.analysis.imagenet_head import picture, subject_of
 def other(tmp_path: Path) -> Source:
     """Images of classes that are not ImageNet's."""
     picture(tmp_path / "other" / "cats" / "x.png", 0)
-    return open_folder(tmp_path / "other", "auto")
+    return open_source(DataConfig(name="folder", path=str(tmp_path / "other")), "auto")
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_rows_of_the_sets_are_exact(tmp_path: Path, other: Source, validation: P
 
 def test_the_datas_own_images_are_the_reference_where_they_are_imagenets(tmp_path: Path, validation: Path) -> None:
     picture(tmp_path / "sketch" / wnids()[9] / "x.png", 9)
-    subject = subject_of(open_folder(validation, "auto"))
+    subject = subject_of(open_source(DataConfig(name="folder", path=str(validation)), "auto"))
     rows = _rows(robustness(subject, RobustnessOptions(imagenet_sketch=str(tmp_path / "sketch"))))
     assert [rows["given images"][key] for key in ("hits", "images", "full_images")] == [2, 4, None]
     assert rows["ImageNet-Sketch"]["top1"] == 100.0
@@ -140,7 +141,7 @@ def test_a_second_call_makes_no_pass_and_other_weights_make_one(tmp_path: Path, 
     model, passes = ILlama(config), []
     model.register_forward_hook(lambda *_: passes.append(1))
     picture(tmp_path / "s" / wnids()[8] / "x.png", 8)
-    subject = subject_of(open_folder(validation, "auto"), model, config=config)
+    subject = subject_of(open_source(DataConfig(name="folder", path=str(validation)), "auto"), model, config=config)
     options = RobustnessOptions(imagenet_sketch=str(tmp_path / "s"))
     first = robustness(subject, options, tmp_path / "kept" / "here")
     assert len(passes) == 2

@@ -18,12 +18,11 @@ import pytest
 from PIL import Image
 
 from illama.data import check, inspection
-from illama.data.catalog import open_source
 from illama.data.check import CRASHED, check_data
 from illama.data.check_result import CheckResult, _same
 from illama.data.inspection import ROW, Finding
+from illama.data.layout import look, open_source
 from illama.data.source import Source
-from illama.data.split_names import split_names
 from illama.data.write_shards import write_shards
 from illama.errors import UserError
 from illama.recipes import DataConfig
@@ -175,14 +174,14 @@ def test_other_sources_and_their_splits(tmp_path: Path) -> None:
         (tmp_path / "plain" / name).mkdir(parents=True)
         Image.new("RGB", (40, 40), name).save(tmp_path / "plain" / name / "x.png")
     plain = DataConfig(path=str(tmp_path / "plain"))
-    assert split_names(plain) == []
+    assert look(plain).splits == ()
     result = check_data(plain)
     assert [(split.name, split.class_counts.tolist()) for split in result.splits] == [("all", [1, 1])]
     for name in ("train", "validation", "test", "extra"):
         (tmp_path / "wds" / name).mkdir(parents=True)
         (tmp_path / "wds" / name / "0.tar").touch()
     shards = DataConfig(path=str(tmp_path / "wds"), name="wds/x")
-    assert split_names(shards) == ["train", "validation", "test", "extra"]
+    assert look(shards).splits == ("train", "validation", "test", "extra")
 
 
 def test_what_cannot_be_opened_says_why(folder: Path) -> None:

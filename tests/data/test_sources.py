@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from illama.data.catalog import open_source
 from illama.data.images import BrokenImage
+from illama.data.layout import open_source
 from illama.data.source import number_classes
 from illama.data.splits import choose_split, split_in_name, stratified_choice
 from illama.errors import UserError

@@ -57,7 +57,7 @@ def test_an_unknown_class_an_empty_set_and_nested_sets_are_one_line_each(tmp_pat
         (SETS["imagenet"], _folders(tmp_path / "a", "n01440764", "cats"), "has a class 'cats' [(]1 such[)]"),
         (SETS["imagenet_v2"], _folders(tmp_path / "b", "3", "1000"), "has a class '1000'"),
         (SETS["imagenet_a"], _folders(tmp_path / "c", wnids()[0]), "n01440764, which is none of ImageNet-A's 200"),
-        (SETS["imagenet_v2"], _folders(tmp_path / "d", "x/3", "y/3"), "class folders in several places"),
+        (SETS["imagenet_v2"], _folders(tmp_path / "d", "x/3", "y/3"), "has a class 'x' [(]2 such[)]"),
         (SETS["imagenet_r"], tmp_path / "none", "is not a folder"),
     ):
         with pytest.raises(UserError, match=words) as refusal:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from illama.data.source import Source, SubsetSource
-from illama.data.split_names import split_names
-from illama.data.splits import TRAIN_SPLITS, stratified_choice
+from illama.data.splits import is_training, stratified_choice
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -103,8 +102,8 @@ def _refuse_uncovered(train: Source, test: Source) -> None:
 def _has_training_split(subject: Subject) -> bool:
     if subject.data is None:
         return False
-    names = split_names(subject.data)
-    return subject.data.val_fraction > 0 or subject.data.train_split in names or any(n in TRAIN_SPLITS for n in names)
+    splits = subject.layout.splits
+    return subject.data.val_fraction > 0 or subject.data.train_split in splits or any(map(is_training, splits))
 
 
 def _share_an_image(one: Source, other: Source) -> bool:

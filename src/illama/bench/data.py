@@ -22,16 +22,14 @@ from illama.bench.options import DataOptions
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment, check_folder
 from illama.bench.results import Group, Report, row_of
-from illama.data import build_train_loader, open_source
+from illama.data import build_train_loader, look, open_source
 from illama.data.augment_images import timm_options
 from illama.data.images import BrokenImage
 from illama.data.loader import TrainLoader, resolve_crop, resolve_workers
-from illama.data.shards import open_shards
 from illama.data.source import Source
-from illama.data.split_names import split_names
 from illama.device import resolve_device, resolve_precision
 from illama.evaluation.subject import choose_data
-from illama.recipes import BatchPlan, Recipe, load_recipe
+from illama.recipes import BatchPlan, DataConfig, Recipe, load_recipe
 from illama.timers import timer_for
 from illama.timm_bridge import import_timm
 
@@ -126,8 +124,9 @@ def _prepare(source: str, recipe: Recipe, options: DataOptions) -> tuple[Source,
     # The recipe's own split of its own data set may set a share aside; it does so here as well.
     data = data.model_copy(update={"val_fraction": recipe.data.val_fraction})
     # Nothing is evaluated here, so class folders without splits serve as they are.
-    split = "train" if data.val_fraction > 0 or split_names(data) else "auto"
-    images = open_source(data, split, in_chans=recipe.model.in_chans, seed=recipe.seed)
+    layout = look(data)
+    split = "train" if data.val_fraction > 0 or layout.splits else "auto"
+    images = layout.open(split, in_chans=recipe.model.in_chans, seed=recipe.seed)
     # The head has no part in loading: it takes the classes of this data set.
     model = dataclasses.replace(recipe.model, num_classes=len(images.classes))
     batch = options.batch or min(recipe.train.device_batch or recipe.train.total_batch, len(images) // 2 * 2)
@@ -181,7 +180,7 @@ def _as_shards(images: Source, stack: ExitStack) -> Source | None:
                 entry.size = len(part or b"")
                 shard.addfile(entry, io.BytesIO(part or b""))
     (folder / "classes.txt").write_text("\n".join(images.classes), encoding="utf-8")
-    return open_shards(folder, "train", images.in_chans)
+    return open_source(DataConfig(name="wds/sharded", path=str(folder)), "train", in_chans=images.in_chans)
 
 
 def _size(file: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,7 +55,7 @@ def shard_command(
     if json is not None:
         write_result(json, json_format.dumps(result.to_dict(), indent=1) + "\n")
     if json != STDOUT:
-        _show(shard_report(result))
+        print(shard_report(result))
     if result.left_out:
         total = len(result.left_out) + sum(split.images for split in result.splits)
         raise UserError(
@@ -68,48 +69,50 @@ def shard_command(
 def check_command(
     source: str,
     /,
-    *,
+    *overrides: str,
     data: str | None = None,
     min_side: Positive = 32,
     workers: Workers = None,
+    quick: Annotated[bool, Parameter(negative="")] = False,
     strict: Annotated[bool, Parameter(negative="")] = False,
     json: Json = None,
 ) -> None:
-    """Read every image of every split: classes, sizes, and what is broken, tiny, duplicate or wrongly named.
+    """What a data set is taken for, and what is broken, tiny, duplicate, wrongly named or passed over in it.
 
-    Exit code 2 when an image is broken (one line on stderr says how many); with --strict also for tiny and wrongly
-    named images, duplicates and classes that a split lacks. The report goes to stdout.
+    Exit code 2 when training would fail or lose images: a layout that is not understood, broken images, pictures of
+    formats that are not read (one line on stderr says which); with --strict also for tiny and wrongly named images,
+    duplicates and classes that a split lacks. The report goes to stdout.
 
     Args:
-        source: A folder of images or shards, a parquet file or a folder of them, or a data set's name such as digits.
+        source: A folder of images or shards, a list of files (.csv), a parquet file or a folder of them, or a data
+            set's name such as digits.
+        overrides: Keys of a recipe's data section such as data.class_depth=2.
         data: Folder of a data set that is given by its name (torch/cifar10).
         min_side: An image whose shorter side has fewer pixels is called tiny.
+        quick: Look at names only; no image is read.
         strict: Exit code 2 for warnings, too.
     """
     from illama.cli.data_report import check_report
     from illama.data.check import check_data
 
     check_targets(json=json)
-    result = check_data(_config(source, data), min_side=min_side, workers=workers)
+    config = _config(source, data, overrides)
+    result = check_data(config, min_side=min_side, workers=workers, decode=not quick)
     if json is not None:
         write_result(json, json_format.dumps(result.to_dict(), indent=1) + "\n")
     if json != STDOUT:
-        _show(check_report(result))
+        print(check_report(result))
     verdict = _verdict(result, strict=strict)
     if verdict:
         raise UserError(f"{verdict}; " + ("--json FILE lists them all" if json in (None, STDOUT) else f"list: {json}"))
 
 
-def _show(text: str) -> None:
-    """Print; file names that are no UTF-8 are shown with escapes."""
-    print(text.encode("utf-8", "backslashreplace").decode("utf-8"))
-
-
-def _config(source: str, data: str | None) -> DataConfig:
+def _config(source: str, data: str | None, overrides: Sequence[str]) -> DataConfig:
     """The data section that opens what was given."""
     from illama.evaluation.subject import choose_data
+    from illama.recipes import edit_data
 
-    config = choose_data(None, source)
+    config = edit_data(choose_data(None, source), overrides)
     if data is not None:
         if config.path is not None:
             raise UserError(f"--data {data} is for a data set that is given by its name; {source} is a place itself")
@@ -123,9 +126,14 @@ def _verdict(result: CheckResult, *, strict: bool) -> str:
     """Why the data set is not to be used as it is, in a line; empty when it can be."""
     from illama.cli.data_report import named
     from illama.data.inspection import Finding
+    from illama.data.layout import one_class
 
     broken = {place.where: place.detail for place in result.places(Finding.BROKEN)}
     found = [f"{len(broken)} of {result.images} images are broken: {named(broken)}"] if broken else []
+    lost = result.layout.passed_over.lost()
+    found += [f"pictures are passed over: {lost}"] if lost else []
+    if len(result.classes) < 2:
+        found.append(one_class(result.classes, result.layout))
     if strict:
         lacking = sum(len(split.missing_classes) for split in result.splits)
         counts = {

@@ -11,7 +11,7 @@ from rich.filesize import decimal
 from illama.data.check_result import INFORMATION, CheckResult, Duplicates, Place
 from illama.data.inspection import Finding
 from illama.data.write_shards import ShardingResult
-from illama.text import duration
+from illama.text import duration, shown
 
 NAMED = 3  # files in a line of error
 EXAMPLES = 5  # images named under each heading
@@ -28,7 +28,7 @@ _INFORMATION = {
 
 def named(found: Mapping[str, str]) -> str:
     """The first few of what is wrong in one line, and how many more there are."""
-    first = ", ".join(f"{where} ({why})" for where, why in islice(found.items(), NAMED))
+    first = ", ".join(f"{shown(where)} ({why})" for where, why in islice(found.items(), NAMED))
     return first + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
 
 
@@ -52,6 +52,7 @@ def shard_report(result: ShardingResult) -> str:
     return "\n".join(
         [
             *lines,
+            *([f"passed over: {result.passed_over}"] if result.passed_over else []),
             done,
             f"train on them with --data {result.target}",
             "no image was decoded; this finds damaged ones: illama data check " + result.target,
@@ -65,15 +66,17 @@ def check_report(result: CheckResult) -> str:
     speed = result.images / result.seconds
     lines = [
         f"{result.images:,} images, {len(result.classes):,} classes{f', {decimal(size)}' if size else ''} "
-        f"({duration(result.seconds)}, {speed:,.0f} images/s)",
+        f"({duration(result.seconds)}{f', {speed:,.0f} images/s' if result.decoded else ', names only'})",
+        *(f"  {line}" for line in result.layout.explain(result.classes)),
         *(f"  {split.name}: {split.source.description}" for split in result.splits),
+        *(f"  {shown(name)} cannot be used: {why}" for name, why in result.unusable.items()),
         "",
         *_split_table(result),
         "",
         *_class_table(result),
         "",
-        *_size_table(result),
-        "",
+        *(_size_table(result) if result.decoded else ()),
+        *([""] if result.decoded else ()),
         *_problems(result),
     ]
     known = [(kind, result.count(kind)) for kind in INFORMATION]
@@ -99,9 +102,9 @@ def _class_table(result: CheckResult) -> list[str]:
     order = np.argsort(first, kind="stable")
     few = len(order) <= SHOWN_CLASSES
     half = SHOWN_CLASSES // 4
-    shown = np.arange(len(order)) if few else np.concatenate([order[:half], order[-half:]])
+    places = np.arange(len(order)) if few else np.concatenate([order[:half], order[-half:]])
     rows = [["class", *(split.name for split in result.splits)]]
-    rows += [[result.classes[c], *(f"{split.class_counts[c]:,}" for split in result.splits)] for c in shown]
+    rows += [[shown(result.classes[c]), *(f"{split.class_counts[c]:,}" for split in result.splits)] for c in places]
     lines = _aligned(rows)
     if not few:
         lines.insert(1 + half, f"... {len(order) - 2 * half:,} classes between these (--json has all)")
@@ -128,7 +131,10 @@ def _problems(result: CheckResult) -> list[str]:
     lines += _duplicate_lines(result)
     for split in result.splits:
         missing = split.missing_classes
-        lines += _examples(len(missing), f"of {len(result.classes):,} classes have no image in {split.name}", missing)
+        title = f"of {len(result.classes):,} classes have no image in {shown(split.name)}"
+        lines += _examples(len(missing), title, map(shown, missing))
+    if not result.decoded:
+        return [*lines, "no image was read; without --quick broken, tiny and duplicate ones are found"]
     return lines or ["nothing is wrong: no image is broken, tiny, duplicate or wrongly named"]
 
 
@@ -148,17 +154,19 @@ def _duplicate_lines(result: CheckResult) -> list[str]:
 
 
 def _of_place(place: Place) -> str:
-    return f"{place.where}: {place.detail}"
+    return f"{shown(place.where)}: {place.detail}"
 
 
 def _of_group(result: CheckResult, group: Duplicates) -> str:
     """Its images as an equation, first one of each split and class."""
     places = [result.place(*image) for image in group.images]
     first = {(place.split, place.label): place for place in reversed(places)}
-    shown = [*reversed(first.values()), *(place for place in places if place not in first.values())][:NAMED]
-    more = f" and {len(places) - len(shown)} more" if len(places) > len(shown) else ""
+    chosen = [*reversed(first.values()), *(place for place in places if place not in first.values())][:NAMED]
+    more = f" and {len(places) - len(chosen)} more" if len(places) > len(chosen) else ""
     return (
-        " = ".join(place.where for place in shown) + more + ("" if group.same_files else " (same pixels, other bytes)")
+        " = ".join(shown(place.where) for place in chosen)
+        + more
+        + ("" if group.same_files else " (same pixels, other bytes)")
     )
 
 

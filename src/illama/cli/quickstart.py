@@ -38,9 +38,10 @@ def quickstart_command(*overrides: str, out: Path = Path("runs/quickstart"), dev
 
 def write_examples(folder: Path, split: str) -> Path:
     """Save the first test image of each class as a file, for `illama predict`; returns the folder."""
-    from illama.data.digits import open_digits
+    from illama.data import open_source
+    from illama.recipes import DataConfig
 
-    source = open_digits(split, in_chans=1)
+    source = open_source(DataConfig(name="digits"), split, in_chans=1)
     try:
         folder.mkdir(exist_ok=True)
         for number, name in enumerate(source.classes):

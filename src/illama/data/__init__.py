@@ -1,22 +1,24 @@
 """Image sets: sources by name, decoding as a person sees, augmentation, and loaders that resume exactly."""
 
 from illama.data.batch import Batch
-from illama.data.catalog import SOURCES, open_source
 from illama.data.images import BrokenImage, read_image
+from illama.data.layout import KINDS, Layout, look, open_source
 from illama.data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
 from illama.data.source import Source
 from illama.data.transforms import EvalTransform
 
 __all__ = [
-    "SOURCES",
+    "KINDS",
     "Batch",
     "BrokenImage",
     "EvalLoader",
     "EvalTransform",
+    "Layout",
     "Source",
     "TrainLoader",
     "build_eval_loader",
     "build_train_loader",
+    "look",
     "open_source",
     "read_image",
 ]

@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from illama.data.catalog import open_source
 from illama.data.check_result import CheckedSplit, CheckResult
 from illama.data.inspection import ROW, Finding, inspect
+from illama.data.layout import WHOLE, Layout, look
 from illama.data.memory import cpu_count
 from illama.data.progress import WorkProgress
 from illama.data.source import Source
-from illama.data.split_names import split_names
+from illama.errors import UserError
 from illama.processes import end_with_parent
 
 if TYPE_CHECKING:
     from illama.recipes.schema import DataConfig
 
-WHOLE = "all"  # what class folders without splits are called
 CRASHED = "the decoder crashed or ran out of memory"
 _CHUNK = 64
 _IN_FLIGHT = 4  # chunks for each process: none waits, and memory stays bounded
@@ -44,7 +43,7 @@ class _Chunk:
     stop: int
 
 
-def check_data(data: DataConfig, *, min_side: int = 32, workers: int | None = None) -> CheckResult:
+def check_data(data: DataConfig, *, min_side: int = 32, workers: int | None = None, decode: bool = True) -> CheckResult:
     """Read all images of all splits, with progress on stderr.
 
     Memory grows by about 40 bytes an image, beyond what the sources themselves need.
@@ -53,16 +52,19 @@ def check_data(data: DataConfig, *, min_side: int = 32, workers: int | None = No
         data: Which data set; what it says of splits and of numbers of images is not looked at.
         min_side: An image whose shorter side has fewer pixels is tiny.
         workers: Processes; as many as there are CPUs by default.
+        decode: Whether images are read at all; without, only the layout is looked at.
 
     Raises:
         UserError: The data set cannot be opened; the message says why.
     """
-    names, sources = _open(data)
     begun = time.perf_counter()
+    layout, names, sources, unusable = _open(data)
     splits = [
         CheckedSplit(name, source, np.zeros(len(source), dtype=ROW), {})
         for name, source in zip(names, sources, strict=True)
     ]
+    if not decode:
+        return CheckResult(layout, tuple(splits), min_side, time.perf_counter() - begun, unusable, decoded=False)
     chunks = [
         _Chunk(number, start, min(start + _CHUNK, len(source)))
         for number, source in enumerate(sources)
@@ -76,19 +78,32 @@ def check_data(data: DataConfig, *, min_side: int = 32, workers: int | None = No
             splits[chunk.split].rows[chunk.start : chunk.stop] = rows
             splits[chunk.split].details.update(details)
             progress.advance(chunk.stop - chunk.start)
-    return CheckResult(tuple(splits), min_side, time.perf_counter() - begun)
+    return CheckResult(layout, tuple(splits), min_side, time.perf_counter() - begun, unusable)
 
 
-def _open(data: DataConfig) -> tuple[list[str], list[Source]]:
-    """Every split, its classes in the numbering of the first one."""
-    names = split_names(data)
+def _open(data: DataConfig) -> tuple[Layout, list[str], list[Source], dict[str, str]]:
+    """Every split, its classes in the numbering of the first one, and why the others cannot be opened.
+
+    Raises:
+        UserError: One that training or its evaluation would open cannot be.
+    """
+    layout = look(data)
+    used = layout.used_splits()
+    names: list[str] = []
     sources: list[Source] = []
-    for name in names or ["auto"]:
-        classes = sources[0].classes if sources else None
-        # as an evaluation split any split can be opened, also class folders without splits
-        one = data.model_copy(update={"eval_split": name, "val_fraction": 0.0, "max_eval_images": None})
-        sources.append(open_source(one, "eval", classes=classes))
-    return names or [WHOLE], sources
+    unusable: dict[str, str] = {}
+    for name in layout.splits or (None,):
+        try:
+            source = layout.read(name, 3, sources[0].classes if sources else None)
+        except UserError as error:
+            if name is None or name in used or not sources:
+                raise
+            unusable[name] = str(error)
+            continue
+        source.max_pixels = data.max_image_pixels
+        names.append(name or WHOLE)
+        sources.append(source)
+    return layout, names, sources, unusable
 
 
 def _inspected(

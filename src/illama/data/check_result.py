@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from illama.data.inspection import Finding
+from illama.data.layout import Layout
 from illama.data.source import Source
 
 # Kinds that are told for information only: training reads them all as RGB (or grey), upright, on white.
@@ -89,14 +90,20 @@ class CheckResult:
     """All that was found.
 
     Attributes:
+        layout: What was understood.
         splits: In the order in which they were opened; the first one numbers the classes.
         min_side: What was asked for.
         seconds: What reading them took.
+        unusable: Splits that training does not open by itself and that cannot be opened, and why.
+        decoded: Whether the images were read, or their names only.
     """
 
+    layout: Layout
     splits: tuple[CheckedSplit, ...]
     min_side: int
     seconds: float
+    unusable: dict[str, str] = field(default_factory=dict)
+    decoded: bool = True
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -168,6 +175,9 @@ class CheckResult:
             spread = self.spread(column)
             sizes[column] = None if spread is None else dict(zip(("min", "median", "max"), spread, strict=True))
         return {
+            "layout": self.layout.explain(self.classes),
+            "passed_over": self.layout.passed_over.to_dict(),
+            "unusable": self.unusable,
             "images": self.images,
             "classes": list(self.classes),
             "splits": splits,

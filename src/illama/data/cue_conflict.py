@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from illama.data.folder import IMAGE_ENDINGS, FolderSource
+from illama.data.folder import FolderSource
 from illama.data.imagenet import categories16
+from illama.data.walk import walk
 from illama.errors import UserError
 from illama.registry import closest
 
@@ -32,7 +33,7 @@ class CueConflictSource(FolderSource):
         description = (
             f"cue-conflict pictures in {where}: {len(files)} of {FULL_SET:,} images, {same} without a conflict"
         )
-        super().__init__(files, shapes, tuple(categories16()), in_chans, description)
+        super().__init__(str(where), files, shapes, tuple(categories16()), in_chans, description)
         self.textures = textures
 
 
@@ -49,22 +50,23 @@ def open_cue_conflict(path: Path, in_chans: int = 3) -> CueConflictSource:
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; give one with a sub-folder for each shape category (cat, dog, ...)")
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    loose = sorted(file.name for file in path.iterdir() if _is_picture(file))
+    found = walk(path)
+    loose = [file for file in found.pictures if "/" not in file]
     if loose:
         raise UserError(f"{path / loose[0]} lies outside of a shape category's folder ({len(loose)} such files)")
-    files = [file for folder in folders for file in sorted(folder.iterdir()) if _is_picture(file)]
+    files = sorted(path / file for file in found.pictures)
     numbers = {category: number for number, category in enumerate(categories16())}
-    unknown = next((folder for folder in folders if folder.name not in numbers), None)
+    unknown = next((folder for folder in found.folders if folder not in numbers), None)
     if unknown is not None:
-        raise UserError(f"folder {unknown} is named like none of the 16 categories; {closest(unknown.name, numbers)}")
+        name = unknown.rpartition("/")[2]
+        raise UserError(f"folder {path / unknown} is named like none of the 16 categories; {closest(name, numbers)}")
     if not files:
         raise UserError(f"{path} has no cue-conflict pictures; they lie in folders such as cat/cat10-elephant3.png")
     cues = [shape_and_texture(file) for file in files]
     shapes, textures = (
         np.array([numbers[name] for name in column], dtype=np.int64) for column in zip(*cues, strict=True)
     )
-    return CueConflictSource(list(map(str, files)), shapes, textures, in_chans, path)
+    return CueConflictSource([str(file.relative_to(path)) for file in files], shapes, textures, in_chans, path)
 
 
 def shape_and_texture(file: Path) -> tuple[str, str]:
@@ -82,7 +84,3 @@ def shape_and_texture(file: Path) -> tuple[str, str]:
     if match[1] != file.parent.name:
         raise UserError(f"{file} has the shape {match[1]!r} by its name, but lies in the folder {file.parent.name!r}")
     return match[1], match[2]
-
-
-def _is_picture(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_ENDINGS and not file.name.startswith(".") and file.is_file()

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from illama.data.images import as_seen
+from illama.data.layout import Layout
 from illama.data.source import Source, number_classes
-from illama.data.splits import choose_split, stratified_choice
+from illama.data.splits import stratified_choice
+from illama.data.walk import Found
+
+if TYPE_CHECKING:
+    from illama.recipes.schema import DataConfig
 
 # The held-out split is part of the data set: the same 360 images for every run, whatever its seed.
 HELD_OUT = 360
@@ -44,11 +50,21 @@ class DigitsSource(Source):
         return f"digits row {self._rows[i]}"
 
 
-def open_digits(split: str, in_chans: int = 3, classes: Sequence[str] | None = None) -> Source:
-    """Split "train" (1437 images) or "test" (360 images, stratified) of the digits; "auto" is "test"."""
+def look_at_digits(data: DataConfig, found: Found | None) -> DigitsLayout:
+    """The layout of the digits, which is always the same."""
+    return DigitsLayout(data, "embedded", "digits", ("train", "test"))
+
+
+class DigitsLayout(Layout):
+    """Split "train" (1437 images) and "test" (360 images, stratified) of the digits."""
+
+    def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> DigitsSource:
+        return _open(split or "test", in_chans, classes)
+
+
+def _open(split: str, in_chans: int, classes: Sequence[str] | None) -> DigitsSource:
     from sklearn.datasets import load_digits  # a second of import that other data sets need not pay
 
-    split = choose_split(split, ("train", "test"), "digits")
     digits = load_digits()
     held = stratified_choice(digits.target, HELD_OUT, HELD_OUT_SEED)
     rows = held if split == "test" else np.setdiff1d(np.arange(len(digits.target)), held)

@@ -1,4 +1,16 @@
-"""Reads an image file as a person sees it: upright, in its real colours, on a white page."""
+"""Reads an image file as a person sees it: upright, in its real colours, on a white page.
+
+What is not 8-bit is scaled by the range of its type, or by the one that the file states, never by its own values: two
+pictures of a set would otherwise be scaled differently. What has no range, or values outside of it, is broken.
+
+| values | range |
+|---|---|
+| 16-bit grey (PNG, TIFF, PGM, JPEG 2000) | 0 to 65535; of a TIFF file with fewer bits, theirs |
+| 16-bit colour | its high byte |
+| floating point (TIFF, PFM) | 0 to 1; whole numbers up to 255 are levels |
+| 32-bit and signed whole numbers (TIFF) | none |
+| any of TIFF | SMinSampleValue to SMaxSampleValue, or MinSampleValue to MaxSampleValue, where the file has them |
+"""
 
 from __future__ import annotations
 
@@ -6,19 +18,30 @@ import io
 import os
 import threading
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from illama.data.formats import readable_formats
 from illama.errors import UserError
+from illama.text import shown
 
 ImageFile = str | os.PathLike[str] | bytes
 
 # Where Pillow keeps an orientation, besides the formats that carry it in their own tags.
 _ORIENTATION_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
 _ORIENTATION_FORMATS = frozenset({"TIFF", "MPO"})
+# A larger image is not decoded: a few bytes can claim any size. Pillow's own limit.
+MAX_PIXELS = 178_956_970
+Span = tuple[float, float]  # the values that become 0 and 255; the first may be the larger one
+# Tags of TIFF files: number of bits, meaning of 0, type of values, and the ranges that a file may state.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+_STATED = ((340, 341), (280, 281))
+_TEXT_CHUNK = "MAX_TEXT"  # of Pillow's words for a PNG file with too much text in it
 
 
 class BrokenImage(Exception):  # noqa: N818 - it names the thing that was found, not a fault of ours
@@ -35,44 +58,54 @@ class BrokenImage(Exception):  # noqa: N818 - it names the thing that was found,
         self.why = why
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.why}"
+        return f"{shown(self.where)}: {self.why}"
 
 
-def read_image(file: ImageFile, in_chans: int = 3, where: str | None = None) -> Image.Image:
+def read_image(
+    file: ImageFile, in_chans: int = 3, where: str | None = None, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """Decode one image completely.
 
     The EXIF orientation is applied; CMYK, palettes and other colour spaces become RGB; transparent parts
-    become white; 16-bit values are scaled to 8 bits; of an animation the first frame is taken. The content
+    become white; what is not 8-bit is scaled (see the module); of an animation the first frame is taken. The content
     decides the format, not the ending of the name.
 
     Args:
         file: Path of the file, or the file's bytes.
         in_chans: 3 for an "RGB" image (grey is repeated), 1 for an "L" image.
         where: What to call the image in messages; the path by default.
+        max_pixels: A larger image is refused before it is decoded.
 
     Returns:
         An 8-bit image of mode "RGB" or "L".
 
     Raises:
-        BrokenImage: The file is missing, empty, no image, cut off or damaged.
+        BrokenImage: The file is missing, empty, no image, cut off, damaged, too large, or has values without a range.
         UserError: `in_chans` is neither 1 nor 3.
     """
     check_channels(in_chans)
     if isinstance(file, bytes):
-        name, content = where or f"{len(file)} bytes", file
+        name, content = f"{len(file)} bytes" if where is None else where, file
     else:
         name, content = where or os.fspath(file), read_bytes(file, where)
     if not content:
         raise BrokenImage(name, "the file is empty")
-    with _PILLOW_QUIET:
+    with PILLOW_IN_OUR_HANDS:
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
+                if image.width * image.height > max_pixels:
+                    raise BrokenImage(name, _too_large(image.width, image.height, max_pixels))
+                span, key = span_of(image), _deep_key(image, content)
                 image.load()
-                return as_seen(_upright(image), in_chans)
+                if key is not None:
+                    image.info["transparency"] = key
+                return as_seen(_upright(image), in_chans, span)
+        except BrokenImage as broken:
+            raise BrokenImage(name, broken.why) from None
         except Image.UnidentifiedImageError:
             raise BrokenImage(name, "not an image of a known format") from None
         except Exception as error:  # on damaged data Pillow's decoders raise nearly every type there is
-            raise BrokenImage(name, str(error) or type(error).__name__) from None
+            raise BrokenImage(name, _in_words(error)) from None
 
 
 def read_bytes(file: str | os.PathLike[str], where: str | None = None) -> bytes:
@@ -87,16 +120,38 @@ def read_bytes(file: str | os.PathLike[str], where: str | None = None) -> bytes:
         raise BrokenImage(where or os.fspath(file), error.strerror or str(error)) from None
 
 
+def read_head(file: str | os.PathLike[str], length: int) -> tuple[int, bytes]:
+    """Size of an image file, and its first bytes.
+
+    Raises:
+        BrokenImage: It is missing or unreadable.
+    """
+    try:
+        with open(file, "rb") as opened:
+            return os.fstat(opened.fileno()).st_size, opened.read(length)
+    except OSError as error:
+        raise BrokenImage(os.fspath(file), error.strerror or str(error)) from None
+
+
 def check_channels(in_chans: int) -> None:
     """Refuse channel counts that image files do not have."""
     if in_chans not in (1, 3):
         raise UserError(f"model.in_chans is {in_chans}, but images are read with 1 (grey) or 3 (RGB) channels")
 
 
-def as_seen(image: Image.Image, in_chans: int = 3) -> Image.Image:
-    """A decoded image of any Pillow mode as 8-bit "RGB" (`in_chans` 3) or "L" (1), on white."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        image = _to_8_bits(image)
+def as_seen(image: Image.Image, in_chans: int = 3, span: Span | None = None) -> Image.Image:
+    """A decoded image of any Pillow mode as 8-bit "RGB" (`in_chans` 3) or "L" (1), on white.
+
+    Args:
+        image: Any.
+        in_chans: 1 or 3.
+        span: From `span_of`; that of the mode when None.
+
+    Raises:
+        BrokenImage: Its values have no range, or lie outside of it.
+    """
+    if _is_wide(image.mode):
+        image = _to_8_bits(image, span or span_of(image))
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
@@ -106,18 +161,100 @@ def as_seen(image: Image.Image, in_chans: int = 3) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale wide grey values instead of clipping them; the range is the format's, else the smallest that fits."""
+def span_of(image: Image.Image) -> Span | None:
+    """The values that become black and white, of an image with values beyond 8 bits; None for all others.
+
+    Args:
+        image: As it was opened; afterwards a TIFF file's tags are gone.
+
+    Raises:
+        BrokenImage: Values of this type have no range, and the file states none.
+    """
+    tags = getattr(image, "tag_v2", {})
+    if image.mode == "L" and _first(tags.get(_SAMPLE_FORMAT)) == _SIGNED:
+        raise BrokenImage("", "signed 8-bit values; convert it to unsigned ones")
+    if not _is_wide(image.mode):
+        return None
+    span = next((stated for pair in _STATED if (stated := _stated(tags, pair)) is not None), None)
+    if span is None and image.mode.startswith("I;16"):
+        span = 0.0, 2.0 ** (_first(tags.get(_BITS)) or 16) - 1
+    elif span is None and image.mode == "F":
+        span = 0.0, 1.0
+    elif span is None and image.format in ("PNG", "PPM"):
+        span = 0.0, 65535.0
+    elif span is None:
+        kind = "signed or 32-bit whole numbers have no range"
+        raise BrokenImage("", f"{kind}; convert it to 8 or 16 bits, or state it (TIFF's SMaxSampleValue)")
+    return span[::-1] if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO else span
+
+
+def _is_wide(mode: str) -> bool:
+    return mode.startswith("I;16") or mode in ("I", "F")
+
+
+def _first(tag: object) -> int | None:
+    value = tag[0] if isinstance(tag, tuple) and tag else tag
+    return value if isinstance(value, int) else None
+
+
+def _stated(tags: Mapping[int, object], pair: tuple[int, int]) -> Span | None:
+    """The range that a TIFF file states in one pair of tags."""
+    low, high = (tag[0] if isinstance(tag := tags.get(number), tuple) and tag else tag for number in pair)
+    low = 0 if low is None else low
+    if not isinstance(low, int | float) or not isinstance(high, int | float) or not low < high:
+        return None
+    return float(low), float(high)
+
+
+def _to_8_bits(image: Image.Image, span: Span | None) -> Image.Image:
+    """Wide grey values as 8-bit ones, or with transparency as LA.
+
+    Raises:
+        BrokenImage: Values that are no finite numbers, or outside of the span.
+    """
+    assert span is not None
     values = np.asarray(image).astype(np.float64)
-    highest = float(values.max())
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        full = 65535.0
-    elif image.mode == "F" and highest <= 1:
-        full = 1.0
-    else:
-        full = next((top for top in (255.0, 65535.0) if highest <= top), highest)
-    scaled = np.rint(np.clip(values / full, 0, 1) * 255)
-    return Image.fromarray(scaled.astype(np.uint8))
+    strange = int((~np.isfinite(values)).sum())
+    if strange:
+        raise BrokenImage("", f"{strange} of its {values.size} values are not finite (NaN or infinity)")
+    low, high = min(span), max(span)
+    least, most = float(values.min()), float(values.max())
+    if (low, high) == (0, 1) and 1 < most <= 255 and least >= 0 and not (values % 1).any():
+        span = (0.0, 255.0) if span == (0, 1) else (255.0, 0.0)
+        high = 255.0
+    slack = 1e-6 * (high - low)
+    if least < low - slack or most > high + slack:
+        raise BrokenImage(
+            "",
+            f"its values go from {least:g} to {most:g}, outside of the range of its type ({low:g} to {high:g}); "
+            "rescale them, or state the range (TIFF's SMinSampleValue and SMaxSampleValue)",
+        )
+    scaled = np.rint(np.clip((values - span[0]) / (span[1] - span[0]), 0, 1) * 255).astype(np.uint8)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        return Image.fromarray(np.stack([scaled, np.where(values == clear, 0, 255).astype(np.uint8)], axis=-1), "LA")
+    return Image.fromarray(scaled)
+
+
+def _deep_key(image: Image.Image, content: bytes) -> tuple[int, ...] | None:
+    """The transparent colour of a PNG file with 16 bits a channel in the 8 that Pillow leaves of them."""
+    key = image.info.get("transparency")
+    deep = image.format == "PNG" and len(content) > 24 and content[24] == 16
+    return tuple(value >> 8 for value in key) if deep and isinstance(key, tuple) else None
+
+
+def _too_large(width: int, height: int, most: int) -> str:
+    return (
+        f"{width:,} x {height:,} pixels are more than data.max_image_pixels={most}; shrink it, or give a larger "
+        f"data.max_image_pixels={width * height}"
+    )
+
+
+def _in_words(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if _TEXT_CHUNK in text:
+        return "a text in the PNG file is longer than Pillow reads; save it again without its texts"
+    return shown(text)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -129,13 +266,15 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-class _QuietPillow:
-    """Turns Pillow's warnings off while any thread reads: warnings.catch_warnings alone is not thread-safe."""
+class _PillowInOurHands:
+    """While any thread reads: Pillow's warnings are off (warnings.catch_warnings alone is not thread-safe), and so is
+    its limit on pixels, for which ours stands."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._readers = 0
         self._saved = warnings.catch_warnings()
+        self._limit: int | None = None
 
     def __enter__(self) -> None:
         with self._lock:
@@ -143,6 +282,7 @@ class _QuietPillow:
                 self._saved = warnings.catch_warnings()
                 self._saved.__enter__()
                 warnings.filterwarnings("ignore", module=r"PIL\b")
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             self._readers += 1
 
     def __exit__(
@@ -152,6 +292,7 @@ class _QuietPillow:
             self._readers -= 1
             if self._readers == 0:
                 self._saved.__exit__(kind, error, trace)
+                Image.MAX_IMAGE_PIXELS = self._limit
 
 
-_PILLOW_QUIET = _QuietPillow()
+PILLOW_IN_OUR_HANDS = _PillowInOurHands()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import enum
 import hashlib
 import io
-import os
 
 import numpy as np
 from PIL import Image
 
-from illama.data.folder import IMAGE_ENDINGS
-from illama.data.images import BrokenImage, read_image
+from illama.data.formats import ending_of, fits, readable_formats
+from illama.data.images import PILLOW_IN_OUR_HANDS, BrokenImage, read_image
 from illama.data.source import Source
 
 
@@ -41,16 +40,6 @@ ROW = np.dtype(
         ("findings", np.uint16),
     ]
 )
-_ENDINGS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "MPO": (".jpg", ".jpeg", ".jpe", ".jfif"),  # a JPEG file with further pictures in it
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm"),
-}
 _MODES = {"1": Finding.GREY, "L": Finding.GREY, "LA": Finding.GREY, "CMYK": Finding.CMYK}
 _ORIENTATION = 0x0112
 _ANIMATED_FORMATS = frozenset({"GIF", "PNG", "WEBP"})
@@ -70,12 +59,11 @@ def inspect(source: Source, start: int, stop: int, min_side: int) -> tuple[np.nd
     """
     rows = np.zeros(stop - start, dtype=ROW)
     details = {}
-    named = os.path.splitext(source.location(start))[1].lower() in IMAGE_ENDINGS if start < stop else False
     for i in range(start, stop):
         row = rows[i - start]
         try:
             content = source.encoded(i)
-            image = source.read(i) if content is None else read_image(content)
+            image = source.read(i) if content is None else read_image(content, max_pixels=source.max_pixels)
         except BrokenImage as broken:
             row["findings"] = Finding.BROKEN
             details[i] = broken.why
@@ -89,8 +77,7 @@ def inspect(source: Source, start: int, stop: int, min_side: int) -> tuple[np.nd
             row["file"] = _digest(8, content)[0]
             findings, form = _header(content)
             row["findings"] |= findings
-            ending = os.path.splitext(source.location(i))[1].lower() if named else ""
-            if ending in IMAGE_ENDINGS and ending not in _ENDINGS.get(form, (ending,)):
+            if not fits(form, ending_of(source.location(i))):
                 row["findings"] |= Finding.WRONG_ENDING
                 details[i] = form
     return rows, details
@@ -105,7 +92,7 @@ def _digest(size: int, *contents: bytes) -> np.ndarray:
 
 def _header(content: bytes) -> tuple[Finding, str]:
     """What the file's header says, and its format; of a file that can be read."""
-    with Image.open(io.BytesIO(content)) as image:
+    with PILLOW_IN_OUR_HANDS, Image.open(io.BytesIO(content), formats=readable_formats()) as image:
         found = _MODES.get(image.mode, Finding(0))
         if image.mode[0] in "IF":
             found |= Finding.DEEP

@@ -5,16 +5,22 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from illama.data.images import BrokenImage, as_seen, read_bytes, read_image
+from illama.data.layout import Layout, needed_path
 from illama.data.source import Source, number_classes
-from illama.data.splits import EVAL_SPLITS, TRAIN_SPLITS, choose_split
+from illama.data.splits import role_of
+from illama.data.walk import Found
 from illama.errors import UserError
+from illama.text import shown
 from illama.timm_bridge import import_timm
+
+if TYPE_CHECKING:
+    from illama.recipes.schema import DataConfig
 
 
 class TorchvisionSource(Source):
@@ -32,7 +38,7 @@ class TorchvisionSource(Source):
 
     def read(self, i: int) -> Image.Image:
         if self._files is not None:  # torchvision itself would leave the EXIF orientation out
-            return read_image(self._files[i][0], self.in_chans)
+            return read_image(self._files[i][0], self.in_chans, max_pixels=self.max_pixels)
         try:
             image, _ = self._dataset[i]
         except Exception as error:  # each data set reads in its own way
@@ -46,16 +52,30 @@ class TorchvisionSource(Source):
         return self._files[i][0] if self._files is not None else f"{type(self._dataset).__name__} row {i}"
 
 
-def open_torchvision(
-    name: str, path: Path, split: str, in_chans: int = 3, classes: Sequence[str] | None = None
-) -> Source:
-    """Open torch/cifar10 and its like from a folder where torchvision finds the files; nothing is downloaded.
+def look_at_torchvision(data: DataConfig, found: Found | None) -> Layout:
+    """torch/cifar10 and its like, from a folder where torchvision finds the files; nothing is downloaded."""
+    needed_path(data)
+    return TorchvisionLayout(data, "torchvision's", data.name, ("train", "validation"))
+
+
+class TorchvisionLayout(Layout):
+    """A torchvision data set; which splits it has, it does not tell."""
+
+    def _choose(self, wanted: str, *, carved: bool) -> str | None:
+        return (
+            "validation" if wanted == "auto" else wanted if role_of(wanted) else super()._choose(wanted, carved=carved)
+        )
+
+    def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> Source:
+        return _open_torchvision(self.data.name, needed_path(self.data), split or "train", in_chans, classes)
+
+
+def _open_torchvision(name: str, path: Path, split: str, in_chans: int, classes: Sequence[str] | None) -> Source:
+    """Open one split.
 
     Raises:
         UserError: Unknown name or split, or the files are not there.
     """
-    known = (*TRAIN_SPLITS, *EVAL_SPLITS)
-    split = choose_split("validation" if split == "auto" else split, known, name)
     import_timm()
     from timm.data import create_dataset
 
@@ -65,7 +85,7 @@ def open_torchvision(
         raise UserError(f"data.name {name}: {error}; allowed: torch/cifar10, torch/cifar100, ...") from None
     except (RuntimeError, OSError) as error:
         raise UserError(
-            f"{name} cannot be read from data.path {path}: {_first_line(error)}; put its files there"
+            f"{name} cannot be read from data.path {shown(path)}: {_first_line(error)}; put its files there"
         ) from None
     rows = getattr(dataset, "targets", None)
     if rows is None:
@@ -95,7 +115,7 @@ class HubSource(Source):
         self.description = description
 
     def read(self, i: int) -> Image.Image:
-        return read_image(self.encoded(i), self.in_chans, self.location(i))
+        return read_image(self.encoded(i), self.in_chans, self.location(i), max_pixels=self.max_pixels)
 
     def encoded(self, i: int) -> bytes:
         cell = self._reader.dataset[i][self._reader.image_key]
@@ -108,37 +128,49 @@ class HubSource(Source):
         return f"{self.description.partition(':')[0]} row {i}"
 
 
-def open_hub_data(
-    name: str, cache: str | None, split: str, in_chans: int = 3, classes: Sequence[str] | None = None
-) -> Source:
-    """Open hfds/OWNER/NAME (or hfds/ and a local folder); `datasets` may download it.
-
-    Args:
-        name: timm's data set string.
-        cache: Folder where `datasets` keeps what it prepares; its own default when None.
-        split: Name of a split, or "auto".
-        in_chans: 1 or 3.
-        classes: Numbering of the training split.
+def look_at_hub(data: DataConfig, found: Found | None) -> Layout:
+    """hfds/OWNER/NAME (or hfds/ and a local folder); `datasets` may download it.
 
     Raises:
-        UserError: `datasets` is missing, or finds no such set, split, image or label column.
+        UserError: `datasets` is missing, or finds no such set.
     """
     if importlib.util.find_spec("datasets") is None:
-        raise UserError(f'data.name {name} needs the datasets library; pip install "illama[hub-data]"')
+        raise UserError(f'data.name {data.name} needs the datasets library; pip install "illama[hub-data]"')
+    import datasets
+
+    try:
+        splits = datasets.get_dataset_split_names(data.name.partition("/")[2])
+    except Exception as error:  # the library raises its own, requests' and file system errors alike
+        raise UserError(f"{data.name} cannot be opened: {shown(_first_line(error))}") from None
+    return HubLayout(data, "the hub's", data.name, splits)
+
+
+class HubLayout(Layout):
+    """A data set of the `datasets` library."""
+
+    def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> Source:
+        return _open_hub(self.data, split or "train", in_chans, classes)
+
+
+def _open_hub(data: DataConfig, split: str, in_chans: int, classes: Sequence[str] | None) -> Source:
+    """Open one split; `data.path` is the folder where `datasets` keeps what it prepares.
+
+    Raises:
+        UserError: There is no image or label column, or `datasets` cannot read it.
+    """
     import_timm()
     import datasets
     from timm.data import create_dataset
 
-    place = name.partition("/")[2]
+    name, cache = data.name, data.path
     try:
-        split = choose_split(split, sorted(datasets.get_dataset_split_names(place)), name)
-        features = datasets.load_dataset(place, split=split, cache_dir=cache).features
+        features = datasets.load_dataset(name.partition("/")[2], split=split, cache_dir=cache).features
         image_column, label_column = _columns(features, name)
         reader = create_dataset(name, root=cache, split=split, input_key=image_column, target_key=label_column).reader
     except UserError:
         raise
     except Exception as error:  # the library raises its own, requests' and file system errors alike
-        raise UserError(f"{name} cannot be opened: {_first_line(error)}") from None
+        raise UserError(f"{name} cannot be opened: {shown(_first_line(error))}") from None
     labels = np.asarray(reader.dataset[label_column][:], dtype=np.int64)
     found = list(reader.class_to_idx) or [str(c) for c in range(int(labels.max()) + 1)]
     names, labels = number_classes(found, labels, classes, f"{name}, split {split}")

@@ -1,22 +1,35 @@
-"""Parquet files in the Hugging Face image layout: train-00000-of-00003.parquet with an image and a label column."""
+"""Parquet files in the Hugging Face image layout: train-00000-of-00003.parquet with an image and a label column.
+
+The split stands in the file's name or in that of a folder above it, as `datasets` and the hub's converter write it:
+data/train-00000-of-1.parquet, plain_text/train-00000-of-1.parquet, default/train/0000.parquet.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from illama.data.images import BrokenImage, read_bytes, read_image
-from illama.data.source import Source, number_classes
-from illama.data.splits import choose_split, split_in_name
+from illama.data.cells import content_of, pixels_of
+from illama.data.class_names import few
+from illama.data.images import BrokenImage, as_seen, read_image
+from illama.data.layout import Layout, needed_folder, needed_path
+from illama.data.source import MOST_CLASSES, Source, number_classes
+from illama.data.splits import in_order, role_of, split_in_name
+from illama.data.walk import NO_PICTURES, Found, PassedOver, Reason
 from illama.errors import UserError
+from illama.text import shown
+
+if TYPE_CHECKING:
+    from illama.recipes.schema import DataConfig
 
 # Encoded images of a split up to this many bytes stay in memory; beyond, row groups are read when needed.
 HELD_BYTES = 4 << 30
@@ -40,8 +53,10 @@ class _RowGroups:
         self._cached = cached
         self._groups: list[tuple[int, int]] = []
         self._ends: list[int] = []
+        self._firsts: list[int] = []  # number of each file's first row
         for number, file in enumerate(files):
             metadata = _pyarrow().parquet.read_metadata(file)
+            self._firsts.append(self._ends[-1] if self._ends else 0)
             for group in range(metadata.num_row_groups):
                 self._groups.append((number, group))
                 self._ends.append((self._ends[-1] if self._ends else 0) + metadata.row_group(group).num_rows)
@@ -77,114 +92,258 @@ class _RowGroups:
     def place(self, i: int) -> tuple[Path, int]:
         """File, and row in that file."""
         number = self._groups[bisect_right(self._ends, i)][0]
-        first = next(p for p, (n, _) in enumerate(self._groups) if n == number)
-        return self.files[number], i - (self._ends[first - 1] if first else 0)
+        return self.files[number], i - self._firsts[number]
 
     def value(self, i: int) -> Any:
-        """The cell of image `i`: {"bytes", "path"} or bytes."""
+        """The cell of image `i`, in Python's types."""
         position = bisect_right(self._ends, i)
         return self._group(position)[i - (self._ends[position - 1] if position else 0)].as_py()
 
 
 class ParquetSource(Source):
-    """Images from the rows of parquet files."""
+    """Images from the rows of parquet files.
+
+    Args:
+        rows: The image column.
+        shape: Shape of the pixels of a cell that holds them flat; None where it is not known.
+        labels, classes, in_chans, description: As `Source`.
+    """
 
     def __init__(
-        self, rows: _RowGroups, labels: np.ndarray, classes: tuple[str, ...], in_chans: int, description: str
+        self,
+        rows: _RowGroups,
+        shape: Sequence[int] | None,
+        labels: np.ndarray,
+        classes: tuple[str, ...],
+        in_chans: int,
+        description: str,
     ) -> None:
         self._rows = rows
+        self._shape = shape
         self.in_chans = in_chans
         self.labels = labels
         self.classes = classes
         self.description = description
 
     def read(self, i: int) -> Image.Image:
-        content = self.encoded(i)
-        try:
-            return read_image(content, self.in_chans, "")
-        except BrokenImage as broken:  # the place is looked up only when it is needed
-            raise BrokenImage(self.location(i), broken.why) from None
-
-    def encoded(self, i: int) -> bytes:
         cell = self._rows.value(i)
-        content: bytes | None = cell.get("bytes") if isinstance(cell, dict) else cell
-        if content is None and isinstance(cell, dict) and cell.get("path"):
-            return read_bytes(self._rows.place(i)[0].parent / cell["path"])
-        if content is None:
-            raise BrokenImage(self.location(i), "the row has no image")
-        return content
+        try:
+            content = self._content(cell, i)
+            if content is None:
+                return as_seen(pixels_of(cell, self._shape, ""), self.in_chans)
+            return read_image(content, self.in_chans, "", max_pixels=self.max_pixels)
+        except BrokenImage as broken:  # the place is looked up only when it is needed
+            raise BrokenImage(broken.where or self.location(i), broken.why) from None
+
+    def encoded(self, i: int) -> bytes | None:
+        try:
+            return self._content(self._rows.value(i), i)
+        except BrokenImage as broken:
+            raise BrokenImage(broken.where or self.location(i), broken.why) from None
+
+    def _content(self, cell: Any, i: int) -> bytes | None:
+        folder = self._rows.place(i)[0].parent if not isinstance(cell, bytes) else Path()
+        return content_of(cell, folder, "")
 
     def location(self, i: int) -> str:
         file, row = self._rows.place(i)
         return f"{file} row {row}"
 
 
-def open_parquet(path: Path, split: str, in_chans: int = 3, classes: Sequence[str] | None = None) -> Source:
-    """Open one split of a folder with SPLIT-*.parquet files (there or in data/), or of a single file.
+def look_at_parquet(data: DataConfig, found: Found | None) -> Layout:
+    """The layout of a folder of parquet files, or of a single one; a table of file names is a manifest.
 
     Raises:
-        UserError: No such split, no image or label column, or labels that are no class numbers.
+        UserError: There are none, or several sets of them.
     """
-    by_split: dict[str, list[Path]] = {}
-    for file in _files(path):
-        by_split.setdefault(split_in_name(file.name), []).append(file)
-    split = choose_split(split, sorted(by_split), str(path))
-    files = by_split[split]
-    pyarrow = _pyarrow()
-    try:
-        schema = pyarrow.parquet.read_schema(files[0])
-        features = _features(schema)
-        image_column, label_column = _columns(schema, features, str(files[0]))
-        labels = pyarrow.parquet.read_table(files, columns=[label_column], use_threads=False).column(label_column)
-    except (OSError, pyarrow.lib.ArrowException) as error:
-        raise UserError(f"{path}: {split} cannot be read as parquet: {str(error).splitlines()[0]}") from None
-    found, numbers = _numbered(labels, features.get(label_column, {}), f"{path}, column {label_column}")
-    names, numbers = number_classes(found, numbers, classes, f"{path}, split {split}")
-    rows = _RowGroups(files, image_column, CACHED_ROW_GROUPS)
-    size = sum(file.stat().st_size for file in files)
-    description = f"parquet {path}, split {split}: {len(numbers)} images, {len(names)} classes"
-    if size <= HELD_BYTES:
-        rows.hold_all()
-    else:
-        description += f"; {size / 2**30:.1f} GiB stay on disk, and a shuffled read takes a whole row group per image"
-    return ParquetSource(rows, numbers, names, in_chans, description)
-
-
-def _files(path: Path) -> list[Path]:
+    path = needed_path(data)
     if path.is_file():
-        return [path]
-    files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))
+        by_split, passed_over = _by_split([path.name]), None
+        root = path.parent
+    else:
+        found = needed_folder(data, found, "of parquet files")
+        root, files = path, _one_set(found)
+        by_split = _by_split(files)
+        passed_over = PassedOver(dict(found.passed_over.reasons))
+        kept = passed_over.reasons.get(NO_PICTURES)
+        if kept is not None:
+            passed_over.reasons[NO_PICTURES] = Reason(kept.count - len(files), kept.examples)
+        if found.pictures:
+            passed_over.add("pictures beside the parquet files", found.pictures[0], len(found.pictures))
+    paths = {split: [root / file for file in files] for split, files in by_split.items()}
+    schema = _schema(next(iter(paths.values()))[0])
+    if path.is_file() and not _image_columns(schema, _features(schema), data.image_column):
+        from illama.data.manifest import is_manifest, look_at_manifest
+
+        if is_manifest(schema.names, data):
+            return look_at_manifest(data, None)
+    return ParquetLayout(data, path, paths, passed_over)
+
+
+class ParquetLayout(Layout):
+    """Parquet files by split; "" for those that belong to none."""
+
+    def __init__(
+        self, data: DataConfig, path: Path, files: dict[str, list[Path]], passed_over: PassedOver | None
+    ) -> None:
+        super().__init__(data, "parquet", shown(path), [split for split in files if split], passed_over)
+        self._files = files
+
+    def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> Source:
+        files, pyarrow = self._files[split or ""], _pyarrow()
+        what = self.where + (f", split {shown(split)}" if split else "")
+        try:
+            schema = _schema(files[0])
+            features = _features(schema)
+            image_column, label_column = self._columns(schema, features, files[0])
+            labels = pyarrow.parquet.read_table(files, columns=[label_column], use_threads=False).column(label_column)
+            rows = _RowGroups(files, image_column, CACHED_ROW_GROUPS)
+        except (OSError, KeyError, pyarrow.lib.ArrowException) as error:
+            raise UserError(f"{what} cannot be read as parquet: {shown(_first_line(error))}") from None
+        own, numbers = _numbered(labels, features.get(label_column, {}), f"{self.where}, column {label_column}")
+        if "names" not in features.get(label_column, {}) and classes is None:
+            self._note_absent(own, numbers)
+        names, numbers = number_classes(own, numbers, classes, what)
+        size = sum(file.stat().st_size for file in files)
+        description = f"parquet {what}: {len(numbers)} images, {len(names)} classes"
+        if size <= HELD_BYTES:
+            rows.hold_all()
+        else:
+            description += (
+                f"; {size / 2**30:.1f} GiB stay on disk, and a shuffled read takes a whole row group per image"
+            )
+        shape = _shape(schema, features, image_column)
+        return ParquetSource(rows, shape, numbers, names, in_chans, description)
+
+    def _columns(self, schema: Any, features: dict[str, Any], file: Path) -> tuple[str, str]:
+        """Names of the image and the label column."""
+        images = _image_columns(schema, features, self.data.image_column)
+        labels = _label_columns(schema, features, self.data.label_column)
+        for what, key, columns in (
+            ("image (image, img)", "image_column", images),
+            ("label (label, labels, class, target)", "label_column", labels),
+        ):
+            if not columns:
+                asked = getattr(self.data, key)
+                raise UserError(
+                    f"{shown(file)} has no {what} column{'' if asked is None else f' {asked!r}'}; its columns: "
+                    f"{', '.join(map(shown, schema.names))}; name it with data.{key}=..."
+                )
+            if len(set(columns)) > 1:
+                others = ", ".join(dict.fromkeys(map(shown, columns[1:])))
+                self._note(f"column {shown(columns[0])} is taken; there are also {others} (data.{key}=...)")
+        return images[0], labels[0]
+
+    def _note_absent(self, names: list[str], numbers: np.ndarray) -> None:
+        present = np.bincount(numbers[numbers >= 0], minlength=len(names))
+        absent = [names[c] for c in np.flatnonzero(present[: len(names)] == 0)]
+        if absent:
+            verb = "never occurs" if len(absent) == 1 else "never occur"
+            plural = "class" if len(absent) == 1 else "classes"
+            self._note(f"the labels are numbers without names, and {plural} {few(absent)} {verb}")
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def _one_set(found: Found) -> list[str]:
+    """The files that belong together: those in the folder itself, in data/, or in the one folder that has some.
+
+    Raises:
+        UserError: There are none, or several folders have files of a split.
+    """
+    files = found.holding(".parquet")
     if not files:
-        raise UserError(f"{path} has no *.parquet files")
+        raise UserError(f"{shown(found.root)} has no *.parquet files")
+    sets: dict[str, list[str]] = {}
+    for file in files:
+        sets.setdefault(_set_of(file), []).append(file)
+    for name in ("", "data"):
+        if name in sets:
+            return sets[name]
+    if len(sets) > 1:
+        raise UserError(
+            f"{shown(found.root)} has several sets of parquet files ({few(list(sets))}); give one of them: "
+            f"data.path={shown(found.root)}/{shown(next(iter(sets)))}"
+        )
     return files
 
 
+def _set_of(file: str) -> str:
+    """The folder of the set that a file belongs to: the one above its split's."""
+    folders = file.split("/")[:-1]
+    while folders and _role(folders[-1]) is not None:
+        folders.pop()
+    return "/".join(folders)
+
+
+def _by_split(files: Sequence[str]) -> dict[str, list[str]]:
+    """Files by split, "" where neither their names nor their folders tell one."""
+    found: dict[str, list[str]] = {}
+    for file in files:
+        *folders, name = file.split("/")
+        own = split_in_name(name)
+        folder = next((folder for folder in reversed(folders) if _role(folder) is not None), None)
+        unnamed = re.fullmatch(r"(part|data|chunk|shard|file|table)?[-_.]?\d*(-of-\d+)?", own) is not None
+        split = own if role_of(own) is not None or not (folder or unnamed) else folder or ""
+        found.setdefault(split, []).append(file)
+    return {split: found[split] for split in in_order(found)}
+
+
+def _role(folder: str) -> str | None:
+    return role_of(folder.removeprefix("partial-"))  # the hub's converter stops at 5 GB and says so
+
+
+def _schema(file: Path) -> Any:
+    pyarrow = _pyarrow()
+    try:
+        return pyarrow.parquet.read_schema(file)
+    except (OSError, pyarrow.lib.ArrowException) as error:
+        raise UserError(f"{shown(file)} cannot be read as parquet: {shown(_first_line(error))}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def _features(schema: Any) -> dict[str, Any]:
-    """Columns as the `huggingface` entry of the schema describes them; empty where there is none."""
-    entry = (schema.metadata or {}).get(b"huggingface")
-    if entry is None:
+    """Columns as the `huggingface` entry of the schema describes them; empty where there is none that can be read."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
         return {}
-    features: dict[str, Any] = json.loads(entry).get("info", {}).get("features", {})
-    return features
+    return {name: one for name, one in features.items() if isinstance(one, dict)} if isinstance(features, dict) else {}
 
 
-def _columns(schema: Any, features: dict[str, Any], where: str) -> tuple[str, str]:
-    """Names of the image and the label column."""
-    images = [name for name, feature in features.items() if feature.get("_type") == "Image"]
-    images += [name for name in ("image", "img") if name in schema.names]
-    labels = [name for name in ("label", "labels") if name in schema.names]
-    labels += [name for name, feature in features.items() if feature.get("_type") == "ClassLabel"]
-    labels += [name for name in ("fine_label", "class", "target") if name in schema.names]
-    for what, found in (("image (image, img)", images), ("label (label, labels, class, target)", labels)):
-        if not found:
-            raise UserError(f"{where} has no {what} column; its columns: {', '.join(schema.names)}")
-    return images[0], labels[0]
+def _image_columns(schema: Any, features: dict[str, Any], asked: str | None) -> list[str]:
+    """Columns that may hold the pictures, the likeliest first."""
+    if asked is not None:
+        return [asked] if asked in schema.names else []
+    columns = [name for name, feature in features.items() if feature.get("_type") == "Image"]
+    return [name for name in (*columns, "image", "img") if name in schema.names]
+
+
+def _label_columns(schema: Any, features: dict[str, Any], asked: str | None) -> list[str]:
+    """Columns that may hold the classes, the likeliest first."""
+    if asked is not None:
+        return [asked] if asked in schema.names else []
+    columns = ["label", "labels", *(name for name, one in features.items() if one.get("_type") == "ClassLabel")]
+    return [name for name in (*columns, "fine_label", "class", "target") if name in schema.names]
+
+
+def _shape(schema: Any, features: dict[str, Any], column: str) -> list[int] | None:
+    """Shape of a picture whose pixels lie flat in a cell, by the column's own type or by `datasets`."""
+    shape = getattr(schema.field(column).type, "shape", None) or features.get(column, {}).get("shape")
+    return [int(side) for side in shape] if shape else None
 
 
 def _numbered(labels: Any, feature: dict[str, Any], where: str) -> tuple[list[str], np.ndarray]:
     """Class names and class numbers of a label column of numbers or of names."""
     if labels.null_count:
         raise UserError(f"{where}: {labels.null_count} rows have no label")
+    if "list" in str(labels.type):
+        raise UserError(f"{where}: a row has several labels ({labels.type}); an image needs one class")
     values = labels.to_numpy()
     names = feature.get("names")
     if values.dtype == object:
@@ -194,4 +353,7 @@ def _numbered(labels: Any, feature: dict[str, Any], where: str) -> tuple[list[st
         raise UserError(f"{where}: labels are {values.dtype}, expected whole numbers or names")
     if isinstance(names, dict):  # older files number the names explicitly
         names = [names[key] for key in sorted(names, key=int)]
-    return names or [str(c) for c in range(int(values.max(initial=-1)) + 1)], values
+    highest = int(values.max(initial=-1))
+    if not names and highest >= MOST_CLASSES:
+        raise UserError(f"{where}: label {highest} is no class number; allowed: 0 to {MOST_CLASSES - 1}")
+    return names or [str(c) for c in range(highest + 1)], values

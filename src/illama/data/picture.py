@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from illama.data.images import read_image
+from illama.data.images import MAX_PIXELS, read_image
 from illama.data.jpeg import PlainJpeg, decode_plain, plain_jpeg
 
 # The decoder's own sizes, 1 / shrink of the file's.
@@ -76,10 +76,11 @@ class DecodedPicture(Picture):
 class JpegPicture(Picture):
     """A plain JPEG file that is not decoded yet."""
 
-    def __init__(self, content: bytes, header: PlainJpeg, in_chans: int) -> None:
+    def __init__(self, content: bytes, header: PlainJpeg, in_chans: int, max_pixels: int = MAX_PIXELS) -> None:
         self._content = content
         self._header = header
         self._in_chans = in_chans
+        self._max_pixels = max_pixels
         self.size = header.width, header.height
 
     def region(self, box: Box, least: tuple[int, int]) -> np.ndarray:
@@ -93,15 +94,17 @@ class JpegPicture(Picture):
         return pixels[top:bottom, left:right]
 
     def image(self) -> Image.Image:
-        return read_image(self._content, self._in_chans)
+        return read_image(self._content, self._in_chans, max_pixels=self._max_pixels)
 
 
-def open_picture(content: bytes, in_chans: int) -> Picture:
-    """An image from its file's bytes.
+def open_picture(content: bytes, in_chans: int, max_pixels: int = MAX_PIXELS) -> Picture:
+    """An image from its file's bytes; one of more pixels than `max_pixels` is not decoded.
 
     Raises:
         BrokenImage: It cannot be read completely; a damaged JPEG file may say so only when it is decoded.
         UserError: `in_chans` is neither 1 nor 3.
     """
     header = plain_jpeg(content)
-    return DecodedPicture(read_image(content, in_chans)) if header is None else JpegPicture(content, header, in_chans)
+    if header is None or header.width * header.height > max_pixels:
+        return DecodedPicture(read_image(content, in_chans, max_pixels=max_pixels))
+    return JpegPicture(content, header, in_chans, max_pixels)

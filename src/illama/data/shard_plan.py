@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from illama.data.folder import _split_folders, open_folder
-from illama.data.splits import TRAIN_SPLITS
+from illama.data.folder import FolderLayout, look_at_folder
+from illama.data.splits import is_training
 from illama.errors import UserError
+from illama.recipes.schema import DataConfig
 
 _FORMAT = 1
 _STAT_THREADS = 16  # a network file system answers many questions at a time
@@ -57,7 +58,7 @@ class PlannedSplit:
     @property
     def shuffled(self) -> bool:
         """Whether the seed decides the order."""
-        return self.name in TRAIN_SPLITS
+        return is_training(self.name)
 
 
 @dataclass(frozen=True)
@@ -122,23 +123,30 @@ class ShardPlan:
         return key, "jpg" if ending in _JPEG_ENDINGS else ending[1:]
 
 
-def make_plan(source: Path, images_per_shard: int, seed: int) -> ShardPlan:
-    """List an image folder and decide the order: training images shuffled by the seed, the others as they are sorted.
+def look_at_source(source: Path) -> FolderLayout:
+    """The image folder that becomes shards.
 
     Raises:
-        UserError: `open_folder` refuses the folder or one of its splits.
+        UserError: As `look_at_folder`.
     """
-    names = sorted(_split_folders(source, "train"), key=lambda name: (name not in TRAIN_SPLITS, name))
+    return look_at_folder(DataConfig(name="folder", path=str(source)), None)
+
+
+def make_plan(layout: FolderLayout, images_per_shard: int, seed: int) -> ShardPlan:
+    """Decide the order of an image folder's files: training images shuffled by the seed, the others by name.
+
+    Raises:
+        UserError: A split cannot be read.
+    """
     classes: tuple[str, ...] | None = None
     splits = []
-    for name in names or ["train"]:
-        folder = name if names else "."
-        files = open_folder(source, name, classes=classes, carved=True)
+    for name in layout.splits or ("train",):
+        files = layout.read(name if layout.splits else None, 3, classes)
         classes = classes or files.classes
-        root = str(source / folder)
-        paths = [os.path.relpath(files.location(i), root).replace(os.sep, "/") for i in range(len(files))]
+        root, paths = files.root, list(files.paths)
+        folder = os.path.relpath(root, layout.found.root).replace(os.sep, "/")
         order = np.array(sorted(range(len(paths)), key=paths.__getitem__), dtype=np.int64)
-        if name in TRAIN_SPLITS:
+        if is_training(name):
             # numpy's frozen legacy generator: the same shards in every version
             order = order[np.random.RandomState(seed).permutation(len(order))]
         paths = [paths[i] for i in order]

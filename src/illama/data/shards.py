@@ -1,4 +1,9 @@
-"""WebDataset shards (tar files of image + class number), read by position instead of as a stream."""
+"""WebDataset shards (tar files of image + class number), read by position instead of as a stream.
+
+Members are told apart as webdataset does it: what precedes the first dot of the file name is, with the folders before
+it, the sample's key, and the rest is the ending of one of its files. Because places are known, the files of a sample
+need not follow each other.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +13,30 @@ import re
 import tarfile
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from illama.data.folder import IMAGE_ENDINGS
+from illama.data.formats import FileKind, kind_of_file, remedy
 from illama.data.images import BrokenImage, read_image
-from illama.data.source import Source, number_classes
-from illama.data.splits import choose_split, split_in_name
+from illama.data.layout import Layout, needed_folder, needed_path
+from illama.data.source import MOST_CLASSES, Source, number_classes
+from illama.data.splits import split_in_name
+from illama.data.walk import NO_PICTURES, SPECIAL, Found, PassedOver, is_hidden
 from illama.errors import UserError
+from illama.text import shown
+
+if TYPE_CHECKING:
+    from illama.recipes.schema import DataConfig
 
 OPEN_FILES = 256  # of one process; systems allow 1024 and more
+NO_IMAGE, NO_KEY = "samples without a picture", "files whose names have no key and ending"
+LINKED = "pictures that are links or sparse in the tar file; write it with their content (tar --hard-dereference -h)"
+SECOND = "further pictures of a sample (.jpg before .png)"
+_LONGEST_LABEL = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,7 @@ class ShardSource(Source):
         self.description = description
 
     def read(self, i: int) -> Image.Image:
-        return read_image(self.encoded(i), self.in_chans, self.location(i))
+        return read_image(self.encoded(i), self.in_chans, self.location(i), max_pixels=self.max_pixels)
 
     def encoded(self, i: int) -> bytes:
         member = self._members[i]
@@ -104,61 +119,105 @@ class ShardSource(Source):
         return f"{self._shards[self._members[i].shard]}:{self._members[i].name}"
 
 
-def open_shards(path: Path, split: str, in_chans: int = 3, classes: Sequence[str] | None = None) -> Source:
-    """Open one split of a folder of shards.
+def look_at_shards(data: DataConfig, found: Found | None) -> ShardLayout:
+    """The layout of a folder of shards, or of one shard.
 
-    A sample is an image and a number, key.jpg and key.cls (or key.json with "label"). The shards of a split are
-    those that `_info.json` lists (timm's layout), else SPLIT-0000.tar, SPLIT/*.tar, or a pattern given as the
-    split, train-{000..127}.tar. Classes are named by `classes.txt` (a name a line) where it exists, else by their
-    numbers. Positions are found by reading the tar headers once.
+    The shards of a split are those that `_info.json` lists (timm's layout), else SPLIT-0000.tar, SPLIT/*.tar, or a
+    pattern given as the split, train-{000..127}.tar.
 
     Raises:
-        UserError: No such split or shard, a compressed shard, or a sample without a class.
+        UserError: There is no such folder, or `_info.json` cannot be understood.
     """
-    shards = _shards(path, split)
-    members: list[_Member] = []
-    labels: list[int] = []
-    for number, shard in enumerate(shards):
-        for member, label in _index(shard, number):
-            members.append(member)
-            labels.append(label)
-    if not members:
-        raise UserError(f"{path}, split {split}: the shards hold no samples (key.jpg with key.cls)")
-    names_file = path / "classes.txt"
-    if names_file.is_file():
-        found = names_file.read_text(encoding="utf-8").split("\n")
-        found = [name.strip() for name in found if name.strip()]
-    else:
-        found = [str(c) for c in range(max(labels) + 1)]
-    names, numbers = number_classes(found, np.array(labels), classes, f"{path}, split {split}")
-    description = f"{len(shards)} shards in {path}, split {split}: {len(members)} images, {len(names)} classes"
-    return ShardSource(shards, members, numbers, names, in_chans, description)
+    path = needed_path(data)
+    if path.is_file():
+        return ShardLayout(data, path.parent, {split_in_name(path.name): [path]}, PassedOver())
+    found = needed_folder(data, found, "of shards (train-0000.tar, ...)")
+    listed = _listed(path)
+    if not listed:
+        for file in found.holding(".tar"):
+            *folders, name = file.split("/")
+            if len(folders) < 2:
+                listed.setdefault(folders[0] if folders else split_in_name(name), []).append(path / file)
+    return ShardLayout(data, path, listed, PassedOver())
 
 
-def _shards(path: Path, split: str) -> list[Path]:
-    if not path.is_dir():
-        raise UserError(f"{path} is not a folder of shards (train-0000.tar, ...)")
-    if ".tar" in split:
-        shards = [path / name for name in _expand(split.partition("|")[0])]  # timm lets |COUNT follow
-    else:
-        listed = _listed(path)
-        if not listed:
-            for shard in sorted([*path.glob("*.tar"), *path.glob("*/*.tar")]):
-                inside = shard.parent.name if shard.parent != path else split_in_name(shard.name)
-                listed.setdefault(inside, []).append(shard)
-        shards = listed[choose_split(split, sorted(listed), str(path))]
-    missing = [shard for shard in shards if not shard.is_file()]
-    if missing:
-        raise UserError(f"shard {missing[0]} does not exist ({len(missing)} of {len(shards)} are missing)")
-    return shards
+class ShardLayout(Layout):
+    """Shards by split."""
+
+    def __init__(self, data: DataConfig, path: Path, shards: dict[str, list[Path]], passed_over: PassedOver) -> None:
+        super().__init__(data, "shards", shown(path), list(shards), passed_over)
+        self._path = path
+        self._shards = shards
+        self._counted: set[str] = set()  # splits whose members are among what is passed over
+
+    def _choose(self, wanted: str, *, carved: bool) -> str | None:
+        return wanted if ".tar" in wanted else super()._choose(wanted, carved=carved)
+
+    def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> ShardSource:
+        """One split: a sample is an image and a number, key.jpg and key.cls (or key.json with "label").
+
+        Classes are named by `classes.txt` (a name a line) where it exists, else by their numbers. Positions are found
+        by reading the tar headers once.
+
+        Raises:
+            UserError: No such shard, a compressed shard, or a sample without a class or with a file twice.
+        """
+        shards = self._files(split or "")
+        members: list[_Member] = []
+        labels: list[int] = []
+        passed_over = PassedOver() if split in self._counted else self.passed_over
+        self._counted.add(split or "")
+        for number, shard in enumerate(shards):
+            for sample in _samples(shard, number, passed_over):
+                if sample.image is not None and sample.label is not None:
+                    members.append(sample.image)
+                    labels.append(sample.label)
+        what = f"{self.where}, split {shown(split)}"
+        if not members:
+            raise UserError(f"{what}: the shards hold no samples (key.jpg with key.cls)")
+        if max(labels) >= MOST_CLASSES or min(labels) < 0:
+            bad = max(labels) if max(labels) >= MOST_CLASSES else min(labels)
+            raise UserError(f"{what}: {bad} is no class number; allowed: 0 to {MOST_CLASSES - 1}")
+        own = self._names(max(labels) + 1)
+        names, numbers = number_classes(own, np.array(labels), classes, what)
+        description = f"{len(shards)} shards in {what}: {len(members)} images, {len(names)} classes"
+        return ShardSource(shards, members, numbers, names, in_chans, description)
+
+    def _files(self, split: str) -> list[Path]:
+        if ".tar" in split:
+            shards = [self._path / name for name in _expand(split.partition("|")[0])]  # timm lets |COUNT follow
+        else:
+            shards = self._shards[split]
+        missing = [shard for shard in shards if not shard.is_file()]
+        if missing:
+            count = f"{len(missing)} of {len(shards)} are missing"
+            raise UserError(f"shard {shown(missing[0])} does not exist ({count})")
+        return shards
+
+    def _names(self, needed: int) -> list[str]:
+        """Class names: a line each, none left out."""
+        file = self._path / "classes.txt"
+        if not file.is_file():
+            return [str(number) for number in range(needed)]
+        try:
+            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().split("\n")]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{shown(file)} cannot be read: {shown(error)}") from None
+        if "" in lines:
+            raise UserError(f"{shown(file)}: line {lines.index('') + 1} is empty; each line names one class")
+        return lines
 
 
 def _listed(path: Path) -> dict[str, list[Path]]:
     """Shards by split as timm's _info.json names them; empty without that file."""
     for name in ("_info.json", "info.json"):
-        if (path / name).is_file():
+        if not (path / name).is_file():
+            continue
+        try:
             splits: dict[str, Any] = json.loads((path / name).read_text(encoding="utf-8")).get("splits", {})
-            return {key: [path / file for file in value["filenames"]] for key, value in splits.items()}
+            return {key: [path / str(file) for file in value["filenames"]] for key, value in splits.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise UserError(f"{shown(path / name)} does not list shards as timm writes it; mend or remove it") from None
     return {}
 
 
@@ -174,39 +233,115 @@ def _expand(pattern: str) -> list[str]:
     ]
 
 
-def _index(shard: Path, number: int) -> Iterator[tuple[_Member, int]]:
-    """Each image of a shard with its class."""
-    key, image, label = None, None, None
+@dataclass
+class _Sample:
+    """The files of one key: its image (of several that which comes first in `ORDER`), and its class."""
+
+    key: str
+    files: dict[str, _Member] = field(default_factory=dict)  # by ending
+    image: _Member | None = None
+    label: int | None = None
+
+
+# Where a sample has several pictures, this decides: a mask is stored without loss.
+ORDER = (".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".heic", ".jp2", ".png", ".tif", ".tiff", ".bmp", ".gif")
+# webdataset's own: what a key is, and names that are no samples'.
+_KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+def _samples(shard: Path, number: int, passed_over: PassedOver) -> Iterator[_Sample]:
+    """The samples of a shard in the order of their first files; the rest is counted.
+
+    Raises:
+        UserError: It is no plain tar file, or a sample has a file twice, several pictures of a kind, a class that is no
+            number, or a picture without a class.
+    """
+    samples: dict[str, _Sample] = {}
     try:
         with tarfile.open(shard, "r:") as tar:  # "r:" is plain tar: compressed files have no places to jump to
             for entry in tar:
-                if not entry.isfile():
-                    continue
-                folder, _, base = entry.name.rpartition("/")
-                stem, _, ending = base.partition(".")
-                if (folder, stem) != key:
-                    yield from _sample(shard, key, image, label)
-                    key, image, label = (folder, stem), None, None
-                ending = "." + ending.lower()
-                if ending in IMAGE_ENDINGS:
-                    image = _Member(number, entry.offset_data, entry.size, entry.name)
-                elif ending in (".cls", ".json"):
-                    content = tar.extractfile(entry)
-                    text = content.read().decode() if content is not None else ""
-                    value = text if ending == ".cls" else json.loads(text).get("label")
-                    label = label if value is None else int(value)
-            yield from _sample(shard, key, image, label)
-    except (tarfile.TarError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"shard {shard} cannot be read as a plain tar file with class numbers: {error}") from None
+                _sort_in(entry, tar, samples, shard, number, passed_over)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"shard {shown(shard)} cannot be read as a plain tar file: {shown(error)}") from None
+    for sample in samples.values():
+        _choose_image(sample, shard, passed_over)
+        if sample.image is not None and sample.label is None:
+            raise UserError(f"shard {shown(shard)}: sample {shown(sample.key)!r} has no class (key.cls)")
+        yield sample
 
 
-def _sample(
-    shard: Path, key: tuple[str, str] | None, image: _Member | None, label: int | None
-) -> Iterator[tuple[_Member, int]]:
-    if image is None:
+def _sort_in(
+    entry: tarfile.TarInfo,
+    tar: tarfile.TarFile,
+    samples: dict[str, _Sample],
+    shard: Path,
+    number: int,
+    passed_over: PassedOver,
+) -> None:
+    """Put one member of a tar file to its sample, or among what is passed over."""
+    where = f"{shard.name}:{entry.name}"
+    if entry.isdir():
         return
-    if label is None:
-        raise UserError(f"shard {shard}: sample {key[1] if key else image.name!r} has no class (key.cls)")
-    yield image, label
+    why = next((why for part in entry.name.split("/") if part != "." and (why := is_hidden(part))), None)
+    match = _KEY.match(entry.name)
+    if why is None and (not entry.isfile() or entry.issparse()):
+        lost = kind_of_file(entry.name) is FileKind.PICTURE
+        passed_over.add(LINKED if lost else SPECIAL, where, lost=lost)
+        return
+    if why is not None or match is None or _META.match(entry.name):
+        passed_over.add(why or NO_KEY, where)
+        return
+    key, ending = match[1], match[2].lower()
+    last = f".{ending.rpartition('.')[2]}"
+    kind = kind_of_file(f"x{last}")
+    if kind is FileKind.PICTURE:
+        sample = samples.setdefault(key, _Sample(key))
+        if ending in sample.files:
+            raise UserError(
+                f"shard {shown(shard)}: {shown(entry.name)} is there twice; every sample needs a key of its own"
+            )
+        sample.files[ending] = _Member(number, entry.offset_data, entry.size, entry.name)
+    elif kind is FileKind.UNREAD:
+        passed_over.add(f"{last} pictures that cannot be read here: {remedy(last)}", where, lost=True)
+    elif last in (".cls", ".json"):
+        content = tar.extractfile(entry)
+        label = _label(b"" if content is None else content.read(_LONGEST_LABEL), last, where)
+        sample = samples.setdefault(key, _Sample(key))
+        sample.label = sample.label if label is None else label
+    else:
+        passed_over.add(NO_PICTURES, where)
+
+
+def _choose_image(sample: _Sample, shard: Path, passed_over: PassedOver) -> None:
+    """Which of the pictures of a sample it is."""
+    if not sample.files:
+        passed_over.add(NO_IMAGE, f"{shard.name}:{sample.key}")
+        return
+
+    def rank(ending: str) -> tuple[bool, int]:
+        last = f".{ending.rpartition('.')[2]}"
+        return "." in ending, ORDER.index(last) if last in ORDER else len(ORDER)
+
+    first, *others = sorted(sample.files, key=rank)
+    if others and rank(others[0]) == rank(first):
+        raise UserError(
+            f"shard {shown(shard)}: sample {shown(sample.key)!r} has two pictures, {shown(first)} and "
+            f"{shown(others[0])}; a key ends at the first dot of the file's name: rename them so that each has its own"
+        )
+    sample.image = sample.files[first]
+    for other in others:
+        passed_over.add(SECOND, f"{shard.name}:{sample.files[other].name}")
+
+
+def _label(content: bytes, ending: str, where: str) -> int | None:
+    """The class number that a member holds; None for a JSON without "label"."""
+    try:
+        text = content.decode()
+        value = text if ending == ".cls" else json.loads(text).get("label")
+        return None if value is None else int(value)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        given = shown(content[:40].decode(errors="backslashreplace"))
+        raise UserError(
+            f'{shown(where)} holds no class number ({given!r}); expected a whole number, or JSON with "label"'
+        ) from None

@@ -8,10 +8,15 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from illama.data.images import BrokenImage
+from illama.data.class_names import composed
+from illama.data.images import MAX_PIXELS, BrokenImage
 from illama.data.picture import DecodedPicture, Picture, open_picture
 from illama.errors import UserError
 from illama.registry import closest
+from illama.text import shown
+
+# A label above this is a mistake, not a class: names and counts of all classes are held in memory.
+MOST_CLASSES = 1_000_000
 
 
 class UnknownClassError(UserError):
@@ -26,9 +31,11 @@ class Source(ABC):
         labels: Class of each image, (n,) int64.
         description: What this is, for people: kind, place, split, number of images.
         in_chans: Channels of the images, 1 or 3.
+        max_pixels: A larger image is not decoded.
     """
 
     in_chans: int = 3
+    max_pixels: int = MAX_PIXELS
     classes: tuple[str, ...]
     labels: np.ndarray
     description: str
@@ -62,13 +69,23 @@ class Source(ABC):
         if content is None:
             return DecodedPicture(self.read(i))
         try:
-            return open_picture(content, self.in_chans)
+            return open_picture(content, self.in_chans, self.max_pixels)
         except BrokenImage as broken:  # the place is looked up only when it is needed
             raise BrokenImage(self.location(i), broken.why) from None
 
+    def head(self, i: int, length: int) -> tuple[int, bytes]:
+        """Size of image `i` as it is stored (of its pixels where a source keeps no files), and its first bytes.
+
+        Raises:
+            BrokenImage: As `encoded` and `read`.
+        """
+        content = self.encoded(i)
+        content = self.read(i).tobytes() if content is None else content
+        return len(content), content[:length]
+
     @abstractmethod
     def location(self, i: int) -> str:
-        """Where image `i` comes from: a path, or a file and a row."""
+        """Where image `i` comes from: a path, or a file and a row. It may hold any letters: see `text.shown`."""
 
 
 class SubsetSource(Source):
@@ -85,7 +102,7 @@ class SubsetSource(Source):
         self._chosen = chosen
         self.classes = source.classes
         self.labels = source.labels[chosen]
-        self.in_chans = source.in_chans
+        self.in_chans, self.max_pixels = source.in_chans, source.max_pixels
         self.description = f"{source.description}; {why}"
 
     def read(self, i: int) -> Image.Image:
@@ -96,6 +113,9 @@ class SubsetSource(Source):
 
     def picture(self, i: int) -> Picture:
         return self._source.picture(int(self._chosen[i]))
+
+    def head(self, i: int, length: int) -> tuple[int, bytes]:
+        return self._source.head(int(self._chosen[i]), length)
 
     def location(self, i: int) -> str:
         return self._source.location(int(self._chosen[i]))
@@ -123,7 +143,7 @@ def number_classes(
     labels = np.asarray(labels, dtype=np.int64)
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{where} has two classes named {twice!r}; class names must differ")
+        raise UserError(f"{where} has two classes named {shown(twice)!r}; class names must differ")
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
         bad = int(labels.min() if labels.min() < 0 else labels.max())
         raise UserError(
@@ -132,13 +152,14 @@ def number_classes(
         )
     if classes is None or tuple(classes) == names:
         return names, labels
-    number = {name: i for i, name in enumerate(classes)}
-    for own in np.unique(labels):
-        if names[own] not in number:
-            count = int((labels == own).sum())
-            raise UnknownClassError(
-                f"{where} has {count} images of class {names[own]!r}, which the model was not trained on "
-                f"({len(number)} classes; {closest(names[own], number)})"
-            )
-    to_training = np.array([number.get(name, -1) for name in names], dtype=np.int64)
+    number = {composed(name): i for i, name in enumerate(classes)}
+    unknown = [own for own in np.unique(labels) if composed(names[own]) not in number]
+    if unknown:
+        first, count = names[unknown[0]], int((labels == unknown[0]).sum())
+        others = f" and of {len(unknown) - 1} other classes" if len(unknown) > 1 else ""
+        raise UnknownClassError(
+            f"{where} has {count} images of class {shown(first)!r}{others}, which the model was not trained on "
+            f"({len(number)} classes; {closest(first, number)})"
+        )
+    to_training = np.array([number.get(composed(name), -1) for name in names], dtype=np.int64)
     return tuple(classes), to_training[labels]

@@ -1,42 +1,105 @@
-"""Splits of a data set: which one evaluates, and seeded subsets that keep the classes' shares."""
+"""Splits of a data set: which names stand for which, which one evaluates, and seeded subsets that keep the shares."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Literal
 
 import numpy as np
 
 from illama.errors import UserError
 
-EVAL_SPLITS = ("validation", "val", "valid", "test", "eval")
-TRAIN_SPLITS = ("train", "training")
-# Names of the same thing: whoever asks for one gets the other where only that exists.
-_SYNONYMS = (TRAIN_SPLITS, ("validation", "val", "valid", "eval"))
+Role = Literal["train", "validation", "test"]
+
+# Spellings, in any case; the first that exists is taken. A following set, data, images or split, and digits, do not
+# count: Test_Set, train2017.
+SPELLINGS: dict[Role, tuple[str, ...]] = {
+    "train": ("train", "training", "trn"),
+    "validation": ("validation", "val", "valid", "dev", "devel", "development"),
+    "test": ("test", "testing", "tst", "eval", "evaluation"),
+}
+_ROLES: dict[str, Role] = {word: role for role, words in SPELLINGS.items() for word in words}
+_SUFFIX = re.compile(r"[-_. ]?(set|data|images|imgs|split)?[-_. ]?\d*$")
+_AFFIX = re.compile(rf"(?:(?P<head>.+)[-_. ])?(?P<word>{'|'.join(_ROLES)})(?:[-_. ](?P<tail>.+))?")
+
+
+def role_of(name: str) -> Role | None:
+    """What a split of that name is for; None for a name that is no split's."""
+    lower = name.strip().lower()
+    return _ROLES.get(lower) or _ROLES.get(_SUFFIX.sub("", lower, count=1))
+
+
+def roles_of(names: Collection[str]) -> dict[str, Role]:
+    """Which of some names that stand side by side are splits', and of what role.
+
+    Besides the usual spellings those count that differ in such a word only: seg_train with seg_test. One of them alone
+    does not, for a bullet_train is no split.
+    """
+    roles = {name: role for name in names if (role := role_of(name)) is not None}
+    families: dict[tuple[str | None, str | None], dict[str, Role]] = {}
+    for name in names:
+        match = _AFFIX.fullmatch(name.strip().lower())
+        if match is not None and name not in roles:
+            families.setdefault((match["head"], match["tail"]), {})[name] = _ROLES[match["word"]]
+    for family in families.values():
+        if "train" in family.values() and len(set(family.values())) > 1:
+            roles |= family
+    return roles
+
+
+def is_training(split: str) -> bool:
+    """Whether a split of that name is for training."""
+    return role_of(split) == "train"
 
 
 def choose_split(wanted: str, existing: Sequence[str], where: str) -> str:
-    """The split to read: `wanted`, or for "auto" the first evaluation split there is.
+    """The split to read.
+
+    Args:
+        wanted: A split's own name, another spelling of it, or "auto" for the first to evaluate on: validation before
+            test.
+        existing: The names that there are.
+        where: The data set, for messages.
 
     Raises:
-        UserError: There is no such split; the message lists those that exist.
+        UserError: There is no such split, or several spellings of it; the message lists those that exist.
     """
     listed = ", ".join(existing) or "none"
-    if wanted == "auto":
-        for name in EVAL_SPLITS:
-            if name in existing:
-                return name
-        raise UserError(
-            f"{where} has no split to evaluate on (looked for {', '.join(EVAL_SPLITS)}; found: {listed}); "
-            "name one with data.eval_split, or carve one out of the training images with data.val_fraction=0.1"
-        )
     if wanted in existing:
         return wanted
-    for names in _SYNONYMS:
-        for name in names:
-            if wanted in names and name in existing:
-                return name
-    raise UserError(f"{where} has no split {wanted!r}; splits found: {listed}")
+    roles = roles_of(existing)
+    if wanted == "auto":
+        found = [name for role in ("validation", "test") for name in existing if roles.get(name) == role]
+        if not found:
+            usual = ", ".join((*SPELLINGS["validation"][:4], SPELLINGS["test"][0]))
+            raise UserError(
+                f"{where} has no split to evaluate on (looked for {usual}; found: {listed}); "
+                "name one with data.eval_split, or carve one out of the training images with data.val_fraction=0.1"
+            )
+        found = [name for name in found if roles[name] == roles[found[0]]]
+    else:
+        found = [name for name, role in roles.items() if role == role_of(wanted)]
+    if not found:
+        raise UserError(f"{where} has no split {wanted!r}; splits found: {listed}")
+    best = min(_rank(name) for name in found)
+    same = [name for name in found if _rank(name) == best]
+    if len(same) > 1 or (roles[found[0]] == "train" and len(found) > 1):
+        key = "data.train_split" if roles[found[0]] == "train" else "data.eval_split"
+        raise UserError(f"{where} has {' and '.join(found)}; say which is meant with {key}=NAME")
+    return same[0]
+
+
+def _rank(name: str) -> int:
+    """Place of a spelling in the order of preference."""
+    words = SPELLINGS[_ROLES[word]] if (word := name.strip().lower()) in _ROLES else ()
+    return words.index(word) if words else len(_ROLES)
+
+
+def in_order(names: Collection[str]) -> list[str]:
+    """Splits for training first, then for validation, then for tests, then the others; by name."""
+    roles, order = roles_of(names), list(SPELLINGS)
+    return sorted(names, key=lambda name: (order.index(roles[name]) if name in roles else len(order), name))
 
 
 def split_in_name(file_name: str) -> str:

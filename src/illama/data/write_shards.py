@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.filesize import decimal
 
+from illama.data.folder import FolderLayout
 from illama.data.memory import cpu_count
 from illama.data.progress import WorkProgress
 from illama.data.shard_folder import (
@@ -36,7 +37,15 @@ from illama.data.shard_folder import (
     write_after,
     write_before,
 )
-from illama.data.shard_plan import ShardFile, ShardPlan, changed_source, make_plan, read_plan, write_plan
+from illama.data.shard_plan import (
+    ShardFile,
+    ShardPlan,
+    changed_source,
+    look_at_source,
+    make_plan,
+    read_plan,
+    write_plan,
+)
 from illama.data.tar_writer import TarWriter
 from illama.errors import UserError
 
@@ -73,6 +82,7 @@ class ShardingResult:
         written_bytes: Their size.
         write_s: What writing took, in seconds.
         left_out: Source files that could not be read, and why.
+        passed_over: What else lies in the source, in a line; "" where there is nothing.
     """
 
     source: str
@@ -86,6 +96,7 @@ class ShardingResult:
     written_bytes: int
     write_s: float
     left_out: dict[str, str]
+    passed_over: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -121,7 +132,8 @@ def write_shards(
     try:
         target.mkdir(parents=True, exist_ok=True)
         with only_writer(target):
-            plan = _plan(source, target, images_per_shard, seed)
+            layout = look_at_source(source)
+            plan = _plan(source, layout, target, images_per_shard, seed)
             shards = plan.shards()
             finished, damaged = _verified(source, target, shards, threads)
             begun = time.perf_counter()
@@ -147,6 +159,7 @@ def write_shards(
         sum(one.bytes for one in fresh),
         time.perf_counter() - begun,
         {path: why for shard in shards for path, why in finished[shard.name].left_out.items()},
+        layout.passed_over.line(),
     )
 
 
@@ -165,20 +178,20 @@ def _check_space(target: Path, missing: list[ShardFile]) -> None:
         raise UserError(f"{target} needs {decimal(needed)}, {decimal(free)} are free; free some or give another folder")
 
 
-def _plan(source: Path, target: Path, images_per_shard: int, seed: int) -> ShardPlan:
+def _plan(source: Path, layout: FolderLayout, target: Path, images_per_shard: int, seed: int) -> ShardPlan:
     """The plan that the folder was begun with, or a new one, stored before anything else."""
     present = sorted(entry.name for entry in target.iterdir())
     file = target / PLAN_FILE
     if PLAN_FILE in present:
         plan = read_plan(file)
-        _check_same(source, target, plan, images_per_shard, seed)
+        _check_same(layout, target, plan, images_per_shard, seed)
         for name in filter(is_partial, present):
             (target / name).unlink()
         return plan
     others = [name for name in present if not is_partial(name)]
     if others:
         raise UserError(f"{target} holds something else ({', '.join(others[:3])}); give a new or empty folder")
-    plan = make_plan(source, images_per_shard, seed)
+    plan = make_plan(layout, images_per_shard, seed)
     for name in plan.classes:
         if not name.isprintable() or name != name.strip():
             raise UserError(f"class folder {name!r} cannot be a line of {CLASSES_FILE}; rename it")
@@ -187,13 +200,13 @@ def _plan(source: Path, target: Path, images_per_shard: int, seed: int) -> Shard
     return plan
 
 
-def _check_same(source: Path, target: Path, plan: ShardPlan, images_per_shard: int, seed: int) -> None:
+def _check_same(layout: FolderLayout, target: Path, plan: ShardPlan, images_per_shard: int, seed: int) -> None:
     """Refuse to continue with other options or another source."""
     options = ("--images-per-shard", plan.images_per_shard, images_per_shard), ("--seed", plan.seed, seed)
     reasons = [f"it was begun with {option} {then}, not {now}" for option, then, now in options if then != now]
     if not reasons:
         finished = {one.file: one.left_out for one in read_journal(target)}
-        changed = changed_source(plan, make_plan(source, images_per_shard, seed), finished)
+        changed = changed_source(plan, make_plan(layout, images_per_shard, seed), finished)
         reasons = [changed] if changed else []
     if reasons:
         raise UserError(f"{target} cannot be continued: {'; '.join(reasons)}; undo that, or give a new folder")

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from illama.data.folder import open_folder
 from illama.data.imagenet import NUM_CLASSES, Subset, subset, wnids
+from illama.data.layout import open_source
 from illama.data.source import Source, number_classes
 from illama.errors import UserError
 from illama.evaluation.metrics import Scores
+from illama.recipes import DataConfig
 from illama.registry import Registry
 
 VALIDATION_IMAGES = 50_000
@@ -76,15 +77,11 @@ def open_set(which: ImageSet, path: Path, in_chans: int = 3) -> Source:
         in_chans: 1 or 3.
 
     Raises:
-        UserError: No such folder, no image in it, a folder that is no class of the set, or folders within folders.
+        UserError: No such folder, no image in it or a folder that is no class of the set.
     """
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; give {which.title}'s folder of class folders (n01440764, ...)")
-    source = as_imagenet(open_folder(path, "auto", in_chans), path)
-    above = {Path(source.location(i)).parent.parent for i in range(len(source))}
-    if len(above) > 1:
-        first, second = sorted(above)[:2]
-        raise UserError(f"{path} has class folders in several places ({first}, {second}); give one of them")
+    source = as_imagenet(open_source(DataConfig(name="folder", path=str(path)), "auto", in_chans=in_chans), path)
     foreign = np.setdiff1d(source.labels, which.classes)
     if len(foreign):
         name = wnids()[foreign[0]]
@@ -103,7 +100,7 @@ def as_imagenet(source: Source, where: Path | str) -> Source:
     if unknown:
         raise UserError(
             f"{where} has a class {unknown[0]!r} ({len(unknown)} such), which is no WordNet id of ImageNet-1K's "
-            "classes (n01440764, ...); give a folder of class folders that are named so"
+            "classes (n01440764, ...); give the folder that holds the class folders, and those that are named so"
         )
     numbered = copy.copy(source)
     _, numbered.labels = number_classes(source.classes, source.labels, NUMBERS if by_number else wnids(), str(where))

@@ -19,7 +19,7 @@ from illama.errors import UserError
 from illama.recipes import DataConfig, Recipe, parse_recipe
 
 if TYPE_CHECKING:
-    from illama.data import EvalTransform
+    from illama.data import EvalTransform, Layout
     from illama.data.loader import EvalLoader
     from illama.data.source import Source
     from illama.models import ILlama
@@ -87,14 +87,23 @@ class Subject:
             UserError: No data set is known, or it cannot be used.
             UnknownClassError: Images belong to a class that the model, which numbers them, does not have.
         """
-        from illama.data import open_source
-
         if self.given is not None:
             return self.given
+        classes: Sequence[str] | None = (self.meta.classes or None) if self.numbering == "model" else None
+        return self.layout.open(self.split, in_chans=self.meta.config.in_chans, classes=classes, seed=self.seed)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What the data set is made of, looked at when it is first asked for.
+
+        Raises:
+            UserError: No data set is known, or it is not understood.
+        """
+        from illama.data import look
+
         if self.data is None:
             raise UserError(NO_DATA)
-        classes: Sequence[str] | None = (self.meta.classes or None) if self.numbering == "model" else None
-        return open_source(self.data, self.split, in_chans=self.meta.config.in_chans, classes=classes, seed=self.seed)
+        return look(self.data)
 
     def loader(self, world: World = ALONE) -> EvalLoader:
         """All readable images in batches, each once; of several processes this one's share."""
@@ -134,7 +143,9 @@ class Subject:
 
     def other_split(self, split: str) -> Subject:
         """The same network on another split of the same data, such as "train"."""
-        return dataclasses.replace(self, split=split, given=None)
+        other = dataclasses.replace(self, split=split, given=None)
+        other.__dict__["layout"] = self.layout  # looked at once
+        return other
 
     def on(self, source: Source) -> Subject:
         """The same network on other images, numbered as `source` says."""

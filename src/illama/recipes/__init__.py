@@ -2,7 +2,7 @@
 
 from illama.recipes.batches import BatchPlan, plan_batches
 from illama.recipes.diff import Change, recipe_diff
-from illama.recipes.load import list_recipes, load_recipe, overridden_keys, override, parse_recipe
+from illama.recipes.load import edit_data, list_recipes, load_recipe, overridden_keys, override, parse_recipe
 from illama.recipes.schema import (
     AugmentConfig,
     DataConfig,
@@ -25,6 +25,7 @@ __all__ = [
     "ScheduleConfig",
     "SoftnessConfig",
     "TrainConfig",
+    "edit_data",
     "list_recipes",
     "load_recipe",
     "overridden_keys",

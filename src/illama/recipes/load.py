@@ -17,7 +17,7 @@ from illama.models.variants import VARIANTS
 from illama.recipes import yaml_text
 from illama.recipes.explain import Problem, find_problems, hint, raise_problems
 from illama.recipes.rules import flatten
-from illama.recipes.schema import Recipe
+from illama.recipes.schema import DataConfig, Recipe
 from illama.registry import closest
 
 Tree = dict[str, Any]
@@ -58,6 +58,27 @@ def parse_recipe(tree: Mapping[str, Any], label: str = "recipe") -> Recipe:
         UserError: As `load_recipe`.
     """
     return _build(json.loads(json.dumps(tree)), label, [])
+
+
+def edit_data(data: DataConfig, overrides: Sequence[str]) -> DataConfig:
+    """A data section with overrides of its keys, outside of a recipe.
+
+    Args:
+        data: What they change.
+        overrides: `data.key=value`.
+
+    Raises:
+        UserError: A key of another section, or one with a problem; the message lists all of them.
+    """
+    edits, problems = parse_overrides(overrides)
+    problems += [
+        (key, "only keys of the section data count here (data.class_depth=2)") for key in edits if key != "data"
+    ]
+    tree = _merge(load_recipe("cifar10_micro").to_dict(), {"data": data.model_dump(mode="json")})
+    tree = _merge(tree, {"data": edits.get("data", {})})
+    problems += [(key, text) for key, text in find_problems(tree) if key.partition(".")[0] == "data"]
+    raise_problems("data", problems)
+    return DataConfig.model_validate_json(json.dumps(tree["data"]))
 
 
 def override(key: str, value: object) -> str:

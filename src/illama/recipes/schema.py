@@ -24,8 +24,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # What timm's reader of RandAugment strings understands: m(agnitude), n(umber), w(eights), p(robability), inc, ...
 _RANDAUGMENT = r"^rand(-(mstd|mmax|inc|m|n|w|p)[0-9]+(\.[0-9]+)?)+$"
-_DATA_NAME = r"^(auto|digits|parquet|folder|(torch|hfds|hfids|tfds|wds)/.+)$"
-_DATA_EXAMPLES = ["auto", "digits", "parquet", "folder", "torch/cifar10", "hfds/...", "wds/..."]
+_DATA_NAME = r"^(auto|digits|parquet|folder|manifest|(torch|hfds|hfids|tfds|wds)/.+)$"
+_DATA_EXAMPLES = ["auto", "digits", "parquet", "folder", "manifest", "torch/cifar10", "hfds/...", "wds/..."]
+ClassDepth = Annotated[int, Field(ge=1)] | Literal["leaf"]
 
 
 class Section(BaseModel):
@@ -40,14 +41,23 @@ class DataConfig(Section):
     """Where the images come from and how evaluation looks at them."""
 
     name: str = Field(default="auto", pattern=_DATA_NAME, examples=_DATA_EXAMPLES)
-    """`digits` (embedded), `parquet` (Hugging Face image layout), `folder` (a folder per class), a timm string
-    (`torch/...`, `hfds/...`, `wds/...`), or `auto`: parquet, shards or folder, whichever `path` holds."""
+    """`digits` (embedded), `parquet` (Hugging Face image layout), `folder` (a folder per class), `manifest` (a table of
+    files and labels), a timm string (`torch/...`, `hfds/...`, `wds/...`), or `auto`: whichever `path` holds."""
     path: str | None = None
-    """Folder of the data set; the command line's `--data` sets it."""
+    """Folder or file of the data set; the command line's `--data` sets it. A run keeps it from the top (/...)."""
     train_split: str = Field(default="train", min_length=1)
-    """Name of the split to train on; its classes number the outputs."""
+    """Name of the split to train on, in any usual spelling; its classes number the outputs."""
     eval_split: str = Field(default="auto", min_length=1)
-    """Name of the split to evaluate on; `auto` takes the first that exists of validation, val, test."""
+    """Name of the split to evaluate on; `auto` takes the first that exists of validation, val, valid, dev, test."""
+    class_depth: ClassDepth = 1
+    """In folders: the class is the folder so many levels below the split, its name the path there; `leaf` takes the
+    folder that a picture lies in."""
+    image_column: str | None = None
+    """In tables: the column of the pictures or files, where its name does not tell."""
+    label_column: str | None = None
+    """In tables: the column of the classes, where there are several."""
+    max_image_pixels: Count = 178_956_970
+    """An image of more pixels is not decoded; a few bytes can claim any size."""
     val_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of the training split that the seed sets aside and that is evaluated instead of `eval_split`."""
     storage: Literal["auto", "memory", "stream"] = "auto"

@@ -1,0 +1,270 @@
+"""What lies at a path: one look decides the kind of data set, its splits and classes, and says what was understood.
+
+`look` is the one door. Training, evaluation, prediction, checks, shards and analyses all go through it, so they see the
+same pictures under the same names; nobody else walks through a data set's folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from illama.data.images import check_channels
+from illama.data.source import Source, SubsetSource
+from illama.data.splits import choose_split, in_order, is_training, stratified_choice
+from illama.data.walk import Found, PassedOver, walk
+from illama.errors import UserError
+from illama.registry import Registry
+from illama.text import shown
+
+if TYPE_CHECKING:
+    from illama.recipes.schema import DataConfig
+
+WHOLE = "all"  # what a data set without splits is called as a split
+
+
+class Layout(ABC):
+    """A data set as one look found it. Opening a split of it reads no folder again.
+
+    Attributes:
+        data: What was asked for.
+        kind: "folder", "manifest", "parquet", "shards", ... for people.
+        where: The data set, for messages.
+        splits: Names of the splits, those for training first; () for a data set that has none.
+        passed_over: Files that are not read.
+        notes: What people should know of the layout, line by line.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        kind: str,
+        where: str,
+        splits: Sequence[str],
+        passed_over: PassedOver | None = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.data = data
+        self.kind = kind
+        self.where = where
+        self.splits = tuple(in_order(splits))
+        self.passed_over = passed_over or PassedOver()
+        self.notes = list(notes)
+
+    @abstractmethod
+    def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> Source:
+        """One split, or the whole of a data set without splits (None).
+
+        Args:
+            split: One of `splits`.
+            in_chans: 1 or 3.
+            classes: Numbering of the training split; None where this is the one that numbers.
+        """
+
+    def open(
+        self,
+        split: str,
+        *,
+        in_chans: int = 3,
+        classes: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> Source:
+        """One split.
+
+        Args:
+            split: "train" (stands for `data.train_split`), "eval" or "auto" (for `data.eval_split`, or for the
+                carved share when `data.val_fraction` is set), or any split by its own name.
+            in_chans: Channels of the images, 1 or 3.
+            classes: Numbering of the training split, for every other split.
+            seed: Decides which images are carved out (`data.val_fraction`) and kept (`data.max_*_images`).
+
+        Raises:
+            UserError: The split or a class is missing or unknown; the message names what there is.
+        """
+        check_channels(in_chans)
+        data = self.data
+        training = split in ("train", data.train_split)
+        own_eval = split in ("eval", "auto")
+        carve = data.val_fraction > 0 and (training or own_eval)
+        evaluated = data.eval_split if own_eval else split
+        name = data.train_split if training or carve else evaluated
+        source = self.read(self._choose(name, carved=carve), in_chans, classes)
+        source.max_pixels = data.max_image_pixels
+        if carve:
+            source = _carved(source, data.val_fraction, held_out=not training, seed=seed)
+        limit = data.max_train_images if training else data.max_eval_images
+        if limit is not None and limit < len(source):
+            chosen = stratified_choice(source.labels, limit, seed)
+            why = f"{limit} of {len(source)} chosen by seed {seed}, classes in proportion"
+            source = SubsetSource(source, chosen, why)
+        if not len(source):
+            raise UserError(f"{source.description}: no images are left")
+        return source
+
+    def used_splits(self) -> set[str]:
+        """The splits that training and its evaluation open."""
+        used = set()
+        for wanted in (self.data.train_split, self.data.eval_split):
+            with contextlib.suppress(UserError):
+                used.add(choose_split(wanted, self.splits, self.where))
+        return used
+
+    def explain(self, classes: Sequence[str]) -> list[str]:
+        """What was understood, in at most three lines and the notes."""
+        from illama.data.class_names import few
+
+        named = f"splits {', '.join(map(shown, self.splits))}" if self.splits else "no splits"
+        lines = [f"{self.kind} {self.where}: {named}", f"{len(classes):,} classes: {few(classes)}"]
+        passed = self.passed_over.line()
+        return [*lines, *([f"passed over: {passed}"] if passed else []), *self.notes]
+
+    def _choose(self, wanted: str, *, carved: bool) -> str | None:
+        """The split that is read; None for all of a data set without splits."""
+        if self.splits or wanted == WHOLE:
+            return choose_split(wanted, self.splits, self.where) if self.splits else None
+        if is_training(wanted) and not carved:
+            raise UserError(
+                f"{self.where} has no splits, so nothing is left to evaluate on; give data.val_fraction=0.1, or "
+                f"{self.how_to_split}"
+            )
+        if wanted != "auto" and not is_training(wanted):
+            raise UserError(f"{self.where} has no split {wanted!r}; it has no splits at all")
+        return None
+
+    how_to_split = "sort the images into splits (train/CLASS, val/CLASS)"
+
+
+def one_class(classes: Sequence[str], layout: Layout) -> str:
+    """Why a data set with a single class cannot be trained on, in a line."""
+    name = next(iter(classes), "")
+    hint = f"; if the data set lies in {layout.where}/{shown(name)}, give that" if layout.kind == "folder" else ""
+    return f"{layout.where} has one class only ({shown(name)}), and training needs two to tell apart{hint}"
+
+
+def look(data: DataConfig) -> Layout:
+    """Look at the data set that a recipe names, once.
+
+    Raises:
+        UserError: It is missing, or not understood; the message says what was found and what to do.
+    """
+    prefix, slash, _ = data.name.partition("/")
+    if data.name != "auto":
+        return KINDS[prefix.lower() + slash if slash else data.name](data, None)
+    path = needed_path(data)
+    found = None if path.is_file() else _walk(path, data)
+    return KINDS[_kind(path, found)](data, found)
+
+
+def open_source(
+    data: DataConfig,
+    split: str,
+    *,
+    in_chans: int = 3,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Source:
+    """Open one split of the data set that a recipe names; several are opened faster from one `look`.
+
+    See `Layout.open` for the arguments.
+
+    Raises:
+        UserError: The data set, the split or a class is missing or unknown; the message names what there is.
+    """
+    check_channels(in_chans)
+    return look(data).open(split, in_chans=in_chans, classes=classes, seed=seed)
+
+
+def needed_path(data: DataConfig) -> Path:
+    """The data set's folder or file; an error when it is not given or does not exist."""
+    if data.path is None:
+        raise UserError(f"data set {data.name!r} needs a path; give data.path=FOLDER")
+    path = Path(data.path).expanduser()
+    if not path.exists():
+        raise UserError(f"data.path {shown(data.path)} does not exist")
+    return path
+
+
+def needed_folder(data: DataConfig, found: Found | None, what: str) -> Found:
+    """What lies in the data set's folder, where nobody has looked yet."""
+    path = needed_path(data)
+    if not path.is_dir():
+        raise UserError(f"{shown(path)} is not a folder {what}")
+    return found or _walk(path, data)
+
+
+def _walk(path: Path, data: DataConfig) -> Found:
+    return walk(path, {data.train_split, data.eval_split})
+
+
+def _kind(path: Path, found: Found | None) -> str:
+    """The key of KINDS for what lies at a path."""
+    if found is None:
+        kinds = {".parquet": "parquet", ".csv": "manifest", ".tsv": "manifest", ".tar": "wds/"}
+        if path.suffix.lower() in kinds:
+            return kinds[path.suffix.lower()]
+    else:
+        parquet, shards = found.holding(".parquet"), found.holding(".tar")
+        if any(file.count("/") == 0 or file.startswith("data/") for file in parquet):
+            return "parquet"
+        if (path / "_info.json").is_file():
+            return "wds/"
+        if found.pictures:
+            return "folder"
+        if parquet or shards:
+            return "parquet" if parquet else "wds/"
+        if found.folders:
+            return "folder"
+    listed = "" if found is None or not found.holding(".csv", ".tsv") else f" (or {found.holding('.csv', '.tsv')[0]})"
+    raise UserError(
+        f"data.path {shown(path)} is not a data set: expected a folder for each class (train/CLASS/image.jpg), "
+        f"*.parquet files, shards (train-*.tar), or a .csv file of file and label{listed}, or set data.name to one of "
+        + ", ".join(sorted(KINDS))
+    )
+
+
+def _kind_in(module: str, function: str) -> Callable[[DataConfig, Found | None], Layout]:
+    """A function of a module that is imported when it is needed."""
+
+    def load(data: DataConfig, found: Found | None) -> Layout:
+        layout: Layout = getattr(importlib.import_module(f"illama.data.{module}"), function)(data, found)
+        return layout
+
+    return load
+
+
+def _no_positions(data: DataConfig, found: Found | None) -> Layout:
+    raise UserError(
+        f"data.name {data.name} is a stream without positions, so a stopped run could not continue exactly; "
+        "use hfds/..., wds/..., parquet files or an image folder"
+    )
+
+
+# Kinds of data sets; those with a slash are the prefixes of timm's data set names.
+KINDS: Registry[Callable[[DataConfig, Found | None], Layout]] = Registry(
+    "data set",
+    {
+        "digits": _kind_in("digits", "look_at_digits"),
+        "parquet": _kind_in("parquet", "look_at_parquet"),
+        "folder": _kind_in("folder", "look_at_folder"),
+        "manifest": _kind_in("manifest", "look_at_manifest"),
+        "torch/": _kind_in("named", "look_at_torchvision"),
+        "hfds/": _kind_in("named", "look_at_hub"),
+        "wds/": _kind_in("shards", "look_at_shards"),
+        "hfids/": _no_positions,
+        "tfds/": _no_positions,
+    },
+)
+
+
+def _carved(source: Source, fraction: float, *, held_out: bool, seed: int) -> Source:
+    held = stratified_choice(source.labels, round(fraction * len(source)), seed)
+    if held_out:
+        return SubsetSource(source, held, f"{len(held)} held out by seed {seed} (val_fraction {fraction:g})")
+    kept = np.setdiff1d(np.arange(len(source)), held)
+    return SubsetSource(source, kept, f"{len(kept)} left for training (val_fraction {fraction:g}, seed {seed})")
