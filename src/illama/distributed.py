@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from illama.device import resolve_device
 from illama.errors import ToldElsewhere, UserError
+from illama.text import shown
 
 T = TypeVar("T")
 # A process that waits longer than this for the others takes them for lost.
@@ -104,6 +105,25 @@ class World:
         if problems:
             raise self.error(problems[0])
         return result  # type: ignore[return-value]
+
+    def demand_same(self, mine: Mapping[str, Any]) -> None:
+        """Refuse to go on where processes were given different things.
+
+        Args:
+            mine: What this process was given, by what it is.
+
+        Raises:
+            UserError: The first that differs, with the processes and their values.
+        """
+        all_of_them = self.gather(dict(mine))
+        for name, value in all_of_them[0].items():
+            other = next((rank for rank, one in enumerate(all_of_them) if one.get(name) != value), None)
+            if other is not None:
+                theirs = all_of_them[other][name]
+                raise self.error(
+                    f"the processes were given different things: {name} is {shown(value)} for process 0 and "
+                    f"{shown(theirs)} for process {other}; give all of them the same command, recipe and data"
+                )
 
     def error(self, message: str) -> UserError:
         """A UserError that every process raises, and rank 0 alone tells."""

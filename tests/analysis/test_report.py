@@ -180,8 +180,8 @@ def test_names_that_are_no_text_can_be_reported(digits_run: Path, tmp_path: Path
     out = ("--out", str(tmp_path / "out"), "--json", str(tmp_path / "found.json"), "--device", "cpu")
     assert main(["analyze", "calibration", str(digits_run), "--data", str(folder), "--resamples", "5", *out]) == 0
     for file in (tmp_path / "found.json", tmp_path / "out" / "report.json"):
-        assert "\\udcfc" in file.read_text(encoding="utf-8")
         json.loads(file.read_text(encoding="utf-8"))
+        assert "gr\\\\xfc" in file.read_text(encoding="utf-8")
 
 
 def test_another_report_in_the_folder_takes_its_files_along(digits_run: Path, tmp_path: Path) -> None:

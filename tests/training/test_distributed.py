@@ -208,12 +208,12 @@ def fail_to_open(recipe: Recipe, out: Path) -> Any:
     import os
 
     if os.environ["RANK"] == "1":
-        from illama.training import setup
+        from illama.training import fit
 
         def broken(*arguments: Any, **options: Any) -> Any:
             raise UserError("no such data on this machine")
 
-        setup.open_source = broken
+        fit.look = broken
     return train(recipe, out, device="cpu")
 
 

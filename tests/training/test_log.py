@@ -222,7 +222,7 @@ def test_without_a_terminal_a_line_every_ten_seconds(
 def test_on_a_terminal_no_line_is_wider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     drawn = io.StringIO()
     terminal = Console(file=drawn, force_terminal=True, color_system=None, width=width, height=20)
-    monkeypatch.setattr(log, "Console", lambda stderr: terminal)
+    monkeypatch.setattr(log, "Terminal", lambda stderr: terminal)
     run = open_log(tmp_path)
     with run.progress():
         run.advance(1)

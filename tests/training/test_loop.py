@@ -198,8 +198,6 @@ def test_init_from_starts_a_new_run(toy: Callable[..., Recipe], tmp_path: Path) 
     train(recipe, tmp_path / "second", device="cpu", init_from=source)
     old, new = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert all(torch.allclose(old[name], new[name], atol=1e-6) for name in old)
-    with pytest.raises(UserError, match="--init-from starts a new one"):
-        train(recipe, tmp_path / "second", device="cpu", init_from=source)
 
 
 def test_a_run_that_ends_with_a_soft_mask_says_so(
@@ -253,7 +251,7 @@ def test_the_run_folder_is_complete(toy: Callable[..., Recipe], tmp_path: Path) 
 
 
 def test_classes_of_data_and_model_must_agree(toy: Callable[..., Recipe], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"10 classes.*give model\.num_classes=10"):
+    with pytest.raises(UserError, match=r"10 classes.*add model\.num_classes=10"):
         train(toy("model.num_classes=7"), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 

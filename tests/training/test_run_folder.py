@@ -128,10 +128,10 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_a_locked_folder_is_free_for_a_new_run(tmp_path: Path, toy: Callable[..., Recipe]) -> None:
     with RunLock(tmp_path):
-        assert not check_run_folder(tmp_path, toy(), None)
+        assert not check_run_folder(tmp_path, toy())
     (tmp_path / "notes.txt").touch()
     with pytest.raises(UserError, match="is not a run"):
-        check_run_folder(tmp_path, toy(), None)
+        check_run_folder(tmp_path, toy())
 
 
 def test_a_start_that_was_cut_short_can_be_repeated(
@@ -151,12 +151,12 @@ def test_a_start_that_was_cut_short_can_be_repeated(
         with monkeypatch.context() as patch, RunLock(run):
             patch.setattr(run_folder, "to_disk", dying)
             try:
-                write_run_folder(run, recipe, ("a", "b"), CPU)
+                write_run_folder(run, recipe, ("a", "b"), CPU, {"origin.json": b"{}", "held_out.csv": b""})
             except Crash:
                 crashed = True
             else:
                 crashed = False
-        assert not check_run_folder(run, recipe, None)
+        assert not check_run_folder(run, recipe)
         if not crashed:
             break
     assert not crashed

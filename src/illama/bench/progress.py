@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from illama.console import Terminal
 from illama.text import duration
 from illama.training.log import QUIET_SECONDS
 
@@ -24,7 +24,7 @@ class BenchProgress:
         self._groups = groups
         self._done = 0
         self._title = ""
-        self._console = Console(stderr=True)
+        self._console = Terminal(stderr=True)
         self._started = self._last_line = time.monotonic()
         self._bar = (
             Progress(

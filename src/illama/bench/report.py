@@ -16,6 +16,7 @@ from rich.table import Table
 from illama.bench.interleave import Spread
 from illama.bench.load import OTHERS_LIMIT
 from illama.bench.results import Group, Report, Row
+from illama.console import Terminal
 from illama.environment import environment
 from illama.errors import UserError
 from illama.report import terminal_table
@@ -43,7 +44,7 @@ def bench_environment(device: torch.device) -> dict[str, Any]:
 
 def print_report(report: Report, console: Console | None = None) -> None:
     """The report on stdout: one table for each group."""
-    console = console or Console()
+    console = console or Terminal()
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     wide = console.width >= PIPED_WIDTH

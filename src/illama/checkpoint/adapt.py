@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from illama.checkpoint.dialects import translate
 from illama.checkpoint.foreign import read_weights
+from illama.checkpoint.meta import Meta
 from illama.checkpoint.resolve import resolve
 from illama.checkpoint.tensors import demand_finite
+from illama.data.class_names import composed, difference
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.models.position import resize_position
@@ -40,7 +42,7 @@ class LoadReport:
     Attributes:
         matched: Taken as they are.
         resized: Taken after a resize (the position embedding).
-        new: Of the model, newly initialised (a head of another class count).
+        new: Of the model, newly initialised (a head of other classes).
         unexpected: Of the file, not used (a head, where the model has none).
         differences: Fields in which the file's model computes another function: "mask: none -> causal".
         description: The same in one line for people.
@@ -57,16 +59,29 @@ class LoadReport:
         return self.description
 
 
-def initialize_from(path: Path | str, model: ILlama) -> LoadReport:
+def initialize_from(path: Path | str, model: ILlama, classes: Sequence[str] | None = None) -> LoadReport:
     """Start a new run from weights of any origin, published names and a run's last checkpoint included.
+
+    Args:
+        path: As `resolve`.
+        model: Changed in place.
+        classes: Names of the model's classes in index order. Where those of the weights are known as well, rows of the
+            head follow the names; for other classes the head stays new. None takes the head as it is.
 
     Raises:
         UserError: As `read_weights` and `adapt_state_dict`.
     """
-    state, meta = read_weights(resolve(path))
+    return adapt_weights(*read_weights(resolve(path)), path, model, classes)
+
+
+def adapt_weights(
+    state: dict[str, Tensor], meta: Meta | None, path: Path | str, model: ILlama, classes: Sequence[str] | None = None
+) -> LoadReport:
+    """`initialize_from` for weights that were read; `path` names them in messages."""
     try:
-        state = state if meta else _in_our_names(state, model)
-        return adapt_state_dict(state, model, meta.config if meta else None)
+        if meta is None:
+            return adapt_state_dict(_in_our_names(state, model), model)
+        return adapt_state_dict(state, model, meta.config, (meta.classes, classes) if classes else None)
     except UserError as error:
         raise UserError(f"{path} does not fit: {error}") from None
 
@@ -79,14 +94,21 @@ def _in_our_names(state: dict[str, Tensor], model: ILlama) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def adapt_state_dict(state: Mapping[str, Tensor], model: ILlama, source: ModelConfig | None = None) -> LoadReport:
-    """Load weights into a model; the position embedding is resized, a head of another class count left new.
+def adapt_state_dict(
+    state: Mapping[str, Tensor],
+    model: ILlama,
+    source: ModelConfig | None = None,
+    classes: tuple[Sequence[str], Sequence[str]] | None = None,
+) -> LoadReport:
+    """Load weights into a model; the position embedding is resized, a head of other classes left new.
 
     Args:
         state: Parameter name -> tensor, in the names of the published files.
         model: Changed in place, once everything is known to fit.
         source: The configuration that the weights belong to; if unknown, their patch grid is taken to be
             square and the place of the class token to be the model's.
+        classes: Class names of the weights and of the model, in index order; None, or without names on one side,
+            compares the numbers of classes alone.
 
     Returns:
         What was taken, resized, left new or not used.
@@ -101,6 +123,10 @@ def adapt_state_dict(state: Mapping[str, Tensor], model: ILlama, source: ModelCo
     other_head = (old_head is None) != (new_head is None) or (
         old_head is not None and new_head is not None and len(old_head) != len(new_head)
     )
+    order = None if other_head or classes is None or old_head is None else _rows_by_name(*classes)
+    if order is not None:
+        other_head = not order
+        state = {name: t[order] if order and name.startswith(HEAD) else t for name, t in state.items()}
     adapted = {name: tensor for name, tensor in state.items() if not (other_head and name.startswith(HEAD))}
     expected = {name: tensor for name, tensor in own.items() if not (other_head and name.startswith(HEAD))}
     resized = _resize_position(adapted, expected, model.config, source)
@@ -112,7 +138,21 @@ def adapt_state_dict(state: Mapping[str, Tensor], model: ILlama, source: ModelCo
     matched = tuple(name for name in expected if name not in resized)
     differences = _differences(source, model.config)
     text = _describe(state, own, matched, resized, new, unexpected, differences)
+    if order:
+        text += ", rows of the head put into the order of the data's classes"
+    elif order is not None and classes is not None:
+        text += f": its classes are others ({difference(*classes)})"
     return LoadReport(matched, resized, new, unexpected, differences, text)
+
+
+def _rows_by_name(old: Sequence[str], new: Sequence[str]) -> list[int] | None:
+    """Rows of a head in the order of other names of the same classes; none of them where the classes are others, None
+    where nothing needs to be done."""
+    if not old or not new or difference(old, new) is None:
+        return None
+    place = {composed(name): row for row, name in enumerate(old)}
+    names = [composed(name) for name in new]
+    return [place[name] for name in names] if set(names) == set(place) else []
 
 
 def _resize_position(

@@ -15,6 +15,8 @@ from illama.checkpoint.folder import DamagedError, current, read_meta, stated_me
 from illama.errors import UserError
 
 LAST, PREVIOUS, BEST = "last", "previous", "best"
+# Beside `checkpoints`: what the run was begun with, see illama.evaluation.origin.
+ORIGIN_FILE, HELD_OUT_FILE = "origin.json", "held_out.csv"
 _SWAPS = 3  # a run that is training may replace the folder while it is read; more than once is no coincidence
 
 

@@ -237,10 +237,9 @@ def _hand_over(finding: Finding, shared: LookOptions, about: str, subject: Subje
 
 
 def _print_summary(findings: tuple[Finding, ...]) -> None:
-    from rich.console import Console
-
     from illama.analysis.report import summary_table
+    from illama.console import Terminal
     from illama.report import terminal_table
 
     table = summary_table(findings)
-    Console(highlight=False).print(terminal_table(table.header, table.rows))
+    Terminal().print(terminal_table(table.header, table.rows))

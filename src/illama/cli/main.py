@@ -9,6 +9,7 @@ went away.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
@@ -22,7 +23,10 @@ from cyclopts import App, CycloptsError
 
 import illama
 from illama.cli.memory import keep_freed_memory
+from illama.console import open_std_streams
+from illama.environment import asked
 from illama.errors import Stopped, ToldElsewhere, UserError
+from illama.text import safe_lines
 
 USER_ERROR, STOPPED, INTERRUPTED, PIPE_CLOSED = 2, 75, 130, 141
 # A launcher ends all processes as soon as one has gone: the one that tells why must not be ended before it has.
@@ -69,11 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    open_std_streams()
     _log_to_stderr()
     _print_any_name()
     keep_freed_memory()
     try:
-        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        with asked(words):
+            app(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # here, where a full disk or a closed pipe is still an error of ours to tell
     except ToldElsewhere:
         time.sleep(GOES_LAST_S)
@@ -84,10 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"{' '.join(str(error).split())} See illama {_command(words)}--help", USER_ERROR, debug)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":  # of several processes, which all stop, one says so
-            print(f"illama: {stopped}", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                print(f"illama: {safe_lines(str(stopped))}", file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
-        print("illama: interrupted", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print("illama: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         _close_stdout()
@@ -110,9 +118,10 @@ def _close_stdout() -> None:
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
-    if debug:
-        traceback.print_exc()
-    print(f"illama: error: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads
+        if debug:
+            traceback.print_exc()
+        print(f"illama: error: {safe_lines(message)}", file=sys.stderr)
     return code
 
 

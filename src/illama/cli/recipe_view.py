@@ -13,23 +13,38 @@ from illama.training.schedules import Schedules
 _ANY_STEPS = 1000
 
 
-def describe(recipe: Recipe, num_devices: int = 1) -> str:
+def describe(recipe: Recipe, num_devices: int = 1, *, look_at_data: bool = False) -> str:
     """The text of `--print`.
 
     Args:
         recipe: The resolved recipe.
         num_devices: Devices that the run would use; they share the total batch.
+        look_at_data: Whether its data is opened, for its sizes.
 
     Returns:
         Lines ending in a newline. A batch that cannot be split is told in place of the schedules.
+
+    Raises:
+        UserError: The data cannot be opened, or the recipe does not fit it.
     """
-    lines = [recipe.to_yaml()]
+    images, about = train_image_count(recipe), []
+    if look_at_data:
+        from illama.training.fit import fit_to_data
+
+        fitted = fit_to_data(recipe, num_devices)
+        recipe, images = fitted.recipe, len(fitted.train)
+        about = [
+            *fitted.layout.explain(fitted.train.classes),
+            fitted.train.description,
+            fitted.evaluated.description,
+            "",
+        ]
+    lines = [recipe.to_yaml(), *about]
     try:
         plan = plan_batches(recipe, num_devices)
     except UserError as error:
         return "\n".join([*lines, f"total batch      not possible: {error}", ""])
     lines += _batch_lines(recipe, plan)
-    images = train_image_count(recipe)
     if images is None:
         lines.append("steps            known once the data is opened (data.num_train_images is null)")
         lines += ["", *_corner_lines(Schedules.of(recipe, _ANY_STEPS, plan.lr), with_steps=False)]

@@ -94,11 +94,10 @@ def _weights(text: str) -> tuple[str, Path]:
 
 def _show(title: str, table: Table) -> None:
     """A table of the report on the terminal."""
-    from rich.console import Console
-
+    from illama.console import Terminal
     from illama.report import terminal_table
 
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:
         console.width = 160
     console.print(f"\n{title}", style="bold", highlight=False, markup=False)

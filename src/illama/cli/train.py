@@ -31,18 +31,19 @@ def train_command(
         overrides: Changes of the recipe such as optimizer.lr=1e-3 or train.total_batch=256.
         data: Where the data set is; short for data.path=...
         out: The run folder; runs/RECIPE by default.
-        init_from: Start a NEW run from these weights (a run, a checkpoint, .safetensors, .pth, .pt, .bin).
+        init_from: Weights to start from (a run, a checkpoint, .safetensors, .pth, .pt, .bin). The same command again
+            continues the run.
         track: Send the log to Weights & Biases too; metrics.jsonl and TensorBoard are always written.
-        print_only: Show the resolved recipe, its batch, steps and schedules, and stop.
+        print_only: Show the resolved recipe, its batch, steps and schedules, and stop. Data that is named is looked at.
     """
-    from illama.recipes import load_recipe, override
+    from illama.recipes import load_recipe, overridden_keys, override
 
     changes = list(overrides) if data is None else [*overrides, override("data.path", data)]
     resolved = load_recipe(recipe, changes)
     if print_only:
         from illama.cli.recipe_view import describe
 
-        print(describe(resolved), end="")
+        print(describe(resolved, look_at_data=data is not None or "data.path" in overridden_keys(overrides)), end="")
         return
     from illama.distributed import is_main_process
     from illama.training.loop import train

@@ -63,6 +63,8 @@ def check_data(data: DataConfig, *, min_side: int = 32, workers: int | None = No
         CheckedSplit(name, source, np.zeros(len(source), dtype=ROW), {})
         for name, source in zip(names, sources, strict=True)
     ]
+    for source in sources if decode else ():
+        source.prepare()
     if not decode:
         return CheckResult(layout, tuple(splits), min_side, time.perf_counter() - begun, unusable, decoded=False)
     chunks = [

@@ -56,6 +56,7 @@ class TrainLoader:
         self._recipe = recipe
         self._device = device
         self._workers = resolve_workers(recipe.data.workers)
+        source.prepare()
         crop = resolve_crop(recipe)
         self._memory, self.description = _keep_in_memory(recipe, source, crop)
         self._augment: BatchedAugment | None = None
@@ -152,6 +153,7 @@ class EvalLoader:
         timeout_s: int,
         world: World,
     ) -> None:
+        source.prepare()
         self._places = torch.arange(world.rank, len(source), world.size)
         self._source = source if world.size == 1 else SubsetSource(source, self._places.numpy(), "a share")
         self.transform = transform

@@ -107,6 +107,7 @@ class ParquetSource(Source):
         rows: The image column.
         shape: Shape of the pixels of a cell that holds them flat; None where it is not known.
         labels, classes, in_chans, description: As `Source`.
+        held: Whether all of them are to be kept in memory.
     """
 
     def __init__(
@@ -117,8 +118,11 @@ class ParquetSource(Source):
         classes: tuple[str, ...],
         in_chans: int,
         description: str,
+        *,
+        held: bool,
     ) -> None:
         self._rows = rows
+        self._held = held
         self._shape = shape
         self.in_chans = in_chans
         self.labels = labels
@@ -140,6 +144,10 @@ class ParquetSource(Source):
             return self._content(self._rows.value(i), i)
         except BrokenImage as broken:
             raise BrokenImage(broken.where or self.location(i), broken.why) from None
+
+    def prepare(self) -> None:
+        if self._held:
+            self._rows.hold_all()
 
     def _content(self, cell: Any, i: int) -> bytes | None:
         folder = self._rows.place(i)[0].parent if not isinstance(cell, bytes) else Path()
@@ -206,14 +214,12 @@ class ParquetLayout(Layout):
         names, numbers = number_classes(own, numbers, classes, what)
         size = sum(file.stat().st_size for file in files)
         description = f"parquet {what}: {len(numbers)} images, {len(names)} classes"
-        if size <= HELD_BYTES:
-            rows.hold_all()
-        else:
+        if size > HELD_BYTES:
             description += (
                 f"; {size / 2**30:.1f} GiB stay on disk, and a shuffled read takes a whole row group per image"
             )
         shape = _shape(schema, features, image_column)
-        return ParquetSource(rows, shape, numbers, names, in_chans, description)
+        return ParquetSource(rows, shape, numbers, names, in_chans, description, held=size <= HELD_BYTES)
 
     def _columns(self, schema: Any, features: dict[str, Any], file: Path) -> tuple[str, str]:
         """Names of the image and the label column."""

@@ -6,11 +6,11 @@ import threading
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from illama.text import duration
+from illama.console import Terminal
+from illama.text import duration, safe_lines
 
 PATIENCE_S = 2.0  # work that ends before this shows nothing
 LINE_EVERY_S = 10.0  # between two lines where no bar can be drawn
@@ -29,7 +29,7 @@ class WorkProgress:
         self._what, self._total, self._unit = what, total, unit
         self._done = 0
         self._lock = threading.Lock()
-        self._console = Console(stderr=True)
+        self._console = Terminal(stderr=True)
         self._started = self._last_line = time.monotonic()
         self._bar = (
             Progress(
@@ -57,7 +57,7 @@ class WorkProgress:
 
     def say(self, text: str) -> None:
         """One line for a person, above the bar."""
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(safe_lines(text), highlight=False, markup=False, soft_wrap=True)
 
     def advance(self, amount: int) -> None:
         """So much more is done."""

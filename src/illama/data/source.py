@@ -73,6 +73,9 @@ class Source(ABC):
         except BrokenImage as broken:  # the place is looked up only when it is needed
             raise BrokenImage(self.location(i), broken.why) from None
 
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to do
+        """Get ready to be read by several processes, which shall share what is in memory. Once, before they start."""
+
     def head(self, i: int, length: int) -> tuple[int, bytes]:
         """Size of image `i` as it is stored (of its pixels where a source keeps no files), and its first bytes.
 
@@ -113,6 +116,9 @@ class SubsetSource(Source):
 
     def picture(self, i: int) -> Picture:
         return self._source.picture(int(self._chosen[i]))
+
+    def prepare(self) -> None:
+        self._source.prepare()
 
     def head(self, i: int, length: int) -> tuple[int, bytes]:
         return self._source.head(int(self._chosen[i]), length)

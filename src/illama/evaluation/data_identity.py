@@ -1,11 +1,15 @@
-"""Short names for what an answer depends on: images with their labels, and a network. Equal names, equal content."""
+"""Short names for what an answer depends on: images with their labels, and a network. Equal names, equal content.
+
+Folders do not count, neither do kinds of files: the same pictures have the same name on another machine.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,10 +35,70 @@ def data_id(source: Source) -> str:
     found = hashlib.sha256(json.dumps(list(source.classes)).encode())
     found.update(source.labels.astype("<i8").tobytes())
     for i in range(len(source)):
-        found.update(Path(source.location(i)).name.encode(errors="surrogateescape") + b"\0")
-    for part in range(min(SAMPLED, len(source))):
-        found.update(_content(source, part * len(source) // min(SAMPLED, len(source))))
+        found.update(_name(source, i) + b"\0")
+    for i in _sampled(source):
+        found.update(_content(source, i))
     return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class DataIdentity:
+    """What `data_id` stands for, in parts that can be told apart.
+
+    Attributes:
+        images: How many.
+        labels: SHA-256 of the class of each image.
+        names: SHA-256 of the file name of each image.
+        content: SHA-256 of the content of `SAMPLED` of them.
+    """
+
+    images: int
+    labels: str
+    names: str
+    content: str
+
+    @classmethod
+    def of(cls, source: Source) -> DataIdentity:
+        """That of a source; reads `SAMPLED` images."""
+        names, content = hashlib.sha256(), hashlib.sha256()
+        for i in range(len(source)):
+            names.update(_name(source, i) + b"\0")
+        for i in _sampled(source):
+            content.update(_content(source, i))
+        labels = hashlib.sha256(source.labels.astype("<i8").tobytes()).hexdigest()
+        return cls(len(source), labels, names.hexdigest(), content.hexdigest())
+
+    def difference(self, now: DataIdentity) -> str | None:
+        """What is different in other images, in a few words; None where nothing is."""
+        if self.images != now.images:
+            return f"{self.images:,} images were there, {now.images:,} are"
+        if self.names != now.names:
+            return "the files have other names, or another order"
+        if self.labels != now.labels:
+            return "some images are of another class than they were"
+        return None if self.content == now.content else "the pictures have another content under the same names"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; the fields."""
+        return asdict(self)
+
+
+def names_id(source: Source) -> str:
+    """SHA-256, hexadecimal, of label and file name of every image."""
+    found = hashlib.sha256(source.labels.astype("<i8").tobytes())
+    for i in range(len(source)):
+        found.update(_name(source, i) + b"\0")
+    return found.hexdigest()
+
+
+def _name(source: Source, i: int) -> bytes:
+    return os.path.basename(source.location(i)).encode(errors="surrogateescape")
+
+
+def _sampled(source: Source) -> list[int]:
+    """Positions of the images whose content counts, evenly spaced."""
+    count = min(SAMPLED, len(source))
+    return [part * len(source) // count for part in range(count)]
 
 
 def _content(source: Source, i: int) -> bytes:
@@ -47,15 +111,17 @@ def _content(source: Source, i: int) -> bytes:
 
 
 def weights_id(model: nn.Module) -> str:
-    """SHA-256, hexadecimal, of name, dtype, shape and bytes of every tensor of the state_dict, on any device.
+    """`tensors_id` of a network; what is no weight does not count: the configuration, and the softness of a mask."""
+    return tensors_id(model.state_dict())
 
-    What is no weight does not count: the configuration, and the softness of a mask.
-    """
+
+def tensors_id(state: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256, hexadecimal, of name, dtype, shape and bytes of every tensor, on any device."""
     found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         plain = tensor.detach().cpu().contiguous()
         found.update(f"{name} {plain.dtype} {tuple(plain.shape)}\0".encode())
-        found.update(plain.flatten().view(torch.uint8).numpy())
+        found.update(plain.flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from illama.errors import UserError
 from illama.models.config import ModelConfig
 from illama.recipes.rules import broken_rules, flatten
-from illama.recipes.schema import Recipe, Section
+from illama.recipes.schema import Recipe, Section, without_auto
 
 Problem = tuple[str, str]  # (dotted key, what is wrong and what to do)
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
@@ -42,7 +42,8 @@ def _section_keys(section: type[Section], prefix: str) -> Iterator[tuple[str, Ke
         if kind is ModelConfig:
             hints = get_type_hints(ModelConfig)
             for part in dataclasses.fields(ModelConfig):
-                yield f"{prefix}{name}.{part.name}", Key(hints[part.name], (), part.default)
+                hint = int | Literal["auto"] if part.name == "num_classes" else hints[part.name]
+                yield f"{prefix}{name}.{part.name}", Key(hint, (), part.default)
         elif isinstance(kind, type) and issubclass(kind, Section):
             yield from _section_keys(kind, f"{prefix}{name}.")
         else:
@@ -60,14 +61,14 @@ def find_problems(tree: Mapping[str, Any]) -> list[Problem]:
     keys = all_keys()
     problems: dict[str, str] = {}
     try:
-        Recipe.model_validate_json(json.dumps(tree))
+        Recipe.model_validate_json(json.dumps(without_auto(dict(tree))))
     except ValidationError as error:
         for detail in error.errors():
             key, text = _explain(detail["type"], detail["loc"], detail.get("input"), keys)
             problems.setdefault(key, text)
     problems.pop("", None)  # impossible pairs: told below, also where other keys are wrong
     problems.pop("model", None) if isinstance(tree.get("model"), Mapping) else None
-    for key, text in _model_problems(tree.get("model"), problems):
+    for key, text in _model_problems(without_auto(dict(tree)).get("model"), problems):
         problems.setdefault(key, text)
     flat = {key: spec.default for key, spec in keys.items() if spec.default is not ...}
     flat |= {key: value for key, value in flatten(tree).items() if key in keys}

@@ -17,7 +17,7 @@ from illama.models.variants import VARIANTS
 from illama.recipes import yaml_text
 from illama.recipes.explain import Problem, find_problems, hint, raise_problems
 from illama.recipes.rules import flatten
-from illama.recipes.schema import DataConfig, Recipe
+from illama.recipes.schema import DataConfig, Recipe, without_auto
 from illama.registry import closest
 
 Tree = dict[str, Any]
@@ -227,4 +227,4 @@ def _build(tree: Tree, label: str, problems: list[Problem]) -> Recipe:
             found.append(("model.variant", str(error)))
         tree = {**tree, "model": {**sizes, **rest}}
     raise_problems(label, [*found, *find_problems(tree)])
-    return Recipe.model_validate_json(json.dumps(tree))
+    return Recipe.model_validate_json(json.dumps(without_auto(tree)))

@@ -52,10 +52,10 @@ def _rule(*keys: str) -> Callable[[Check], Check]:
 
 
 @_rule("model.num_classes")
-def _has_classes(num_classes: int) -> str | None:
-    return (
-        f"training needs classes to tell apart; allowed: at least 2, given {num_classes}" if num_classes < 2 else None
-    )
+def _has_classes(num_classes: int | str) -> str | None:
+    if isinstance(num_classes, str) or num_classes >= 2:
+        return None
+    return f"training needs classes to tell apart; allowed: at least 2, or auto for the data's, given {num_classes}"
 
 
 @_rule("model.global_pool")

@@ -6,6 +6,7 @@ cannot stand together are listed in `illama.recipes.rules`.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,6 +27,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 _RANDAUGMENT = r"^rand(-(mstd|mmax|inc|m|n|w|p)[0-9]+(\.[0-9]+)?)+$"
 _DATA_NAME = r"^(auto|digits|parquet|folder|manifest|(torch|hfds|hfids|tfds|wds)/.+)$"
 _DATA_EXAMPLES = ["auto", "digits", "parquet", "folder", "manifest", "torch/cifar10", "hfds/...", "wds/..."]
+AUTO = "auto"  # model.num_classes: as many as the data has
 ClassDepth = Annotated[int, Field(ge=1)] | Literal["leaf"]
 
 
@@ -222,6 +224,14 @@ class TrainConfig(Section):
     """Epochs between two checkpoints that are kept for good, beside `last`, `previous` and `best`; null keeps none."""
 
 
+def without_auto(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree of a recipe as `Recipe` holds it: `model.num_classes=auto` is 0 there, which no recipe can ask for."""
+    model = tree.get("model")
+    if isinstance(model, dict) and model.get("num_classes") == AUTO:
+        return {**tree, "model": {**model, "num_classes": 0}}
+    return tree
+
+
 class Recipe(Section):
     """A training run, complete; `illama.recipes.load_recipe` reads one."""
 
@@ -251,7 +261,25 @@ class Recipe(Section):
 
     def to_dict(self) -> dict[str, Any]:
         """The whole recipe in JSON's types, defaults included."""
-        return self.model_dump(mode="json")
+        tree = self.model_dump(mode="json")
+        if self.classes_from_data:
+            tree["model"]["num_classes"] = AUTO
+        return tree
+
+    @property
+    def classes_from_data(self) -> bool:
+        """Whether the number of classes is the data's (`model.num_classes=auto`): a head of 0 until it is known."""
+        return self.model.num_classes == 0
+
+    def with_classes(self, count: int) -> Recipe:
+        """The recipe for data with so many classes; itself where it states a number."""
+        if not self.classes_from_data:
+            return self
+        return self.model_copy(update={"model": dataclasses.replace(self.model, num_classes=count)})
+
+    def with_data_path(self, path: str | None) -> Recipe:
+        """The same with its data at another place."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"path": path})})
 
     def to_yaml(self) -> str:
         """The whole recipe as YAML; loading that text gives an equal recipe."""

@@ -178,11 +178,11 @@ def check(plan: Plan) -> None:
     Raises:
         UserError: The data cannot be opened or has another number of classes, or the folder cannot be written to.
     """
-    from illama.training.setup import open_sources
+    from illama.training.fit import fit_to_data
 
     if all(run.is_finished for run in plan.runs):
         return
-    open_sources(plan.runs[0].recipe)
+    fit_to_data(plan.runs[0].recipe)
     try:
         for name in ("runs", "logs"):
             make_folder(plan.out / name)

@@ -10,11 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID
 
+from illama.console import Terminal
 from illama.errors import UserError
-from illama.text import duration
+from illama.text import duration, safe_lines
 from illama.training.console import BETWEEN, SummaryColumn, TimeLeft
 from illama.training.run_folder import METRICS_FILE
 from illama.training.track import TensorBoard, Tracker
@@ -46,7 +46,7 @@ class RunLog:
         eval_every_steps: int | None = None,
         tracker: Tracker | None = None,
     ) -> None:
-        self.console = Console(stderr=True)
+        self.console = Terminal(stderr=True)
         self._file = MetricsFile(run_dir / METRICS_FILE, keep_bytes)
         self._total_steps, self._start_step = total_steps, step
         self._times_evaluations = eval_every_steps is not None
@@ -74,7 +74,7 @@ class RunLog:
     def say(self, text: str, *, style: str | None = None) -> None:
         """One line for a person."""
         (self._bar.console if self._bar else self.console).print(
-            text, style=style, highlight=False, markup=False, soft_wrap=True
+            safe_lines(text), style=style, highlight=False, markup=False, soft_wrap=True
         )
 
     def say_skipped(self, skipped: dict[str, str], what: str) -> None:

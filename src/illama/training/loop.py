@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,12 @@ from illama.checkpoint import Saver
 from illama.data.rng import Purpose, seed_global
 from illama.device import only_repeatable, resolve_precision
 from illama.distributed import ALONE, Vote, World, join_world
-from illama.errors import Stopped
+from illama.errors import Stopped, UserError
+from illama.evaluation.data_identity import DataIdentity, names_id
+from illama.evaluation.origin import Origin
 from illama.recipes import Recipe
+from illama.recipes.rules import flatten
+from illama.training.begun import compare_with_begun
 from illama.training.console import summary
 from illama.training.figures import draw_curves
 from illama.training.guard import LossGuard
@@ -30,7 +35,7 @@ from illama.training.optim import set_lr
 from illama.training.predictions import draw_test_predictions
 from illama.training.run_folder import check_run_folder, write_run_folder
 from illama.training.run_lock import RunLock
-from illama.training.setup import build_state, prepare
+from illama.training.setup import build_state, prepare, start_from
 from illama.training.signals import stop_signals
 from illama.training.start_line import start_line
 from illama.training.stopwatch import Stopwatch
@@ -87,6 +92,8 @@ def train(
         Stopped: A signal asked for the end; the run was saved and the same call continues it.
     """
     run_dir = Path(out) if out is not None else Path("runs") / recipe.name
+    if recipe.data.path is not None:  # the run's own folder is no place to look for it from
+        recipe = recipe.with_data_path(os.path.abspath(os.path.expanduser(recipe.data.path)))
     start_weights = None if init_from is None else Path(init_from)
     lost = f"run the same command again: it goes on from the last checkpoint in {run_dir}"
     with (
@@ -95,7 +102,6 @@ def train(
         only_repeatable(recipe.train.deterministic),
     ):
         world.lead(lambda: check_tracker(track))
-        world.lead(lambda: check_run_folder(run_dir, recipe, start_weights))
         return Run(recipe, run_dir, own_device, start_weights, world).complete(track)
 
 
@@ -108,11 +114,14 @@ class Run:
     def __init__(
         self, recipe: Recipe, run_dir: Path, device: torch.device, init_from: Path | None, world: World = ALONE
     ) -> None:
-        self.recipe, self.run_dir, self.device, self.world = recipe, run_dir, device, world
-        self.init_from = init_from
+        self.run_dir, self.device, self.world, self.init_from = run_dir, device, world, init_from
         self.precision = resolve_precision(recipe.train.precision, device)
-        self.parts = parts = world.agree(lambda: prepare(recipe, device, init_from, world))
+        self.begun = world.lead(lambda: check_run_folder(run_dir, recipe))
+        start = None if self.begun else init_from
+        self.parts = parts = world.agree(lambda: prepare(recipe, device, start, world))
+        self.recipe = recipe = parts.recipe
         self.plan, self.schedules, self.model = parts.plan, parts.schedules, parts.model
+        self._demand_same_everywhere()
         self.notes = list(parts.notes)
         self.validation = Validation(parts.eval_loader, device, self.precision, world)
         self.model.set_grad_checkpointing(recipe.train.grad_checkpointing)
@@ -138,12 +147,16 @@ class Run:
         """Train until the last step, evaluate, draw the pictures; nobody else may train in the folder meanwhile."""
         with ExitStack() as held:
             self.world.main_only(lambda: held.enter_context(RunLock(self.run_dir)))
-            begun = self.world.lead(lambda: check_run_folder(self.run_dir, self.recipe, self.init_from))
+            begun = self.world.lead(lambda: check_run_folder(self.run_dir, self.recipe))
+            if begun != self.begun:
+                raise self.world.error(
+                    f"{self.run_dir} was changed by somebody else meanwhile; run the same command again"
+                )
             if begun:
+                self.notes += self.world.lead(self._compare_with_begun)
                 self.notes += self.keeper.resume()
             else:
-                about = (self.run_dir, self.recipe, self.parts.classes, self.device)
-                self.world.lead(lambda: write_run_folder(*about))
+                self.world.lead(self._begin_folder)
             self.log = self.world.main_only(lambda: self._open_log(track, begun)) or NoLog()
             held.enter_context(self.log.progress())
             stop_asked = held.enter_context(stop_signals(patient=self.world.size > 1))
@@ -157,6 +170,31 @@ class Run:
             self._report()
         self._draw()
         return self._result()
+
+    def _demand_same_everywhere(self) -> None:
+        """All processes were given the same recipe, images, classes and start weights."""
+        parts, recipe = self.parts, flatten(self.recipe.to_dict())
+        if self.world.size > 1:
+            images = {"training images": parts.train_source, "evaluation images": parts.eval_source}
+            numbers = {name: str(len(source)) for name, source in images.items()}
+            names = {f"{name}' names and labels": names_id(source) for name, source in images.items()}
+            started = "new weights" if parts.start is None else f"{parts.start.given} ({parts.start.tensors[:12]})"
+            classes = {"class names": ", ".join(parts.classes)}
+            self.world.demand_same({**recipe, **numbers, **classes, **names, "start weights": started})
+
+    def _begin_folder(self) -> None:
+        parts = self.parts
+        origin = Origin.of(self.recipe, parts.train_source, parts.eval_source, parts.start)
+        write_run_folder(self.run_dir, self.recipe, parts.classes, self.device, origin.files())
+
+    def _compare_with_begun(self) -> list[str]:
+        parts, start = self.parts, None
+        if self.init_from is not None:
+            with suppress(UserError):  # weights that are gone are compared by their name
+                start = start_from(self.init_from)[0]
+        origin = Origin(DataIdentity.of(parts.train_source), DataIdentity.of(parts.eval_source), start=start)
+        per_epoch = self.schedules.steps_per_epoch
+        return compare_with_begun(self.run_dir, self.recipe, parts.classes, origin, self.init_from, per_epoch)
 
     def _open_log(self, track: str | None, begun: bool) -> RunLog:
         progress, schedules = self.state.progress, self.schedules

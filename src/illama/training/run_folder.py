@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from illama.checkpoint.tags import has_checkpoint
-from illama.disk import make_folder, replace_file, to_disk
+from illama.checkpoint.tags import HELD_OUT_FILE, ORIGIN_FILE, has_checkpoint
+from illama.disk import make_folder, replace_file, to_disk, utf8
 from illama.environment import environment
 from illama.errors import UserError
 from illama.recipes import Recipe, load_recipe, recipe_diff
@@ -25,18 +27,19 @@ RECIPE_FILE, CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE = (
 # What a start that was cut short leaves behind: the recipe, which makes a folder a run, is written last.
 _BEFORE_A_RUN = {
     LOCK_FILE,
-    CLASSES_FILE,
-    ENVIRONMENT_FILE,
-    *(f".{name}.partial" for name in (RECIPE_FILE, CLASSES_FILE, ENVIRONMENT_FILE)),
+    *(CLASSES_FILE, ENVIRONMENT_FILE, ORIGIN_FILE, HELD_OUT_FILE),
+    *(f".{name}.partial" for name in (RECIPE_FILE, CLASSES_FILE, ENVIRONMENT_FILE, ORIGIN_FILE, HELD_OUT_FILE)),
 }
 
 
-def check_run_folder(run_dir: Path, recipe: Recipe, init_from: Path | None) -> bool:
+def check_run_folder(run_dir: Path, recipe: Recipe) -> bool:
     """Whether the folder holds a started run of this very recipe (True) or is free for a new one (False).
 
+    Where the data lies does not count, for it may have been moved (`begun.compare_with_begun`), and a number of classes
+    that is the data's agrees with any.
+
     Raises:
-        UserError: Another recipe was started there (its changed keys are named), `init_from` is given for a run
-            that has begun, or the folder holds something else.
+        UserError: Another recipe was started there (its changed keys are named), or the folder holds something else.
     """
     if not run_dir.exists():
         return False
@@ -45,32 +48,44 @@ def check_run_folder(run_dir: Path, recipe: Recipe, init_from: Path | None) -> b
     if not (run_dir / RECIPE_FILE).is_file():
         raise UserError(f"{run_dir} exists and is not a run; give another folder with --out")
     begun = has_checkpoint(run_dir)
-    changed = recipe_diff(load_recipe(run_dir / RECIPE_FILE), recipe)
+    free = {"data.path", "model.num_classes"} if recipe.classes_from_data else {"data.path"}
+    changed = [one for one in recipe_diff(load_recipe(run_dir / RECIPE_FILE), recipe) if one.key not in free]
     if changed and begun:
         listed = ", ".join(f"{key} ({before!r} -> {after!r})" for key, before, after in changed)
         raise UserError(
             f"{run_dir} holds a run of another recipe; changed: {listed}; "
             "give the same recipe to continue it, or another folder with --out for a new run"
         )
-    if init_from is not None and begun:
-        raise UserError(
-            f"{run_dir} holds a run that has begun, and --init-from starts a new one; "
-            "leave --init-from out to continue it, or give another folder with --out"
-        )
     return begun
 
 
-def write_run_folder(run_dir: Path, recipe: Recipe, classes: tuple[str, ...], device: torch.device) -> None:
-    """Write recipe, class names and environment of a new run; each is on disk, or not there, whatever happens."""
-    texts = {
-        CLASSES_FILE: json.dumps(list(classes), ensure_ascii=False, indent=1) + "\n",
-        ENVIRONMENT_FILE: json.dumps(environment(device), indent=1) + "\n",
-        RECIPE_FILE: recipe.to_yaml(),
+def write_run_folder(
+    run_dir: Path,
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    device: torch.device,
+    more: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
+    """Write what a new run begins with, `more` files among it; each is on disk, or not there, whatever happens."""
+    files = {
+        CLASSES_FILE: utf8(json.dumps(list(classes), ensure_ascii=False, indent=1) + "\n"),
+        ENVIRONMENT_FILE: utf8(json.dumps(environment(device), indent=1) + "\n"),
+        **more,
+        RECIPE_FILE: utf8(recipe.to_yaml()),
     }
+    write_files(run_dir, files)
+
+
+def write_files(run_dir: Path, files: Mapping[str, bytes]) -> None:
+    """Write files of a run's folder by name, in their order; each appears as a whole.
+
+    Raises:
+        UserError: The folder cannot be written to.
+    """
     try:
         make_folder(run_dir)
-        for name, text in texts.items():
-            replace_file(run_dir / name, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))  # type: ignore[misc]
+        for name, content in files.items():
+            replace_file(run_dir / name, lambda partial, content=content: partial.write_bytes(content))  # type: ignore[misc]
         to_disk(run_dir)
     except OSError as error:
         raise UserError(

@@ -16,6 +16,7 @@ import yaml
 
 from illama.checkpoint.folder import DamagedError, current, read_meta
 from illama.checkpoint.tags import BEST, LAST, PREVIOUS, checkpoint_folder, has_checkpoint, kept_tags
+from illama.environment import typed_command
 from illama.errors import UserError
 from illama.recipes import Change, list_recipes, load_recipe, yaml_text
 from illama.recipes.rules import flatten
@@ -245,21 +246,10 @@ def _command(path: Path) -> str:
     own = shlex.join(["illama", "train", str(path / RECIPE_FILE), "--out", str(path)])
     try:
         environment = json.loads((path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-        program, *words = environment["command"]
-        name = Path(program).name
-        if name not in ("illama", "illama.exe", "__main__.py") or words[0] not in ("train", "quickstart"):
-            return own
-        command = shlex.join(["illama", *_launch(environment), *words])
+        command = typed_command(environment)
         folder = environment.get("working_folder")
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return own
+    if command is None:
+        return own
     return command if folder in (None, os.getcwd()) else f"cd {shlex.quote(folder)} && {command}"
-
-
-def _launch(environment: Record) -> list[str]:
-    """The words before a command that starts it on as many processes as the run began with."""
-    processes, here = environment.get("processes", 1), environment.get("processes_per_machine", 1)
-    if processes == 1:
-        return []
-    machines = ["--nnodes", str(processes // here)] if processes > here else []
-    return ["launch", *machines, "--nproc-per-node", str(here)]

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from illama.checkpoint import initialize_from
-from illama.data import EvalTransform, build_eval_loader, build_train_loader, open_source
+from illama.checkpoint.adapt import LoadReport, adapt_weights
+from illama.checkpoint.foreign import read_weights
+from illama.checkpoint.published import published_by_file
+from illama.checkpoint.resolve import resolve
+from illama.data import EvalTransform, build_eval_loader, build_train_loader
 from illama.data.loader import EvalLoader, TrainLoader
 from illama.data.source import Source
 from illama.distributed import World
-from illama.errors import UserError
+from illama.evaluation.data_identity import tensors_id
+from illama.evaluation.origin import Start
 from illama.models import ILlama
 from illama.models.linear import keep_linear_kernel, linear_kernel
 from illama.recipes import BatchPlan, Recipe, plan_batches
+from illama.text import shown
 from illama.training.ema import WeightAverage
+from illama.training.fit import fit_to_data, short_run
 from illama.training.losses import Loss, build_loss
 from illama.training.objective import shard_model
 from illama.training.optim import build_adamw, param_groups
@@ -29,26 +36,35 @@ class Parts:
     """A recipe's parts on one process.
 
     Attributes:
+        recipe: With the number of classes that the data has.
         plan: How a step is split.
         train_loader: This process's micro-batches.
         eval_loader: This process's share of the evaluation split.
         eval_source: The whole evaluation split.
-        classes: Class names in index order.
+        train_source: All training images.
+        start: The weights that the model has; None for a newly initialised one.
         schedules: Everything that changes with the step.
         model: Newly initialised, or with the weights that the run starts from.
         loss: The criterion.
         notes: What people should know of them, line by line.
     """
 
+    recipe: Recipe
     plan: BatchPlan
     train_loader: TrainLoader
     eval_loader: EvalLoader
     eval_source: Source
-    classes: tuple[str, ...]
+    train_source: Source
+    start: Start | None
     schedules: Schedules
     model: ILlama
     loss: Loss
     notes: list[str]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in index order."""
+        return self.train_source.classes
 
 
 def prepare(recipe: Recipe, device: torch.device, init_from: Path | None, world: World) -> Parts:
@@ -63,22 +79,30 @@ def prepare(recipe: Recipe, device: torch.device, init_from: Path | None, world:
     Raises:
         UserError: Data, weights or batch cannot be used.
     """
+    fitted = fit_to_data(recipe, world.size)
+    recipe, train_source, eval_source = fitted.recipe, fitted.train, fitted.evaluated
     plan, data = plan_batches(recipe, world.size), recipe.data
-    train_source, eval_source = open_sources(recipe)
     train_loader = build_train_loader(recipe, train_source, device, plan, world.rank)
     transform, batch = EvalTransform.of(recipe), recipe.train.eval_batch
     eval_loader = build_eval_loader(eval_source, transform, batch, device, data.workers, data.worker_timeout_s, world)
-    notes = [train_source.description, train_loader.description, eval_source.description]
+    notes = [
+        *fitted.layout.explain(train_source.classes),
+        *(train_source.description, train_loader.description, eval_source.description),
+    ]
+    notes += filter(None, [short_run(train_loader.steps_per_epoch, recipe.schedule.epochs)])
     torch.manual_seed(recipe.seed)
-    model = ILlama(recipe.model)
+    model, start = ILlama(recipe.model), None
     if init_from is not None:
-        notes.append(str(initialize_from(init_from, model)))
+        start, report = start_from(init_from, model, train_source.classes)
+        notes.append(f"starting from {shown(start.name)} ({shown(start.given)}): {report}")
     return Parts(
+        recipe=recipe,
         plan=plan,
         train_loader=train_loader,
         eval_loader=eval_loader,
         eval_source=eval_source,
-        classes=train_source.classes,
+        train_source=train_source,
+        start=start,
         schedules=Schedules.of(recipe, train_loader.steps_per_epoch, lr=plan.lr),
         model=model.to(device),
         loss=build_loss(recipe.train.loss, recipe.augment),
@@ -107,18 +131,28 @@ def build_state(recipe: Recipe, parts: Parts, device: torch.device, world: World
     return TrainState(model, adamw, average, device, world)
 
 
-def open_sources(recipe: Recipe) -> tuple[Source, Source]:
-    """The training and the evaluation split.
+def start_from(
+    weights: Path, model: ILlama | None = None, classes: Sequence[str] | None = None
+) -> tuple[Start, LoadReport | None]:
+    """Read the weights that a run starts from.
+
+    Args:
+        weights: As `illama.checkpoint.resolve`.
+        model: Gets them; None only tells them apart.
+        classes: The model's class names, for its head.
+
+    Returns:
+        Which weights they are, and what became of each tensor.
 
     Raises:
-        UserError: They cannot be opened, or have another number of classes than the network.
+        UserError: They cannot be read, or do not fit.
     """
-    channels, seed = recipe.model.in_chans, recipe.seed
-    train_source = open_source(recipe.data, "train", in_chans=channels, seed=seed)
-    classes = train_source.classes
-    if len(classes) != recipe.model.num_classes:
-        raise UserError(
-            f"the data has {len(classes)} classes, model.num_classes is {recipe.model.num_classes}; "
-            f"give model.num_classes={len(classes)}"
-        )
-    return train_source, open_source(recipe.data, "eval", in_chans=channels, classes=classes, seed=seed)
+    file = resolve(weights)
+    state, meta = read_weights(file)
+    recipe = None if meta is None or meta.recipe is None else str(meta.recipe.get("name"))
+    published = published_by_file(file.name)
+    name = (
+        recipe or (meta.source if meta is not None else None) or (published.name if published else Path(weights).name)
+    )
+    start = Start(str(weights), name, tensors_id(state))
+    return start, None if model is None else adapt_weights(state, meta, weights, model, classes)

@@ -1,0 +1,64 @@
+"""What a person watches: rich's console on stderr or stdout, which outlives its reader."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from typing import IO, Any, cast
+
+from rich.console import Console
+
+
+class Terminal(Console):
+    """A console. Whatever becomes of stderr (a pipe that ends, a closed terminal, a full disk), the work goes on;
+    of stdout, whose reader wanted the result, the end is an error.
+
+    Args:
+        stderr: Whether it writes to stderr, else to stdout.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        if stderr:
+            super().__init__(file=cast("IO[str]", _Stderr()))
+        else:
+            super().__init__()
+
+    def on_broken_pipe(self) -> None:
+        """What rich would end the process for with exit code 1."""
+        raise BrokenPipeError
+
+
+class _Stderr:
+    """sys.stderr as it is now, without its errors."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            return sys.stderr.isatty()
+        return False
+
+    def __getattr__(self, name: str) -> Any:  # encoding, fileno, ...
+        return getattr(sys.stderr, name)
+
+
+def open_std_streams() -> None:
+    """Give a process that was started without stdin, stdout or stderr a place for them that takes everything.
+
+    Otherwise the next file that is opened gets the number of the one that is closed, and what libraries say goes there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for the whole process
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115

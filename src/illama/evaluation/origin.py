@@ -1,0 +1,161 @@
+"""What a run was begun with: its images, those that it held out, and the weights that it started from.
+
+```
+RUN/origin.json    the data's path, and identities of the training and the evaluation images; the start weights
+RUN/held_out.csv   the images that data.val_fraction set aside, by name and content
+```
+
+Both are written when the run begins. The path may change: the data is what it is by classes, counts and content.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from illama.checkpoint.tags import HELD_OUT_FILE, ORIGIN_FILE
+from illama.data.images import BrokenImage
+from illama.data.source import Source, SubsetSource
+from illama.disk import utf8
+from illama.errors import UserError
+from illama.evaluation.data_identity import DataIdentity
+
+if TYPE_CHECKING:
+    from illama.recipes import Recipe
+
+_FORMAT = 1
+_HEAD = 1 << 16  # bytes of an image that its mark is made of, with its size
+_HEADER = ("name", "bytes", "blake2b of the first 64 KiB")
+Mark = tuple[str, int, str]  # name, size in bytes, digest of the first bytes
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that a run started from.
+
+    Attributes:
+        given: What was typed: a path or a name.
+        name: What they are called: a run's recipe, published weights, or the file.
+        tensors: `tensors_id` of what was read.
+    """
+
+    given: str
+    name: str
+    tensors: str
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was begun with.
+
+    Attributes:
+        train: Its training images.
+        eval: Its evaluation images.
+        held_out: Marks of the images that `data.val_fraction` set aside; () without.
+        start: Weights that it started from; None for a network that was newly initialised.
+    """
+
+    train: DataIdentity
+    eval: DataIdentity
+    held_out: tuple[Mark, ...] = ()
+    start: Start | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe, train: Source, evaluated: Source, start: Start | None) -> Origin:
+        """That of a run which is about to begin."""
+        held_out = tuple(marks(evaluated)) if recipe.data.val_fraction > 0 else ()
+        return cls(DataIdentity.of(train), DataIdentity.of(evaluated), held_out, start)
+
+    def files(self) -> dict[str, bytes]:
+        """What stands in the run's folder, by name."""
+        plain = {
+            "format": _FORMAT,
+            "train": self.train.to_dict(),
+            "eval": self.eval.to_dict(),
+            "start": None if self.start is None else asdict(self.start),
+        }
+        found = {ORIGIN_FILE: utf8(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")}
+        if self.held_out:
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([_HEADER, *self.held_out])
+            found[HELD_OUT_FILE] = text.getvalue().encode(errors="surrogateescape")
+        return found
+
+    @classmethod
+    def read(cls, run_dir: Path) -> Origin | None:
+        """That of a run; None for one that was begun by a version which kept none.
+
+        Raises:
+            UserError: A file is damaged.
+        """
+        file = run_dir / ORIGIN_FILE
+        if not file.is_file():
+            return None
+        try:
+            plain: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            start = None if plain["start"] is None else Start(**plain["start"])
+            held_out = tuple(_read_marks(run_dir / HELD_OUT_FILE))
+            return cls(DataIdentity(**plain["train"]), DataIdentity(**plain["eval"]), held_out, start)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"{file} or {HELD_OUT_FILE} beside it is damaged ({error}); take both from a copy of the run, or "
+                "remove both to go on without a comparison of the data"
+            ) from None
+
+
+def run_of(weights: Path) -> Path | None:
+    """The run that a weights file lies in; None where it lies in none."""
+    for folder in weights.resolve().parents[:4]:
+        if (folder / ORIGIN_FILE).is_file():
+            return folder
+    return None
+
+
+def marks(source: Source) -> list[Mark]:
+    """Name, size and digest of the first bytes of each image; what cannot be read has size -1."""
+    return [_mark(source, i) for i in range(len(source))]
+
+
+def held_out_again(source: Source, held_out: Sequence[Mark]) -> SubsetSource | None:
+    """Those images of a source that a run held out, by name and content; None where there is none of them.
+
+    Args:
+        source: Where they may be, among others.
+        held_out: Their marks.
+    """
+    wanted: dict[str, set[Mark]] = {}
+    for mark in held_out:
+        wanted.setdefault(mark[0], set()).add(mark)
+    found = [i for i in range(len(source)) if (name := _name(source, i)) in wanted and _mark(source, i) in wanted[name]]
+    if not found:
+        return None
+    why = f"the {len(found)} of them that the run held out ({len(held_out)} in all), found by name and content"
+    return SubsetSource(source, np.array(found, dtype=np.int64), why)
+
+
+def _mark(source: Source, i: int) -> Mark:
+    try:
+        size, head = source.head(i, _HEAD)
+    except BrokenImage:
+        return _name(source, i), -1, ""
+    return _name(source, i), size, hashlib.blake2b(head, digest_size=16).hexdigest()
+
+
+def _name(source: Source, i: int) -> str:
+    return Path(source.location(i)).name
+
+
+def _read_marks(file: Path) -> list[Mark]:
+    if not file.is_file():
+        return []
+    text = file.read_bytes().decode(errors="surrogateescape")
+    rows = list(csv.reader(io.StringIO(text, newline="")))
+    return [(name, int(size), digest) for name, size, digest in rows[1:]]
