@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from illama.cli.options import Device, Json
 from illama.cli.output import STDOUT, check_targets, write_result
+from illama.text import shown
 
 if TYPE_CHECKING:
     from illama.evaluation import EvalResult
@@ -55,12 +56,12 @@ def eval_command(
     )
     if not is_main_process():
         return
-    for where, why in result.skipped.items():
-        print(f"illama: skipped {where}: {why}", file=sys.stderr)
     if json is not None:
         write_result(json, json_format.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
     if json != STDOUT:
         print(report(result))
+    for where, why in result.skipped.items():
+        print(f"illama: skipped {shown(where)}: {why}", file=sys.stderr)
     if save_logits is not None:
         print(f"illama: the logits are in {save_logits}", file=sys.stderr)
 
@@ -82,6 +83,6 @@ def report(result: EvalResult) -> str:
     if len(rows) > SHOWN_CLASSES:
         lines.append(f"the {WEAKEST} weakest of {len(rows)} classes (--json has all):")
         rows = sorted(rows)[:WEAKEST]
-    width = max(len(name) for _, name, _ in rows)
-    lines += [f"  {name:<{width}}  {accuracy:6.2f} %  of {count}" for accuracy, name, count in rows]
+    width = max(len(shown(name)) for _, name, _ in rows)
+    lines += [f"  {shown(name):<{width}}  {accuracy:6.2f} %  of {count}" for accuracy, name, count in rows]
     return "\n".join(lines)

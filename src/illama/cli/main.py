@@ -87,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _fail(str(error), USER_ERROR, debug)
     except CycloptsError as error:
-        return _fail(f"{' '.join(str(error).split())} See illama {_command(words)}--help", USER_ERROR, debug)
+        said = " ".join(str(error).split())
+        return _fail(f"{said}{_hint(words)} See illama {_command(words)}--help", USER_ERROR, debug)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":  # of several processes, which all stop, one says so
             with contextlib.suppress(OSError):
@@ -123,6 +124,14 @@ def _fail(message: str, code: int, debug: bool) -> int:
             traceback.print_exc()
         print(f"illama: error: {safe_lines(message)}", file=sys.stderr)
     return code
+
+
+def _hint(words: Sequence[str]) -> str:
+    """What to do about files that look like options, and about the sign that elsewhere stands for stdin."""
+    if "-" in words:
+        return " Nothing is read from stdin (-): give a file."
+    files = [word for word in words if word.startswith("-") and os.path.lexists(word)]
+    return f" There is a file of that name: write it as ./{files[0]}." if files else ""
 
 
 def _command(words: Sequence[str]) -> str:

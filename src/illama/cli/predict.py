@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from illama.cli.options import Csv, Device, Json
 from illama.cli.output import STDOUT, check_targets, write_result
 from illama.errors import UserError
+from illama.text import shown
 
 if TYPE_CHECKING:
     from illama.evaluation import Prediction
@@ -33,10 +35,11 @@ def predict_command(
         images: More of them.
         top_k: How many classes to name.
     """
-    from illama.evaluation.predict import predict
+    from illama.evaluation.predict import find_images, predict
 
     check_targets(json=json, csv=csv)
-    found = predict(checkpoint, [image, *images], top_k=top_k, device=device)
+    files, passed_over = find_images([image, *images])
+    found = predict(checkpoint, files, top_k=top_k, device=device)
     if json is not None:
         plain = [one.to_dict() for one in found]
         write_result(json, json_format.dumps(plain, indent=1, ensure_ascii=False) + "\n")
@@ -45,10 +48,14 @@ def predict_command(
     if STDOUT not in (json, csv):
         for one in found:
             print(line(one))
-    broken = [f"{one.path} ({one.problem})" for one in found if one.problem is not None]
+    if passed_over.total:
+        print(f"illama: passed over: {passed_over.line()}", file=sys.stderr)
+    broken = [f"{shown(one.path)} ({one.problem})" for one in found if one.problem is not None]
     if broken:
         named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
         raise UserError(f"{len(broken)} of {len(found)} images cannot be read: {named}; the others are done")
+    if passed_over.lost():
+        raise UserError(f"pictures are passed over: {passed_over.lost()}; the others are done")
 
 
 def line(one: Prediction) -> str:
@@ -56,9 +63,10 @@ def line(one: Prediction) -> str:
     from illama.data.imagenet import readable
 
     if one.problem is not None:
-        return f"{one.path}: cannot be read: {one.problem}"
+        return f"{shown(one.path)}: cannot be read: {one.problem}"
     pairs = zip(one.classes, one.probabilities, strict=True)
-    return f"{one.path}: " + ", ".join(f"{readable(name)} {100 * probability:.1f} %" for name, probability in pairs)
+    named = (f"{shown(readable(name))} {100 * probability:.1f} %" for name, probability in pairs)
+    return f"{shown(one.path)}: " + ", ".join(named)
 
 
 def as_csv(found: Sequence[Prediction]) -> str:

@@ -7,6 +7,7 @@ same pictures under the same names; nobody else walks through a data set's folde
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -106,6 +107,12 @@ class Layout(ABC):
         if not len(source):
             raise UserError(f"{source.description}: no images are left")
         return source
+
+    def asked_for(self, data: DataConfig) -> Layout:
+        """The same files, opened as another data section says."""
+        other = copy.copy(self)
+        other.data = data
+        return other
 
     def used_splits(self) -> set[str]:
         """The splits that training and its evaluation open."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from illama.recipes import Recipe
 
 _FORMAT = 1
+_RUN_FILES = ("recipe.yaml", "environment.json")  # of the runs of every version
 _HEAD = 1 << 16  # bytes of an image that its mark is made of, with its size
 _HEADER = ("name", "bytes", "blake2b of the first 64 KiB")
 Mark = tuple[str, int, str]  # name, size in bytes, digest of the first bytes
@@ -112,11 +113,9 @@ class Origin:
 
 
 def run_of(weights: Path) -> Path | None:
-    """The run that a weights file lies in; None where it lies in none."""
-    for folder in weights.resolve().parents[:4]:
-        if (folder / ORIGIN_FILE).is_file():
-            return folder
-    return None
+    """The folder of the run that a weights file lies in; None where it lies in none."""
+    folders = weights.resolve().parents[:4]
+    return next((one for one in folders if all((one / name).is_file() for name in _RUN_FILES)), None)
 
 
 def marks(source: Source) -> list[Mark]:

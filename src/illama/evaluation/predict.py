@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ from typing import Any
 import torch
 
 from illama.checkpoint import load_model
+from illama.data.formats import picture_endings
+from illama.data.images import MAX_PIXELS, BrokenImage, read_image
+from illama.data.walk import PassedOver, walk
 from illama.errors import UserError
 from illama.evaluation.classify import evaluating
 from illama.evaluation.subject import needed_transform
+from illama.text import shown
 
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 BATCH = 32  # images decoded at a time
 
 
@@ -68,15 +73,16 @@ def predict(
 
     if top_k < 1:
         raise UserError(f"top_k must be at least 1; got {top_k}")
-    files = find_images([images] if isinstance(images, str | Path) else images)
+    files = find_images([images] if isinstance(images, str | Path) else images)[0]
     target = resolve_device(device)
     model, meta = load_model(checkpoint, target)
     transform = EvalTransform.from_dict(needed_transform(meta, checkpoint))
     names = meta.classes or tuple(str(i) for i in range(meta.config.num_classes))
+    limit = (meta.recipe or {}).get("data", {}).get("max_image_pixels", MAX_PIXELS)
     found: list[Prediction] = []
     with evaluating(model, softness=None):
         for start in range(0, len(files), BATCH):
-            readable, broken = _read(files[start : start + BATCH], transform)
+            readable, broken = _read(files[start : start + BATCH], transform, limit)
             if readable:
                 batch = transform.normalize(torch.stack(list(readable.values())), target)
                 probabilities = torch.softmax(model(batch).float(), dim=1)
@@ -87,42 +93,57 @@ def predict(
     return found
 
 
-def find_images(given: Sequence[Path | str]) -> list[str]:
-    """Image files behind files, folders and patterns, each once.
+def find_images(given: Sequence[Path | str]) -> tuple[list[str], PassedOver]:
+    """Image files behind files, folders and patterns, each once, and what else lies in the folders.
+
+    Folders are searched as training searches them.
 
     Raises:
         UserError: One of them has no image; a file that is named outright is taken whatever its ending.
     """
     found: dict[str, None] = {}
+    passed_over = PassedOver()
     for item in given:
-        path = Path(item)
+        path, text = Path(item), str(item)
         if path.is_file():
-            matches = [str(path)]
+            matches = [text]
         elif path.is_dir():
-            matches = sorted(map(str, _images_below(path)))
-        elif glob.has_magic(str(item)):
-            matches = sorted(m for m in glob.glob(str(item), recursive=True) if Path(m).is_file())
+            inside = walk(path)
+            matches = [str(path / name) for name in inside.pictures]
+            passed_over.reasons |= inside.passed_over.reasons
+        elif glob.has_magic(text) and not _ADDRESS.match(text):
+            matches = sorted(m for m in glob.glob(text, recursive=True) if Path(m).is_file())
         else:
-            raise UserError(f"there is no image {item}; give files, folders or patterns such as 'photos/*.jpg'")
+            raise UserError(_why_not(text))
         if not matches:
-            raise UserError(f"{item} has no image in it; known endings: {', '.join(sorted(IMAGE_ENDINGS))}")
+            lost = passed_over.lost()
+            why = f"; passed over: {lost}" if lost else ""
+            raise UserError(
+                f"{shown(text)} has no image in it; known endings: {', '.join(sorted(picture_endings()))}{why}"
+            )
         found |= dict.fromkeys(matches)
-    return list(found)
+    return list(found), passed_over
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
+def _why_not(text: str) -> str:
+    """What is wrong with something that is neither file nor folder nor pattern."""
+    name = shown(text)
+    if _ADDRESS.match(text):
+        return f"{name} is an address, and nothing is downloaded; fetch it first (curl -O {name}) and give the file"
+    if text == "-":
+        return "images are not read from stdin; give files, folders or patterns such as 'photos/*.jpg'"
+    return f"there is no image {name}; give files, folders or patterns such as 'photos/*.jpg'"
 
 
-def _read(files: Sequence[str], transform: Any) -> tuple[dict[str, torch.Tensor], dict[str, Prediction]]:
+def _read(
+    files: Sequence[str], transform: Any, max_pixels: int
+) -> tuple[dict[str, torch.Tensor], dict[str, Prediction]]:
     """The model's view of each readable image, and a prediction with a problem for each other one."""
-    from illama.data.images import BrokenImage, read_image
-
     readable: dict[str, torch.Tensor] = {}
     broken: dict[str, Prediction] = {}
     for file in files:
         try:
-            readable[file] = transform(read_image(file, transform.in_chans))
+            readable[file] = transform(read_image(file, transform.in_chans, max_pixels=max_pixels))
         except BrokenImage as error:
             broken[file] = Prediction(file, problem=error.why)
     return readable, broken

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +18,9 @@ from illama.checkpoint import Meta, load_model
 from illama.checkpoint.resolve import resolve
 from illama.distributed import ALONE, World
 from illama.errors import UserError
+from illama.evaluation.origin import Origin, run_of
 from illama.recipes import DataConfig, Recipe, parse_recipe
+from illama.text import shown
 
 if TYPE_CHECKING:
     from illama.data import EvalTransform, Layout
@@ -59,6 +63,8 @@ class Subject:
         seed: Decides which images `data` carves out and keeps.
         numbering: Whose classes number the labels: the model's, or the data set's own where images alone count.
         given: Images from elsewhere than `data`.
+        trained_on: The run's own data section with the place of `data`, where that is another than the run's.
+        origin: What the run was begun with, where it says so.
     """
 
     model: ILlama
@@ -73,6 +79,8 @@ class Subject:
     seed: int = 0
     numbering: Numbering = "model"
     given: Source | None = None
+    trained_on: DataConfig | None = None
+    origin: Origin | None = None
 
     @property
     def has_images(self) -> bool:
@@ -89,8 +97,48 @@ class Subject:
         """
         if self.given is not None:
             return self.given
+        moved = self._own_images_elsewhere() if self.trained_on is not None and self.split == "eval" else None
+        return self._open(self.layout, self.split) if moved is None else moved
+
+    def _open(self, layout: Layout, split: str) -> Source:
         classes: Sequence[str] | None = (self.meta.classes or None) if self.numbering == "model" else None
-        return self.layout.open(self.split, in_chans=self.meta.config.in_chans, classes=classes, seed=self.seed)
+        return layout.open(split, in_chans=self.meta.config.in_chans, classes=classes, seed=self.seed)
+
+    def _own_images_elsewhere(self) -> Source | None:
+        """The images that the run was judged by, in a data set at another place; None where that is another data set.
+
+        They are the run's own where its recipe chooses the same ones there, or where those that it held out are found.
+        What the run trained on must not be counted among them without a word.
+        """
+        from illama.evaluation.data_identity import DataIdentity
+        from illama.evaluation.origin import held_out_again
+
+        assert self.trained_on is not None
+        held_out = self.trained_on.val_fraction > 0
+        layout = self.layout.asked_for(self.trained_on)
+        if self.origin is None and not (held_out and not layout.splits):
+            return None
+        with contextlib.suppress(UserError):
+            source = self._open(layout, "eval")
+            if self.origin is None:
+                source.description += "; ATTENTION: right only if this is the data that the run was trained on"
+                return source
+            if self.origin.eval.difference(DataIdentity.of(source)) is None:
+                source.description += "; the images that the run was judged by"
+                return source
+        if self.origin is None or not self.origin.held_out:
+            return None
+        with contextlib.suppress(UserError):
+            whole = self._open(self.layout, "train" if layout.splits else "auto")
+            found = held_out_again(whole, self.origin.held_out)
+            if found is not None:
+                return found
+        source = self._open(self.layout, "eval")
+        source.description += (
+            f"; ATTENTION: none of the {len(self.origin.held_out)} images that the run held out is among them, so they "
+            "may include what it was trained on"
+        )
+        return source
 
     @cached_property
     def layout(self) -> Layout:
@@ -184,9 +232,18 @@ def open_subject(
     target = device if isinstance(device, torch.device) else resolve_device(device)
     file = resolve(checkpoint)
     model, meta = load_model(file, target)
+    run = run_of(file)
     if softness is not None:
         model.set_softness(softness)
     recipe = None if meta.recipe is None else parse_recipe(meta.recipe, f"the recipe in {checkpoint}")
+    if recipe is not None and run is not None:
+        recipe = _where_it_was(recipe, run)
+    chosen = None if recipe is None and data is None else choose_data(recipe, data)
+    if data is None and chosen is not None and chosen.path is not None and not Path(chosen.path).expanduser().exists():
+        raise UserError(
+            f"the data of {checkpoint} lay in {shown(chosen.path)}, which is not there; give it with --data"
+        )
+    elsewhere = recipe is not None and data is not None and chosen is not None and chosen.path != recipe.data.path
     return Subject(
         model=model,
         meta=meta,
@@ -195,11 +252,24 @@ def open_subject(
         transform=EvalTransform.from_dict(needed_transform(meta, checkpoint)),
         device=target,
         batch_size=batch_size or (256 if recipe is None else recipe.train.eval_batch),
-        data=None if recipe is None and data is None else choose_data(recipe, data),
+        data=chosen,
         split=split or "eval",
         seed=0 if recipe is None else recipe.seed,
         numbering=numbering,
+        trained_on=recipe.data.model_copy(update={"path": chosen.path}) if elsewhere and recipe and chosen else None,
+        origin=None if run is None else Origin.read(run),
     )
+
+
+def _where_it_was(recipe: Recipe, run: Path) -> Recipe:
+    """The recipe with its data's path from the top: runs of earlier versions have it as it was typed, in some folder."""
+    path = recipe.data.path
+    if path is None or Path(path).expanduser().is_absolute() or Path(path).exists():
+        return recipe
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        folder = json.loads((run / "environment.json").read_text(encoding="utf-8"))["working_folder"]
+        return recipe.with_data_path(str(Path(folder) / path))
+    return recipe
 
 
 def _named(file: Path, meta: Meta) -> str:

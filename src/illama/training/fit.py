@@ -96,11 +96,8 @@ def _nothing_to_evaluate_on(layout: Layout, recipe: Recipe) -> bool:
 
 def _open(recipe: Recipe, layout: Layout, split: str, changes: dict[str, Any]) -> Source:
     """A split as it would be with other values in the data section; the layout does not depend on those."""
-    layout.data = recipe.data.model_copy(update=changes)
-    try:
-        return layout.open(split, in_chans=recipe.model.in_chans, seed=recipe.seed)
-    finally:
-        layout.data = recipe.data
+    data = recipe.data.model_copy(update=changes)
+    return layout.asked_for(data).open(split, in_chans=recipe.model.in_chans, seed=recipe.seed)
 
 
 def _smaller_batch(recipe: Recipe, images: int, num_devices: int) -> dict[str, Any]:
