@@ -206,7 +206,8 @@ def _bars(rows: Sequence[Row]) -> Figure:
         axes.annotate(f"{row.top1:.1f}", (row.interval[1], place), (6, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(rows)), [row.title for row in rows])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.12 * max(row.interval[1] for row in rows))
+    axes.set_xlim(0, 1.12 * max(row.interval[1] for row in rows))  # with room for the number behind a bar
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= min(100, axes.get_xlim()[1])])
     axes.set_xlabel("top-1 accuracy (%)")
     axes.spines[["top", "right"]].set_visible(False)
     caption = "The longer a bar, the more images of that set are classified correctly; thin lines are 95 % intervals."
@@ -233,7 +234,7 @@ def _lines(errors: Errors) -> Figure:
         axes.set_title("further ones, which do not count" if group == "extra" else group)
         axes.set_xticks(SEVERITIES)
         axes.set_xlim(0.8, 5.2)
-        axes.set_ylim(0, 102)
+        axes.set_ylim(0, 100)
         axes.set_xlabel("severity")
         axes.tick_params(labelleft=True)
         axes.set_ylabel("top-1 error (%)")

@@ -30,7 +30,7 @@ def model_card(target: Path, weights: Weights, meta: Meta, report: LoadReport) -
     parts += ["## Origin", _origin(weights, row)]
     parts += ["## Accuracy", _accuracy(meta, row)]
     parts += ["## Images", _images(meta)]
-    parts += ["## Load", _load(target)]
+    parts += ["## Load", _load(target, meta.config)]
     parts += ["## What became of the tensors", _tensors(weights, report)]
     return "\n\n".join(parts) + "\n"
 
@@ -105,8 +105,20 @@ def _images(meta: Meta) -> str:
     return f"{how}\n\nClasses in index order: {shown}{more}."
 
 
-def _load(target: Path) -> str:
-    return f'```python\nimport illama\nmodel, meta = illama.load_model("{target.name}")\nlogits = model(images)\n```'
+def _load(target: Path, config: ModelConfig) -> str:
+    """Python that runs as it stands, from files to answers and from a tensor to logits."""
+    shape = (1, config.in_chans, *config.height_width)
+    return "\n".join(
+        [
+            "```python",
+            "import illama, torch",
+            "",
+            f'model, meta = illama.load_model("{target.name}")',
+            f"outputs = model(torch.zeros{shape})  # images prepared as above",
+            *([f'answers = illama.predict("{target.name}", "photos/*.jpg")'] if config.num_classes else []),
+            "```",
+        ]
+    )
 
 
 def _tensors(weights: Weights, report: LoadReport) -> str:

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -17,13 +17,14 @@ from safetensors import SafetensorError
 from illama.checkpoint.adapt import LoadReport, adapt_state_dict
 from illama.checkpoint.card import model_card
 from illama.checkpoint.io import save_weights
-from illama.checkpoint.load import as_height_width, load_weights
+from illama.checkpoint.load import as_height_width, load_weights, standard_transform
 from illama.checkpoint.meta import Meta
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.recipes.load import parse_overrides
 from illama.registry import closest
 
+Transform = Literal["imagenet", "half"]
 HEAD_SEED = 0  # the same command makes the same file, a new head included
 
 
@@ -53,6 +54,7 @@ def convert(
     img_size: int | tuple[int, int] | None = None,
     num_classes: int | None = None,
     edits: Mapping[str, Any] | None = None,
+    transform: Transform | None = None,
 ) -> Conversion:
     """Write weights with their description, for another image size or class count where asked.
 
@@ -62,6 +64,9 @@ def convert(
         img_size: Pixels, one number or (height, width): the position embedding is resized on its grid.
         num_classes: Rows of a newly initialised head, where they are others than the source's; 0 leaves it out.
         edits: Fields of `ModelConfig` that describe the source and cannot be read off it (num_heads, mask, ...).
+        transform: How evaluation looks at images, for a source that does not say it: "imagenet" as the published
+            networks do (`standard_transform`), "half" as transformers does where nothing else is said (mean and
+            deviation 0.5, bilinear, a warp).
 
     Returns:
         What was done. Equal sources and arguments give equal files.
@@ -73,6 +78,8 @@ def convert(
     card = target.with_suffix(".md")
     _check_target(target, card)
     weights = load_weights(source, edits)
+    if transform is not None:
+        weights = weights._replace(meta=_with_transform(weights.meta, transform, source))
     old = weights.meta.config
     config = _resized(old, img_size, num_classes)
     with torch.random.fork_rng(devices=[]):
@@ -82,6 +89,22 @@ def convert(
     meta = _meta(weights.meta, config, bool(report.resized or report.new or report.unexpected))
     _write(target, card, model, meta, model_card(target, weights, meta, report))
     return Conversion(target, card, report, weights.unused, meta)
+
+
+def _with_transform(meta: Meta, transform: Transform, source: Path | str) -> Meta:
+    """The description with an evaluation transform that the source does not have.
+
+    Raises:
+        UserError: It has one, or images of so many channels have none.
+    """
+    if meta.eval_transform is not None:
+        raise UserError(f"{source} says itself how its images are prepared; leave --transform out")
+    usual = standard_transform(meta.config)
+    if usual is None:
+        raise UserError(f"images of {meta.config.in_chans} channels are not read from files; leave --transform out")
+    half = [0.5] * meta.config.in_chans
+    changes = {"mean": half, "std": half, "mode": "warp", "interpolation": "bilinear"} if transform == "half" else {}
+    return dataclasses.replace(meta, eval_transform=usual | changes)
 
 
 def parse_edits(words: Sequence[str]) -> dict[str, Any]:

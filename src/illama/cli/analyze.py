@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,9 +75,8 @@ def report_command(
         without: Analyses to leave out.
         title: The page's title.
     """
-    from illama.analysis.report import CACHE, about, look, write_look
+    from illama.analysis.report import about, look, write_look
     from illama.analysis.words import read_options
-    from illama.evaluation.tensor_file import make_workspace
 
     check_targets(json=shared.json)
     words = (*words, *(word for word in without if "=" in word))  # an option that takes several takes these too
@@ -85,13 +86,13 @@ def report_command(
         ANALYSES[name]  # answers for an unknown name
     _demand_network("report", checkpoint)
     folder = shared.out or Path("runs") / "analyze" / Path(checkpoint).name
-    make_workspace(folder / CACHE)
-    subject = _open_for_report(checkpoint, shared)
-    print(about(subject), file=sys.stderr)
-    found = look(subject, options, folder, without)
-    if not found.findings:
-        raise UserError("no analysis applies: " + "; ".join(f"{n}: {why}" for n, why in found.left_out.items()))
-    written = write_look(found, folder, title)
+    with _workspace(folder):
+        subject = _open_for_report(checkpoint, shared)
+        print(about(subject), file=sys.stderr)
+        found = look(subject, options, folder, without)
+        if not found.findings:
+            raise UserError("no analysis applies: " + "; ".join(f"{n}: {why}" for n, why in found.left_out.items()))
+        written = write_look(found, folder, title)
     if shared.json is not None:
         write_result(shared.json, (folder / "report.json").read_text(encoding="utf-8"))
     if shared.json != STDOUT:
@@ -117,11 +118,11 @@ def compare_command(
     from illama.analysis.comparison import compare
 
     check_targets(json=shared.json)
-    _workspace(shared)
-    if _holds_logits(first) and _holds_logits(second):
-        _refuse_unused(first, shared)
-    one, other = _logits(first, shared), _logits(second, shared)
-    _hand_over(compare(one, other, options), shared, f"first:  {one.about}\nsecond: {other.about}")
+    with _workspace(shared.out):
+        if _holds_logits(first) and _holds_logits(second):
+            _refuse_unused(first, shared)
+        one, other = _logits(first, shared), _logits(second, shared)
+        _hand_over(compare(one, other, options), shared, f"first:  {one.about}\nsecond: {other.about}")
 
 
 def _register(name: str) -> None:
@@ -129,23 +130,23 @@ def _register(name: str) -> None:
     analysis = ANALYSES[name]
 
     def command(checkpoint: str, /, *, options: Any = analysis.options(), shared: Shared = LookOptions()) -> None:  # noqa: B008
-        check_targets(json=shared.json)
-        workspace = _workspace(shared)
-        if analysis.of_logits and _holds_logits(checkpoint):
-            from illama.evaluation.saved_logits import SavedLogits
-
-            _refuse_unused(checkpoint, shared)
-            saved = SavedLogits.load(Path(checkpoint))
-            _hand_over(analysis.load(f"{name}_of")(saved, options), shared, saved.about)
-            return
         from illama.analysis.report import about, why_not
 
-        _demand_network(name, checkpoint)
-        subject = _open(checkpoint, shared, analysis.numbering)
-        reason = why_not(name, subject, options)
-        if reason is not None:
-            raise UserError(f"{name}: {reason}")
-        _hand_over(analysis.load(name)(subject, options, workspace), shared, about(subject), subject)
+        check_targets(json=shared.json)
+        with _workspace(shared.out) as workspace:
+            if analysis.of_logits and _holds_logits(checkpoint):
+                from illama.evaluation.saved_logits import SavedLogits
+
+                _refuse_unused(checkpoint, shared)
+                saved = SavedLogits.load(Path(checkpoint))
+                _hand_over(analysis.load(f"{name}_of")(saved, options), shared, saved.about)
+                return
+            _demand_network(name, checkpoint)
+            subject = _open(checkpoint, shared, analysis.numbering)
+            reason = why_not(name, subject, options)
+            if reason is not None:
+                raise UserError(f"{name}: {reason}")
+            _hand_over(analysis.load(name)(subject, options, workspace), shared, about(subject), subject)
 
     takes = "CHECKPOINT: a run folder, a checkpoint, a weights file, or the name of published weights"
     takes += "; or a file of `illama eval --save-logits`." if analysis.of_logits else "."
@@ -200,12 +201,27 @@ def _demand_network(name: str, checkpoint: str) -> None:
         raise UserError(f"{checkpoint} holds saved logits; {name} needs the network: give its checkpoint")
 
 
-def _workspace(shared: LookOptions) -> Path | None:
-    """Where intermediate results are kept; made before the work begins, which says whether --out can be written."""
+@contextmanager
+def _workspace(out: Path | None) -> Iterator[Path | None]:
+    """Where intermediate results are kept; made before the work begins, which says whether --out can be written.
+
+    Work that is refused leaves no empty folder behind.
+    """
     from illama.analysis.report import CACHE
     from illama.evaluation.tensor_file import make_workspace
 
-    return None if shared.out is None else make_workspace(shared.out / CACHE)
+    if out is None:
+        yield None
+        return
+    made = [folder for folder in (out / CACHE, out, *out.parents) if not folder.exists()]
+    workspace = make_workspace(out / CACHE)
+    try:
+        yield workspace
+    except UserError:
+        for folder in made:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
 
 
 def _refuse_unused(logits: str, shared: LookOptions) -> None:

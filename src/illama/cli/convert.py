@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from illama.checkpoint.convert import Conversion
@@ -16,6 +16,7 @@ def convert_command(
     *edits: str,
     img_size: str | None = None,
     num_classes: int | None = None,
+    transform: Literal["imagenet", "half"] | None = None,
 ) -> None:
     """Write weights of any origin as .safetensors with their description, and a model card beside them.
 
@@ -28,6 +29,8 @@ def convert_command(
         edits: What the tensors do not tell, such as model.num_heads=8 or model.mask=none.
         img_size: Another image size in pixels, 384 or 224x384 (height x width): the position embedding is resized.
         num_classes: Another number of classes: the head is newly initialised; 0 leaves it out.
+        transform: How images are prepared, where the source does not say it: as ImageNet's, or with mean and deviation
+            0.5 (transformers without a preprocessor_config.json).
     """
     from illama.checkpoint.convert import convert, parse_edits, parse_size
     from illama.errors import UserError
@@ -35,7 +38,8 @@ def convert_command(
     if num_classes is not None and num_classes < 0:
         raise UserError(f"--num-classes {num_classes} is no number of classes; give 0 or more")
     size = None if img_size is None else parse_size(img_size)
-    print(report(convert(source, target, img_size=size, num_classes=num_classes, edits=parse_edits(edits))))
+    edited = parse_edits(edits)
+    print(report(convert(source, target, img_size=size, num_classes=num_classes, edits=edited, transform=transform)))
 
 
 def report(conversion: Conversion) -> str:

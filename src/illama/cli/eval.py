@@ -69,10 +69,11 @@ def eval_command(
 def report(result: EvalResult) -> str:
     """The result for people."""
     skipped = f", {len(result.skipped)} unreadable images skipped" if result.skipped else ""
+    # of five classes or fewer the right one is always among the first five
+    top5 = f"top-5 {result.top5:.2f} %   " if len(result.class_counts) > 5 else ""
     lines = [
         f"{result.weights}, on {result.data}",
-        f"top-1 {result.top1:.2f} %   top-5 {result.top5:.2f} %   loss {result.loss:.4f}   "
-        f"softness {result.softness:g}",
+        f"top-1 {result.top1:.2f} %   {top5}loss {result.loss:.4f}   softness {result.softness:g}",
         f"{result.count} images{skipped}, {result.images_per_s:.0f} images/s",
     ]
     rows = [

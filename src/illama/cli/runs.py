@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from illama.cli.options import Json
 from illama.cli.output import STDOUT, check_targets, write_result
+from illama.text import shown
 
 if TYPE_CHECKING:
     from illama.training.runs import RunStatus
@@ -79,10 +80,11 @@ def _recipe(run: RunStatus) -> list[str]:
     """The recipe's name and its differences, each a word."""
     if run.recipe is None:
         return []
+    start = [] if run.start is None else [f"from {shown(run.start)}"]
     if run.changes is None:
-        return [f"{run.recipe} (own recipe)"]
+        return [f"{run.recipe} (own recipe)", *start]
     changes = [f"{change.key}={_typed(change.new)}" for change in run.changes]
-    return [run.recipe, *(changes or ["as packaged"])]
+    return [run.recipe, *start, *(changes or ["as packaged"])]
 
 
 def _shortened(words: Sequence[str], room: int) -> str:

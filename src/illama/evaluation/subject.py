@@ -262,7 +262,7 @@ def open_subject(
 
 
 def _where_it_was(recipe: Recipe, run: Path) -> Recipe:
-    """The recipe with its data's path from the top: runs of earlier versions have it as it was typed, in some folder."""
+    """The recipe with its data's path from the top: runs of earlier versions have it as it was typed somewhere."""
     path = recipe.data.path
     if path is None or Path(path).expanduser().is_absolute() or Path(path).exists():
         return recipe
@@ -313,5 +313,8 @@ def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:
 def needed_transform(meta: Meta, checkpoint: Path | str) -> dict[str, object]:
     """The evaluation transform that travels with the weights."""
     if meta.eval_transform is None:
-        raise UserError(f"{checkpoint} does not say how its images are to be resized and normalised")
+        raise UserError(
+            f"{checkpoint} does not say how its images are to be resized and normalised; put its preprocessor_config.json "
+            f"beside it, or say it: illama convert {checkpoint} FILE.safetensors --transform imagenet (or half)"
+        )
     return meta.eval_transform

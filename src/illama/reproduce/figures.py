@@ -260,6 +260,7 @@ def _draw_column(axes: Axes, rows: Sequence[Sequence[float]], color: str, title:
     every = [value for row in found for value in row]
     far = far_from_most(every)
     low, high = with_margin([value for value, out in zip(every, far, strict=True) if not out] or [0.0, 100.0])
+    high = max(min(high, 100.0), low + 1e-9)  # of percents
     axes.set_xlim(low, high)
     path = [(at, min(max(mean, low), high)) for at, mean in enumerate(means) if math.isfinite(mean)]
     axes.plot([mean for _, mean in path], [at for at, _ in path], color=color, alpha=0.35, linewidth=1.2)

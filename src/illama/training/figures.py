@@ -16,6 +16,8 @@ import yaml
 from illama.disk import replace_file
 from illama.errors import UserError
 from illama.report.palette import BLUE, GREEN, GREY, ORANGE
+from illama.text import shown
+from illama.training.runs import start_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,7 +75,9 @@ def draw_curves(run_dir: Path) -> Path:
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize="small")
-    figure.suptitle(recipe["name"], parse_math=False)
+    start = start_of(run_dir)
+    title = f"{run_dir.resolve().name}: {recipe['name']}" + ("" if start is None else f", started from {start}")
+    figure.suptitle(shown(title), parse_math=False)
     return _save(figure, run_dir / "curves.png", dpi=100)
 
 
@@ -183,6 +187,7 @@ def _draw_accuracy(axes: Axes, evals: Curves, published: Curves | None) -> None:
     if published is not None:
         _line(axes, published, "val_top1_percent", GREY, "published", style="--")
     axes.set_ylabel("test top-1 (%)")
+    axes.set_ylim(top=min(axes.get_ylim()[1], 100))
 
 
 def _draw_schedule(axes: Axes, train: Curves, published: Curves | None, key: str, label: str) -> None:
@@ -225,6 +230,7 @@ def _read_recipe(run_dir: Path) -> dict[str, Any]:
 
 
 def _short(name: str) -> str:
+    name = shown(name)
     return name if len(name) <= 14 else f"{name[:13]}\N{HORIZONTAL ELLIPSIS}"
 
 

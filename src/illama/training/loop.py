@@ -182,6 +182,14 @@ class Run:
             classes = {"class names": ", ".join(parts.classes)}
             self.world.demand_same({**recipe, **numbers, **classes, **names, "start weights": started})
 
+    @property
+    def origin_start(self) -> str | None:
+        """What the weights that the run started from are called; None for newly initialised ones."""
+        if self.parts.start is not None:
+            return self.parts.start.name
+        origin = Origin.read(self.run_dir) if self.begun and self.world.is_main else None
+        return None if origin is None or origin.start is None else origin.start.name
+
     def _begin_folder(self) -> None:
         parts = self.parts
         origin = Origin.of(self.recipe, parts.train_source, parts.eval_source, parts.start)
@@ -366,6 +374,7 @@ class Run:
                 precision=self.precision,
                 total_steps=self.schedules.total_steps,
                 run_dir=self.run_dir,
+                start=self.origin_start,
             )
         )
         for note in self.notes:

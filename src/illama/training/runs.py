@@ -15,7 +15,7 @@ from typing import Any, Literal
 import yaml
 
 from illama.checkpoint.folder import DamagedError, current, read_meta
-from illama.checkpoint.tags import BEST, LAST, PREVIOUS, checkpoint_folder, has_checkpoint, kept_tags
+from illama.checkpoint.tags import BEST, LAST, ORIGIN_FILE, PREVIOUS, checkpoint_folder, has_checkpoint, kept_tags
 from illama.environment import typed_command
 from illama.errors import UserError
 from illama.recipes import Change, list_recipes, load_recipe, yaml_text
@@ -38,6 +38,7 @@ class RunStatus:
             "broken". Where there are no locks (see `RunLock`) a running one counts as stopped.
         about: Who runs it, or why it is broken; else None.
         recipe: The recipe's name; None where it cannot be read.
+        start: What the weights that it started from are called; None for newly initialised ones.
         changes: What the recipe changes in the packaged one of its name; None for a recipe of another name.
         step: Optimizer steps done: of a running run those of its last record, else those of the checkpoint.
         total_steps: Optimizer steps of the whole run; None before the first record.
@@ -55,6 +56,7 @@ class RunStatus:
     state: State = "stopped"
     about: str | None = None
     recipe: str | None = None
+    start: str | None = None
     changes: tuple[Change, ...] | None = None
     step: int = 0
     total_steps: int | None = None
@@ -100,7 +102,8 @@ def read_run(path: Path) -> RunStatus:
     status = RunStatus(path=path)
     try:
         recipe = _recipe(path)
-        status = replace(status, recipe=recipe["name"], epochs=recipe["schedule.epochs"], changes=_changes(recipe))
+        changes, start = _changes(recipe), start_of(path)
+        status = replace(status, recipe=recipe["name"], epochs=recipe["schedule.epochs"], changes=changes, start=start)
         status = _with_records(status, recipe)
         return _with_state(status)
     except UserError as error:
@@ -150,6 +153,15 @@ def _with_state(status: RunStatus) -> RunStatus:
         total, epochs = status.total_steps, status.epochs
         epoch = step * epochs / total if total and epochs else float(meta["epoch"])
     return replace(status, state="stopped", step=step, epoch=epoch, command=_command(status.path))
+
+
+def start_of(run_dir: Path) -> str | None:
+    """What the weights that a run started from are called; None for new ones, or where that is not known."""
+    try:
+        start = json.loads((run_dir / ORIGIN_FILE).read_text(encoding="utf-8"))["start"]
+        return None if start is None else str(start["name"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _checkpoint_meta(path: Path) -> Record | None:

@@ -14,10 +14,18 @@ from illama.matmul_rate import DTYPES
 from illama.models.complexity import parameters
 from illama.models.config import ModelConfig
 from illama.recipes import BatchPlan, Recipe, list_recipes, load_recipe, recipe_diff
+from illama.text import shown
 
 
 def start_line(
-    recipe: Recipe, plan: BatchPlan, *, device: torch.device, precision: Precision, total_steps: int, run_dir: Path
+    recipe: Recipe,
+    plan: BatchPlan,
+    *,
+    device: torch.device,
+    precision: Precision,
+    total_steps: int,
+    run_dir: Path,
+    start: str | None = None,
 ) -> str:
     """Everything that decides numbers and speed of a run, in one line.
 
@@ -28,14 +36,16 @@ def start_line(
         precision: In force on the device.
         total_steps: Optimizer steps of the whole run.
         run_dir: Where the results go.
+        start: What the weights that it starts from are called; None for new ones.
     """
     parts = [
+        *([] if start is None else [f"starting from {shown(start)}"]),
         f"{parameters(recipe.model) / 1e6:.2f} M parameters on {_devices(device, plan.num_devices)} in {precision}",
         _attention(recipe.model, device, precision),
         _compilation(recipe),
         f"{total_steps} steps of {_batch(plan)}",
     ]
-    return f"{recipe.name} ({overrides(recipe)}): {', '.join(parts)} -> {run_dir}"
+    return f"{recipe.name} ({overrides(recipe)}): {', '.join(parts)} -> {shown(run_dir)}"
 
 
 def overrides(recipe: Recipe) -> str:
