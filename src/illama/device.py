@@ -12,6 +12,7 @@ import torch
 from illama.errors import UserError
 
 Precision = Literal["float32", "bf16"]
+DEVICES = ("cpu", "cuda", "mps")  # kinds of devices that networks are trained and asked on
 
 
 def resolve_device(name: str | None) -> torch.device:
@@ -25,6 +26,8 @@ def resolve_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type not in DEVICES:
+            raise NotImplementedError
     except (RuntimeError, AssertionError, NotImplementedError):
         raise UserError(f"device {name!r} cannot be used on this machine; give cpu, cuda, cuda:N or mps") from None
     return device

@@ -145,7 +145,9 @@ class DataOptions(EffortOptions):
 
 def _shape(text: str) -> tuple[int, int, int, int]:
     parts = text.split(",")
-    if len(parts) != 4 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) != 4 or not all(
+        part.strip().isascii() and part.strip().isdigit() and int(part) > 0 for part in parts
+    ):
         raise UserError(f"--shape {text!r} is not four positive numbers B,h,N,d, such as 16,3,197,64")
     batch, heads, tokens, width = map(int, parts)
     return batch, heads, tokens, width

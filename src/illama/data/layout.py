@@ -55,6 +55,9 @@ class Layout(ABC):
         self.kind = kind
         self.where = where
         self.splits = tuple(in_order(splits))
+        with contextlib.suppress(UserError):  # the one that numbers the classes comes first
+            first = choose_split(data.train_split, self.splits, where)
+            self.splits = (first, *(name for name in self.splits if name != first))
         self.passed_over = passed_over or PassedOver()
         self.notes = list(notes)
 

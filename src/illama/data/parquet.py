@@ -23,7 +23,7 @@ from illama.data.class_names import few
 from illama.data.images import BrokenImage, as_seen, read_image
 from illama.data.layout import Layout, needed_folder, needed_path
 from illama.data.source import MOST_CLASSES, Source, number_classes
-from illama.data.splits import in_order, role_of, split_in_name
+from illama.data.splits import in_order, only_split, role_of, split_in_name
 from illama.data.walk import NO_PICTURES, Found, PassedOver, Reason
 from illama.errors import UserError
 from illama.text import shown
@@ -185,7 +185,8 @@ def look_at_parquet(data: DataConfig, found: Found | None) -> Layout:
 
         if is_manifest(schema.names, data):
             return look_at_manifest(data, None)
-    return ParquetLayout(data, path, paths, passed_over)
+    only = only_split(paths, data.train_split, data.eval_split)
+    return ParquetLayout(data, path, paths if only is None else {"": paths[only]}, passed_over)
 
 
 class ParquetLayout(Layout):

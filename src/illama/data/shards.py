@@ -24,7 +24,7 @@ from illama.data.formats import FileKind, kind_of_file, remedy
 from illama.data.images import BrokenImage, read_image
 from illama.data.layout import Layout, needed_folder, needed_path
 from illama.data.source import MOST_CLASSES, Source, number_classes
-from illama.data.splits import split_in_name
+from illama.data.splits import only_split, split_in_name
 from illama.data.walk import NO_PICTURES, SPECIAL, Found, PassedOver, is_hidden
 from illama.errors import UserError
 from illama.text import shown
@@ -145,7 +145,9 @@ class ShardLayout(Layout):
     """Shards by split."""
 
     def __init__(self, data: DataConfig, path: Path, shards: dict[str, list[Path]], passed_over: PassedOver) -> None:
-        super().__init__(data, "shards", shown(path), list(shards), passed_over)
+        only = only_split(shards, data.train_split, data.eval_split)
+        shards = shards if only is None else {"": shards[only]}
+        super().__init__(data, "shards", shown(path), [split for split in shards if split], passed_over)
         self._path = path
         self._shards = shards
         self._counted: set[str] = set()  # splits whose members are among what is passed over
@@ -172,7 +174,7 @@ class ShardLayout(Layout):
                 if sample.image is not None and sample.label is not None:
                     members.append(sample.image)
                     labels.append(sample.label)
-        what = f"{self.where}, split {shown(split)}"
+        what = self.where + (f", split {shown(split)}" if split is not None else "")
         if not members:
             raise UserError(f"{what}: the shards hold no samples (key.jpg with key.cls)")
         if max(labels) >= MOST_CLASSES or min(labels) < 0:

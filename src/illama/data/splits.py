@@ -97,9 +97,22 @@ def _rank(name: str) -> int:
 
 
 def in_order(names: Collection[str]) -> list[str]:
-    """Splits for training first, then for validation, then for tests, then the others; by name."""
+    """Splits for training first, then for validation, then for tests, then the others; the usual spellings first."""
     roles, order = roles_of(names), list(SPELLINGS)
-    return sorted(names, key=lambda name: (order.index(roles[name]) if name in roles else len(order), name))
+    return sorted(
+        names, key=lambda name: (order.index(roles[name]) if name in roles else len(order), _rank(name), name)
+    )
+
+
+def only_split(names: Collection[str], *named: str) -> str | None:
+    """The one name there is, if it is no split's: then it is the whole data set's. None where there are splits.
+
+    Args:
+        names: Of the parts of a data set.
+        named: Names that are asked for as splits.
+    """
+    name = next(iter(names), "")
+    return name if len(names) == 1 and role_of(name) is None and name not in named else None
 
 
 def split_in_name(file_name: str) -> str:

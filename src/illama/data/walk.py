@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from illama.data.class_names import natural_key
 from illama.data.formats import FileKind, ending_of, kind_of_file, looks_like_picture, remedy
-from illama.data.splits import role_of
+from illama.data.splits import Role, role_of
 from illama.errors import UserError
 from illama.text import shown
 
@@ -147,13 +147,12 @@ class _Walker:
     def go(self) -> None:
         """Folder after folder, in the order of their names."""
         entries = _entries(self.root, self.root)
-        renamed = {
-            os.path.realpath(entry.path) for entry in entries if entry.is_symlink() and self._is_split(entry.name)
-        }
+        links = [entry for entry in entries if entry.is_symlink() and self._is_split(entry.name)]
+        renamed = {os.path.realpath(entry.path): role_of(entry.name) for entry in links}
         waiting = [""]
         while waiting:
             prefix = waiting.pop()
-            entries = _entries(self.root + "/" + prefix, self.root) if prefix else entries
+            entries = _entries(f"{self.root}/{prefix[:-1]}", self.root) if prefix else entries
             folders = [name for entry in entries if (name := self._look(prefix, entry, renamed)) is not None]
             self.folders += folders
             waiting += [f"{name}/" for name in reversed(folders)]
@@ -161,7 +160,7 @@ class _Walker:
     def _is_split(self, name: str) -> bool:
         return name in self._splits or role_of(name) is not None
 
-    def _look(self, prefix: str, entry: os.DirEntry[str], renamed: Collection[str]) -> str | None:
+    def _look(self, prefix: str, entry: os.DirEntry[str], renamed: Mapping[str, Role | None]) -> str | None:
         """Sort in one entry; its path where it is a folder to look into."""
         path = prefix + entry.name
         is_folder = entry.is_dir()
@@ -193,10 +192,12 @@ class _Walker:
             if ending_of(entry.name) in HOLDERS:
                 self.holders.append(path)
 
-    def _follows(self, prefix: str, entry: os.DirEntry[str], renamed: Collection[str]) -> bool:
+    def _follows(self, prefix: str, entry: os.DirEntry[str], renamed: Mapping[str, Role | None]) -> bool:
         """Whether what is below a folder is not read elsewhere."""
         if not entry.is_symlink():
-            return bool(prefix) or self._is_split(entry.name) or os.path.realpath(entry.path) not in renamed
+            if prefix or os.path.realpath(entry.path) not in renamed:
+                return True
+            return role_of(entry.name) not in (None, renamed[os.path.realpath(entry.path)])  # val may be train
         real = os.path.realpath(entry.path)
         above = f"{self._real_root}/".startswith(f"{real.rstrip('/')}/")
         inside = f"{real}/".startswith(f"{self._real_root}/")

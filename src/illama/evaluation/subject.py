@@ -314,7 +314,8 @@ def needed_transform(meta: Meta, checkpoint: Path | str) -> dict[str, object]:
     """The evaluation transform that travels with the weights."""
     if meta.eval_transform is None:
         raise UserError(
-            f"{checkpoint} does not say how its images are to be resized and normalised; put its preprocessor_config.json "
-            f"beside it, or say it: illama convert {checkpoint} FILE.safetensors --transform imagenet (or half)"
+            f"{checkpoint} does not say how its images are to be resized and normalised; put its "
+            f"preprocessor_config.json beside it, or say it: illama convert {checkpoint} FILE.safetensors --transform "
+            "imagenet (or half)"
         )
     return meta.eval_transform

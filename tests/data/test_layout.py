@@ -1,0 +1,252 @@
+"""What is understood of a folder does not depend on chance, agrees with a plain definition, and loses no file."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from illama.data import look, walk
+from illama.data.class_names import difference, in_order
+from illama.data.formats import FileKind, ending_of, kind_of_file, looks_like_picture
+from illama.data.layout import Layout
+from illama.data.splits import choose_split, role_of, roles_of
+from illama.errors import UserError
+from illama.recipes import DataConfig
+from illama.text import safe_lines, shown
+from tests.data.plain import plain, visible
+from tests.data.zoo import FORMATS, picture
+
+FOLDERS = st.sampled_from(
+    ["train", "Test", "val", "valid", "cat", "dog", "A", "a", "day1", ".x", "@eaDir", "lost+found"]
+)
+NAMES = st.sampled_from(["1.png", "2.PNG", "b.txt", ".h.png", "c.csv"])
+PATHS = st.builds(lambda folders, name: "/".join([*folders, name]), st.lists(FOLDERS, max_size=4), NAMES)
+TREES = st.sets(PATHS, min_size=1, max_size=14)
+
+
+@pytest.fixture
+def any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """File systems list their entries in any order."""
+    original = os.scandir
+
+    class Shuffled:
+        def __init__(self, path: str) -> None:
+            with original(path) as entries:
+                self.entries = list(entries)
+            random.shuffle(self.entries)
+
+        def __iter__(self) -> Iterator[os.DirEntry[str]]:
+            return self
+
+        def __next__(self) -> os.DirEntry[str]:
+            if not self.entries:
+                raise StopIteration
+            return self.entries.pop()
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+        close = __exit__
+
+    monkeypatch.setattr(walk.os, "scandir", Shuffled)
+
+
+def make(root: Path, files: set[str]) -> None:
+    """Empty files: nothing here is decoded."""
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+
+
+def understood(root: Path) -> tuple[Layout, dict[str, set[tuple[str, str]] | None]] | None:
+    """(file, class) of every split, None for one that is refused; None for a folder that is refused."""
+    try:
+        layout = look(DataConfig(name="folder", path=str(root)))
+    except UserError:
+        return None
+    seen: dict[str, set[tuple[str, str]] | None] = {}
+    for split in layout.splits or ("",):
+        try:
+            source = layout.read(split or None, 3, None)
+        except UserError:
+            seen[split] = None
+            continue
+        files = [os.path.relpath(source.location(i), root) for i in range(len(source))]
+        assert len(set(files)) == len(files)
+        seen[split] = {(file, source.classes[label]) for file, label in zip(files, source.labels, strict=True)}
+    return layout, seen
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(files=TREES)
+def test_a_folder_means_what_the_plain_definition_says(files: set[str], any_order: None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        make(root, files)
+        expected, found = plain(files), understood(root)
+        if expected is None or found is None:
+            assert expected is None
+            assert found is None
+            return
+        layout, seen = found
+        assert seen == expected
+        refused = sum(
+            sum(file.startswith(f"{split}/" if split else "") for file in pictures_of(files))
+            for split, pictures in seen.items()
+            if pictures is None
+        )
+        assert sum(map(len, filter(None, seen.values()))) + refused + layout.passed_over.total == len(files)
+
+
+def pictures_of(files: set[str]) -> list[str]:
+    return [file for file in files if visible(file) and file.lower().endswith(".png")]
+
+
+TELL = """
+import json, sys
+from pathlib import Path
+from tests.data.test_layout import understood
+
+for folder in sorted(Path(sys.argv[1]).iterdir()):
+    found = understood(folder)
+    if found is None:
+        print(json.dumps(None))
+        continue
+    layout, _ = found
+    sources = [layout.read(split or None, 3, None) for split, seen in found[1].items() if seen is not None]
+    print(json.dumps([layout.splits, [[s.classes, s.labels.tolist(), list(s.paths)] for s in sources]]))
+"""
+
+
+def test_every_process_understands_the_same(tmp_path: Path) -> None:
+    """Whatever its hash seed: names, numbers of classes and the order of the files."""
+    numbers = random.Random(0)
+    kinds = ["A", "a", "s01", "s1", "s001", "É", "é", "x²", "10", "9"]
+    for tree in range(25):
+        for k in range(20):
+            split = numbers.choice(["train/", "val/", ""]) if tree % 2 else ""
+            file = tmp_path / "trees" / f"{tree:02}" / f"{split}{numbers.choice(kinds)}/{numbers.choice(kinds)}{k}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    told = []
+    for seed in ("0", "1", "42"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        words = [sys.executable, "-c", TELL, str(tmp_path / "trees")]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+        told.append(done.stdout)
+    assert told[0] == told[1] == told[2]
+    understood_ones = [json.loads(line) for line in told[0].splitlines()]
+    assert sum(one is not None for one in understood_ones) > 10
+
+
+def test_links_end_and_repeat_nothing(tmp_path: Path) -> None:
+    """Links between all folders, in every direction: each picture is found once."""
+    names = [f"train/{kind}/{part}" for kind in ("cat", "dog") for part in ("x", "y")]
+    make(tmp_path, {f"{name}/{k}.png" for name in names for k in range(3)})
+    for number, name in enumerate([".", "train", *names, "train/cat"]):
+        for place in ("train/cat", *names):
+            (tmp_path / place / f"link{number}").symlink_to(tmp_path / name, target_is_directory=True)
+    found = walk.walk(tmp_path)
+    assert len(found.pictures) == 12
+    assert found.passed_over.total == 5 * 7
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, {"train/cat/1.png", "train/dog/2.png"})
+    original = os.scandir
+
+    def scandir(path: str) -> object:
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied")
+        return original(path)
+
+    monkeypatch.setattr(walk.os, "scandir", scandir)
+    with pytest.raises(UserError, match=r"train/dog .*cannot be read: Permission denied"):
+        look(DataConfig(path=str(tmp_path)))
+
+
+# names
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        *((name, "train") for name in ("train", "Training", "TRAIN_SET", "train2017", "trainset", "train-images")),
+        *((name, "validation") for name in ("val", "Valid", "validation", "dev", "val_data", "DEVELOPMENT")),
+        *((name, "test") for name in ("test", "Testing", "test1", "test set", "eval")),
+        *(
+            (name, None)
+            for name in ("cat", "trained", "trains", "latest", "invalid", "device", "contest", "dataset", "")
+        ),
+    ],
+)
+def test_roles_of_names(name: str, role: str | None) -> None:
+    assert role_of(name) == role
+
+
+def test_splits_that_differ_in_one_word() -> None:
+    assert roles_of(["seg_train", "seg_test", "seg_pred"]) == {"seg_train": "train", "seg_test": "test"}
+    assert roles_of(["bullet_train", "bus"]) == {}
+    assert roles_of(["imagenet21k_train", "imagenet21k_val"]) == {
+        "imagenet21k_train": "train",
+        "imagenet21k_val": "validation",
+    }
+    assert roles_of(["x_train", "y_test"]) == {}
+
+
+def test_spellings_are_chosen_in_a_stated_order() -> None:
+    assert choose_split("auto", ["test", "dev", "valid", "train"], "x") == "valid"
+    assert choose_split("auto", ["Testing", "Training"], "x") == "Testing"
+    assert choose_split("train", ["TRAIN", "val"], "x") == "TRAIN"
+    assert choose_split("val", ["validation", "Val"], "x") == "validation"
+    assert choose_split("seg_test", ["seg_train", "seg_test"], "x") == "seg_test"
+    assert choose_split("train", ["seg_train", "seg_test"], "x") == "seg_train"
+    with pytest.raises(UserError, match=r"has Train and training; say which is meant with data.train_split=NAME"):
+        choose_split("train", ["Train", "training"], "x")
+    with pytest.raises(UserError, match=r"has Val and VAL; say which is meant with data.eval_split=NAME"):
+        choose_split("auto", ["Val", "VAL", "train"], "x")
+
+
+def test_order_and_differences_of_classes() -> None:
+    assert in_order(["b", "a10", "A", "a", "a2", "a02"]) == ["A", "a", "a02", "a2", "a10", "b"]
+    assert difference(["a", "b"], ["a", "b"]) is None
+    assert difference(["caf\u00e9"], ["cafe\u0301"]) is None
+    assert difference(["a", "b"], ["a", "c"]) == "1 no more there (b), 1 new (c)"
+    assert difference(["A", "a"], ["a", "A"]) == "their order (A, a; now a, A)"
+    many = [f"c{k}" for k in range(100)]
+    assert difference(many, many[1:]) == "1 no more there (c0)"
+    assert difference([], many) == "100 new (c0, c1, c2, ..., c99)"
+
+
+def test_foreign_names_are_shown_on_one_line() -> None:
+    assert shown("a\x1b[31m\nb\u202ec\x7f\u2028") == r"a\x1b[31m\x0ab\u202ec\x7f\u2028"
+    assert shown(os.fsdecode(b"caf\xe9.png")) == r"caf\xe9.png"
+    assert shown("日本 é ²") == "日本 é ²"
+    assert shown("x" * 1000) == "x" * 150 + "..." + "x" * 150
+    assert safe_lines("a\n\x1b]0;b\x07") == "a\n\\x1b]0;b\\x07"
+
+
+def test_files_are_told_apart_by_their_names_and_then_by_content() -> None:
+    for ending, form in FORMATS.items():
+        assert kind_of_file(f"x.y{ending.upper()}") is FileKind.PICTURE
+        if form not in ("PPM",):
+            assert looks_like_picture(picture(1, form)[:32]), form
+    kinds = {"a.jxl": FileKind.UNREAD, "a.dng": FileKind.UNREAD, "a.txt": FileKind.OTHER, "a.png~": FileKind.OTHER}
+    kinds |= {"a": FileKind.UNKNOWN, ".png": FileKind.UNKNOWN, "a.png.1": FileKind.UNKNOWN}
+    for name, kind in kinds.items():
+        assert kind_of_file(name) is kind, name
+    assert ending_of("a.tar.GZ") == ".gz"
+    assert not looks_like_picture(b"BM is no picture, though it begins like one")
