@@ -57,10 +57,10 @@ def typed_command(typed: Mapping[str, Any], changes: Sequence[str] = ()) -> str 
     keys = {change.partition("=")[0] for change in changes}
     words = [word for word in words if word.partition("=")[0] not in keys]
     options = next((place for place, word in enumerate(words) if word.startswith("--")), len(words))
-    return shlex.join(["illama", *_launch(typed), *words[:options], *changes, *words[options:]])
+    return shlex.join(["illama", *launch_words(typed), *words[:options], *changes, *words[options:]])
 
 
-def _launch(typed: Mapping[str, Any]) -> list[str]:
+def launch_words(typed: Mapping[str, Any]) -> list[str]:
     """The words before a command that start it on as many processes as it was typed for."""
     processes, here = typed.get("processes", 1), typed.get("processes_per_machine", 1)
     if processes == 1:

@@ -130,8 +130,10 @@ def _hint(words: Sequence[str]) -> str:
     """What to do about files that look like options, and about the sign that elsewhere stands for stdin."""
     if "-" in words:
         return " Nothing is read from stdin (-): give a file."
-    files = [word for word in words if word.startswith("-") and os.path.lexists(word)]
-    return f" There is a file of that name: write it as ./{files[0]}." if files else ""
+    from illama.data.formats import picture_endings
+
+    files = [word for word in words if word.startswith("-") and word.lower().endswith(tuple(picture_endings()))]
+    return f" A file whose name begins with a dash is written ./{files[0]}." if files else ""
 
 
 def _command(words: Sequence[str]) -> str:

@@ -44,7 +44,7 @@ class Start:
 
     Attributes:
         given: What was typed: a path or a name.
-        name: What they are called: a run's recipe, published weights, or the file.
+        name: What they are called: published weights, a run's folder, or the file.
         tensors: `tensors_id` of what was read.
     """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,8 @@ def _why_not(text: str) -> str:
     """What is wrong with something that is neither file nor folder nor pattern."""
     name = shown(text)
     if _ADDRESS.match(text):
-        return f"{name} is an address, and nothing is downloaded; fetch it first (curl -O {name}) and give the file"
+        command = f"curl -O {shlex.quote(name)}"
+        return f"{name} is an address, and nothing is downloaded; fetch it first ({command}) and give the file"
     if text == "-":
         return "images are not read from stdin; give files, folders or patterns such as 'photos/*.jpg'"
     return f"there is no image {name}; give files, folders or patterns such as 'photos/*.jpg'"

@@ -239,7 +239,7 @@ def open_subject(
     if recipe is not None and run is not None:
         recipe = _where_it_was(recipe, run)
     chosen = None if recipe is None and data is None else choose_data(recipe, data)
-    if data is None and chosen is not None and chosen.path is not None and not Path(chosen.path).expanduser().exists():
+    if data is None and chosen is not None and _is_gone(chosen):
         raise UserError(
             f"the data of {checkpoint} lay in {shown(chosen.path)}, which is not there; give it with --data"
         )
@@ -259,6 +259,11 @@ def open_subject(
         trained_on=recipe.data.model_copy(update={"path": chosen.path}) if elsewhere and recipe and chosen else None,
         origin=None if run is None else Origin.read(run),
     )
+
+
+def _is_gone(data: DataConfig) -> bool:
+    """Whether the place of a data set does not exist; that of the hub's is a cache, which need not."""
+    return data.path is not None and not data.name.startswith("hfds/") and not Path(data.path).expanduser().exists()
 
 
 def _where_it_was(recipe: Recipe, run: Path) -> Recipe:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ import yaml
 
 from illama.checkpoint.folder import DamagedError, current, read_meta
 from illama.checkpoint.tags import BEST, LAST, ORIGIN_FILE, PREVIOUS, checkpoint_folder, has_checkpoint, kept_tags
-from illama.environment import typed_command
+from illama.environment import launch_words, typed_command
 from illama.errors import UserError
 from illama.recipes import Change, list_recipes, load_recipe, yaml_text
 from illama.recipes.rules import flatten
@@ -105,7 +106,7 @@ def read_run(path: Path) -> RunStatus:
         changes, start = _changes(recipe), start_of(path)
         status = replace(status, recipe=recipe["name"], epochs=recipe["schedule.epochs"], changes=changes, start=start)
         status = _with_records(status, recipe)
-        return _with_state(status)
+        return _with_state(status, recipe)
     except UserError as error:
         return replace(status, state="broken", about=" ".join(str(error).split()))
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -135,7 +136,7 @@ def _with_records(status: RunStatus, recipe: Record) -> RunStatus:
     return replace(status, best_top1=best, last_top1=last[judged], last_softness=last["softness"])
 
 
-def _with_state(status: RunStatus) -> RunStatus:
+def _with_state(status: RunStatus, recipe: Record) -> RunStatus:
     """Whether it runs, has ended, or where it goes on: the checkpoint decides that, not the log."""
     tags = (LAST, PREVIOUS, BEST)
     present = [tag for tag in tags if current(checkpoint_folder(status.path, tag)) is not None]
@@ -152,7 +153,7 @@ def _with_state(status: RunStatus) -> RunStatus:
     if meta is not None:
         total, epochs = status.total_steps, status.epochs
         epoch = step * epochs / total if total and epochs else float(meta["epoch"])
-    return replace(status, state="stopped", step=step, epoch=epoch, command=_command(status.path))
+    return replace(status, state="stopped", step=step, epoch=epoch, command=_command(status.path, _place(recipe)))
 
 
 def start_of(run_dir: Path) -> str | None:
@@ -253,15 +254,36 @@ def _ends_soft(recipe: Record) -> bool:
     return end > 0
 
 
-def _command(path: Path) -> str:
-    """What continues a run: the command that began it, or one that reads the run's own recipe."""
+def _place(recipe: Record) -> str | None:
+    """Where the data has to lie; None where it is in the package, or where the path is a cache."""
+    return None if recipe["data.name"].startswith("hfds/") else recipe["data.path"]
+
+
+def _command(path: Path, data: str | None) -> str:
+    """What continues a run: the command that began it, or one that reads the run's own recipe.
+
+    Args:
+        path: The run's folder.
+        data: Where its recipe says that the data lies.
+    """
     own = shlex.join(["illama", "train", str(path / RECIPE_FILE), "--out", str(path)])
     try:
-        environment = json.loads((path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-        command = typed_command(environment)
-        folder = environment.get("working_folder")
+        typed = json.loads((path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        command, folder = typed_command(typed), typed.get("working_folder") or os.getcwd()
+        own = shlex.join(["illama", *launch_words(typed), *shlex.split(own)[1:]])
+        place = None if data is None else os.path.join(folder, os.path.expanduser(data))
+        if place is not None and not os.path.exists(place):
+            return f"{own} --data WHERE_IT_IS_NOW"
+        moved = place is not None and _data_of(typed["command"], folder) not in (None, os.path.abspath(place))
     except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return own
-    if command is None:
+    if command is None or moved or not os.path.isdir(folder):
         return own
-    return command if folder in (None, os.getcwd()) else f"cd {shlex.quote(folder)} && {command}"
+    return command if folder == os.getcwd() else f"cd {shlex.quote(folder)} && {command}"
+
+
+def _data_of(words: list[str], folder: str) -> str | None:
+    """The place of the data that a command names, from the top; None where it names none."""
+    named = [word.partition("=")[2] for word in words if word.startswith(("--data=", "data.path="))]
+    named += [value for option, value in pairwise(words) if option == "--data"]
+    return os.path.abspath(os.path.join(folder, os.path.expanduser(named[-1]))) if named else None

@@ -17,7 +17,7 @@ from illama.data.loader import EvalLoader, TrainLoader
 from illama.data.source import Source
 from illama.distributed import World
 from illama.evaluation.data_identity import tensors_id
-from illama.evaluation.origin import Start
+from illama.evaluation.origin import Start, run_of
 from illama.models import ILlama
 from illama.models.linear import keep_linear_kernel, linear_kernel
 from illama.recipes import BatchPlan, Recipe, plan_batches
@@ -149,10 +149,8 @@ def start_from(
     """
     file = resolve(weights)
     state, meta = read_weights(file)
-    recipe = None if meta is None or meta.recipe is None else str(meta.recipe.get("name"))
-    published = published_by_file(file.name)
-    name = (
-        recipe or (meta.source if meta is not None else None) or (published.name if published else Path(weights).name)
-    )
+    published, run = published_by_file(file.name), run_of(file)
+    known = meta.source if meta is not None and meta.source else published.name if published is not None else None
+    name = known or (Path(weights) if run is None else run).name
     start = Start(str(weights), name, tensors_id(state))
     return start, None if model is None else adapt_weights(state, meta, weights, model, classes)
