@@ -300,8 +300,11 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
 
 
 def test_a_split_is_opened_by_its_own_name(folder: Path) -> None:
-    """Whatever the recipe's keys say of splits, each one found is opened."""
-    config = DataConfig(path=str(folder), train_split="val", eval_split="val", val_fraction=0.3, max_eval_images=1)
+    """Whatever the recipe's keys say of numbers of images; the split for training numbers the classes."""
+    config = DataConfig(path=str(folder), eval_split="val", val_fraction=0.3, max_eval_images=1)
     result = check_data(config)
     assert [(split.name, len(split.rows)) for split in result.splits] == [("train", 15), ("val", 2)]
+    result = check_data(config.model_copy(update={"train_split": "val"}))
+    assert [(split.name, len(split.rows)) for split in result.splits] == [("val", 2)]
+    assert "class" in result.unusable["train"]
     assert len(open_source(DataConfig(path=str(folder)), "val")) == 2

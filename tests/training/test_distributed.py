@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from illama.errors import Stopped, ToldElsewhere, UserError
 from illama.recipes import Recipe, plan_batches
 from illama.training.loop import Run, train
 from illama.training.objective import Objective
+from tests.pictures import paint, tiny
 from tests.processes import in_processes
 from tests.runs import distance, records, same_weights, weights
 
@@ -205,8 +208,6 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_all(toy: Callable[..., R
 
 def fail_to_open(recipe: Recipe, out: Path) -> Any:
     """Only rank 1 cannot read its data."""
-    import os
-
     if os.environ["RANK"] == "1":
         from illama.training import fit
 
@@ -222,6 +223,66 @@ def test_an_error_of_one_process_ends_all_and_is_told_once(toy: Callable[..., Re
     assert [type(end) for end in ends] == [UserError, ToldElsewhere]
     assert "no such data on this machine" in str(ends[0])
     assert not (tmp_path / "run").exists()
+
+
+def given(recipes: list[Recipe], out: Path, starts: list[Path | None]) -> Any:
+    """Each process is given its own."""
+    rank = int(os.environ["RANK"])
+    Run._draw = lambda self: None  # type: ignore[method-assign]
+    return train(recipes[rank], out, device="cpu", init_from=starts[rank]).steps
+
+
+DATA = {"train/cat": 8, "train/dog": 8, "val/cat": 4, "val/dog": 4}
+
+
+@pytest.mark.parametrize(
+    ("other", "changes", "expected"),
+    [
+        ({}, ("seed=1",), "seed is 0 for process 0 and 1 for process 1"),
+        ({}, ("optimizer.lr=0.02",), r"optimizer\.lr is 0\.01 for process 0 and 0\.02 for process 1"),
+        ({}, ("model.embed_dim=32",), r"model\.embed_dim is 16 for process 0 and 32"),
+        ({}, ("data.max_eval_images=3",), r"data\.max_eval_images"),
+        ({}, ("schedule.epochs=4",), r"schedule\.epochs"),
+        ({"train/cat": 12}, (), "training images is 16 for process 0 and 20"),
+        ({"val/dog": 7}, (), "evaluation images is 8 for process 0 and 11"),
+        ({"train/emu": 4}, (), r"num_classes is 2 for process 0 and 3"),
+    ],
+)
+def test_processes_that_were_given_different_things_do_not_begin(
+    other: dict[str, int], changes: tuple[str, ...], expected: str, tmp_path: Path
+) -> None:
+    """Their machines may have different copies of the data, of the recipe and of the command."""
+    folders = [paint(tmp_path / "zero", DATA), paint(tmp_path / "one", DATA | other)]
+    recipes = [tiny(folders[0]), tiny(folders[1], *changes)]
+    ends = in_processes(2, given, recipes, tmp_path / "run", [None, None])
+    assert [type(end) for end in ends] == [UserError, ToldElsewhere]
+    assert re.search(expected, str(ends[0])), ends[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_names_are_compared_not_their_number(tmp_path: Path) -> None:
+    paint(tmp_path / "zero", DATA)
+    paint(tmp_path / "one", {name.replace("dog", "emu"): count for name, count in DATA.items()})
+    ends = in_processes(2, given, [tiny(tmp_path / "zero"), tiny(tmp_path / "one")], tmp_path / "run", [None, None])
+    assert "class 1 is dog for process 0 and emu for process 1" in str(ends[0])
+
+
+def test_the_same_data_at_another_place_is_the_same(tmp_path: Path) -> None:
+    paint(tmp_path / "zero", DATA)
+    paint(tmp_path / "one", DATA)
+    recipes = [tiny(tmp_path / "zero"), tiny(tmp_path / "one")]
+    assert in_processes(2, given, recipes, tmp_path / "run", [None, None]) == [12, 12]
+
+
+def test_start_weights_are_compared(tmp_path: Path) -> None:
+    data = paint(tmp_path / "data", DATA)
+    for seed in (1, 2):
+        in_processes(1, train_here, tiny(data, f"seed={seed}"), tmp_path / f"source{seed}")
+    starts = [tmp_path / "source1", tmp_path / "source2"]
+    ends = in_processes(2, given, [tiny(data)] * 2, tmp_path / "run", starts)
+    assert "start weights is" in str(ends[0])
+    ends = in_processes(2, given, [tiny(data)] * 2, tmp_path / "run", [starts[0], None])
+    assert "start weights is" in str(ends[0])
 
 
 def test_gradients_of_shards_can_be_added_up_in_bf16(toy: Callable[..., Recipe], tmp_path: Path) -> None:

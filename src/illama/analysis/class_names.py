@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from illama import text
 from illama.data.imagenet import readable
 
 LONGEST_NAME = 28  # characters beside an axis; what follows is cut off
@@ -9,7 +10,7 @@ LONGEST_NAME = 28  # characters beside an axis; what follows is cut off
 
 def shown(name: str) -> str:
     """A name on one line; a WordNet id of ImageNet with its word."""
-    return " ".join(readable(name).split())
+    return text.shown(" ".join(readable(name).split()))
 
 
 def short(name: str) -> str:

@@ -58,11 +58,14 @@ def scatter_figure(values_ND: Tensor, labels: Tensor, classes: tuple[str, ...], 
         # Neighbours in the list differ in colour, and those of one colour in shape.
         color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i // len(_COLORS)]
         name = short(classes[label])
+        name = f"\N{HAIR SPACE}{name}" if name.startswith("_") else name  # which matplotlib would leave out
         axes.scatter(x, y, s=12, color=color, marker=marker, alpha=0.7, linewidths=0, label=name, rasterized=True)
     axes.set_xlabel(f"first principal component, {100 * shares[0]:.0f} % of the variance")
     axes.set_ylabel(f"second, {100 * shares[1]:.0f} % of the variance")
     axes.spines[["top", "right"]].set_visible(False)
-    canvas.legend(loc="outside right upper", frameon=False, fontsize=9, markerscale=1.8)
+    legend = canvas.legend(loc="outside right upper", frameon=False, fontsize=9, markerscale=1.8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return Figure(
         "features",
         svg_bytes(canvas),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from illama.checkpoint.load import Weights
 from illama.checkpoint.meta import Meta
 from illama.checkpoint.published import HUB, LICENCE_NOTE, REPOSITORY, Published, published_as
 from illama.models import ILlama, ModelConfig
+from illama.report.inline import to_markdown
+from illama.text import shown
 
 SHOWN_CLASSES = 20
 
@@ -25,7 +28,7 @@ def model_card(target: Path, weights: Weights, meta: Meta, report: LoadReport) -
         report: What became of each tensor.
     """
     row = published_as(weights.meta.source)
-    parts = [f"# {target.stem}", _what(meta, row)]
+    parts = [f"# {to_markdown(target.stem)}", _what(meta, row)]
     parts += ["## Network", _network(meta.config, meta.softness)]
     parts += ["## Origin", _origin(weights, row)]
     parts += ["## Accuracy", _accuracy(meta, row)]
@@ -75,8 +78,8 @@ def _origin(weights: Weights, row: Published | None) -> str:
             f"Made by `illama convert` from `{row.file}` of [{REPOSITORY}]({HUB}/{REPOSITORY}), by the authors of the "
             f"paper. Licence: **{LICENCE_NOTE}**; ask them before you publish or sell what you make of it."
         )
-    recipe = "" if weights.meta.recipe is None else f", trained with the recipe `{weights.meta.recipe.get('name')}`"
-    source = "/".join(weights.file.absolute().parts[-2:])  # half of the files are called model.safetensors
+    recipe = "" if weights.meta.recipe is None else f", trained with the recipe `{shown(weights.meta.recipe.get('name'))}`"
+    source = shown("/".join(weights.file.absolute().parts[-2:]))  # half of the files are called model.safetensors
     licence = "Licence: whatever holds for that file; illama does not know it."
     return f"Made by `illama convert` from `{source}`{recipe}. {licence}"
 
@@ -100,22 +103,22 @@ def _images(meta: Meta) -> str:
         how = "\n".join(f"- {key}: {value}" for key, value in meta.eval_transform.items())
     if not meta.classes:
         return f"{how}\n\nClass names are not known."
-    shown = ", ".join(meta.classes[:SHOWN_CLASSES])
+    named = ", ".join(map(to_markdown, meta.classes[:SHOWN_CLASSES]))
     more = f", and {len(meta.classes) - SHOWN_CLASSES} more" if len(meta.classes) > SHOWN_CLASSES else ""
-    return f"{how}\n\nClasses in index order: {shown}{more}."
+    return f"{how}\n\nClasses in index order: {named}{more}."
 
 
 def _load(target: Path, config: ModelConfig) -> str:
     """Python that runs as it stands, from files to answers and from a tensor to logits."""
-    shape = (1, config.in_chans, *config.height_width)
+    shape, name = (1, config.in_chans, *config.height_width), json.dumps(target.name)
     return "\n".join(
         [
             "```python",
             "import illama, torch",
             "",
-            f'model, meta = illama.load_model("{target.name}")',
+            f'model, meta = illama.load_model({name})',
             f"outputs = model(torch.zeros{shape})  # images prepared as above",
-            *([f'answers = illama.predict("{target.name}", "photos/*.jpg")'] if config.num_classes else []),
+            *([f'answers = illama.predict({name}, "photos/*.jpg")'] if config.num_classes else []),
             "```",
         ]
     )

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from illama.text import safe_lines
+
 # Stars count only between white space or punctuation and backticks only alone: where Markdown's own rules for them
 # are beyond a line, they are text in both.
 _BREAKABLE = re.compile(r"[^\S\N{NO-BREAK SPACE}]+")  # one space for all; a no-break space stays what it is
@@ -38,8 +40,11 @@ class Span:
 
 
 def parse(text: str) -> tuple[Span, ...]:
-    """Cut a text into spans. White space is one space, no-break spaces stay; a link to an unsafe scheme stays text."""
-    return tuple(_spans(_BREAKABLE.sub(" ", text.strip())))
+    """Cut a text into spans. White space is one space, no-break spaces stay; a link to an unsafe scheme stays text.
+
+    Characters that a page or a terminal would act upon stand as their codes.
+    """
+    return tuple(_spans(safe_lines(_BREAKABLE.sub(" ", text.strip()))))
 
 
 def _spans(text: str) -> list[Span]:

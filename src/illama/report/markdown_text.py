@@ -6,6 +6,7 @@ import re
 
 from illama.report.document import Block, Bullets, Code, Document, Figure, Table, Text
 from illama.report.inline import to_markdown, to_plain
+from illama.text import safe_lines
 
 
 def markdown(document: Document) -> str:
@@ -34,7 +35,7 @@ def _fenced(text: str) -> str:
     """Code between fences that are longer than any run of backticks in it."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text.rstrip()}\n{fence}"
+    return f"{fence}\n{safe_lines(text.rstrip())}\n{fence}"
 
 
 def _table(table: Table) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from illama.report.document import Document
 from illama.report.inline import to_html, to_plain
+from illama.text import safe_lines
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -31,6 +32,7 @@ def html(document: Document) -> str:
         with_contents=len(document.sections) >= TABLE_OF_CONTENTS_FROM,
         inline=lambda text: Markup(to_html(text)),
         plain=to_plain,
+        lines=safe_lines,
         source=lambda svg: "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii"),
         kind=lambda block: type(block).__name__,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from illama.text import safe_lines
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -19,5 +21,5 @@ def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Tabl
     for number, name in enumerate(header):
         table.add_column(name, justify="left" if number == 0 else "right", overflow="fold", min_width=5)
     for cells in rows:
-        table.add_row(*map(Text, cells))
+        table.add_row(*(Text(safe_lines(cell)) for cell in cells))
     return table

@@ -172,14 +172,15 @@ class Run:
         return self._result()
 
     def _demand_same_everywhere(self) -> None:
-        """All processes were given the same recipe, images, classes and start weights."""
+        """All processes were given the same recipe, images, classes and start weights, wherever each has its data."""
         parts, recipe = self.parts, flatten(self.recipe.to_dict())
         if self.world.size > 1:
             images = {"training images": parts.train_source, "evaluation images": parts.eval_source}
             numbers = {name: str(len(source)) for name, source in images.items()}
             names = {f"{name}' names and labels": names_id(source) for name, source in images.items()}
             started = "new weights" if parts.start is None else f"{parts.start.given} ({parts.start.tensors[:12]})"
-            classes = {"class names": ", ".join(parts.classes)}
+            classes = {f"class {i}": name for i, name in enumerate(parts.classes)}
+            del recipe["data.path"]
             self.world.demand_same({**recipe, **numbers, **classes, **names, "start weights": started})
 
     @property

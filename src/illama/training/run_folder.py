@@ -30,13 +30,14 @@ _BEFORE_A_RUN = {
     *(CLASSES_FILE, ENVIRONMENT_FILE, ORIGIN_FILE, HELD_OUT_FILE),
     *(f".{name}.partial" for name in (RECIPE_FILE, CLASSES_FILE, ENVIRONMENT_FILE, ORIGIN_FILE, HELD_OUT_FILE)),
 }
+_FREE = ("data.path", "model.num_classes")  # keys of a recipe that the data decides
 
 
 def check_run_folder(run_dir: Path, recipe: Recipe) -> bool:
     """Whether the folder holds a started run of this very recipe (True) or is free for a new one (False).
 
-    Where the data lies does not count, for it may have been moved (`begun.compare_with_begun`), and a number of classes
-    that is the data's agrees with any.
+    Where the data lies does not count, for it may have been moved, and neither does the number of classes, which is the
+    data's: `begun.compare_with_begun` compares the classes by name.
 
     Raises:
         UserError: Another recipe was started there (its changed keys are named), or the folder holds something else.
@@ -48,8 +49,7 @@ def check_run_folder(run_dir: Path, recipe: Recipe) -> bool:
     if not (run_dir / RECIPE_FILE).is_file():
         raise UserError(f"{run_dir} exists and is not a run; give another folder with --out")
     begun = has_checkpoint(run_dir)
-    free = {"data.path", "model.num_classes"} if recipe.classes_from_data else {"data.path"}
-    changed = [one for one in recipe_diff(load_recipe(run_dir / RECIPE_FILE), recipe) if one.key not in free]
+    changed = [one for one in recipe_diff(load_recipe(run_dir / RECIPE_FILE), recipe) if one.key not in _FREE]
     if changed and begun:
         listed = ", ".join(f"{key} ({before!r} -> {after!r})" for key, before, after in changed)
         raise UserError(
