@@ -170,6 +170,17 @@ def test_pictures_that_are_not_given_are_asked_for_first(digits_run: Path, capsy
     assert "no cue-conflict pictures are given; add --cue-conflict FOLDER" in capsys.readouterr().err
 
 
+def test_what_is_refused_leaves_no_folder_behind(digits_run: Path, tmp_path: Path) -> None:
+    out, kept = tmp_path / "a" / "b" / "c", tmp_path / "kept"
+    kept.mkdir()
+    for folder in (out, kept):
+        for name in ("shape", "report", "classes"):
+            words = ["analyze", name, str(digits_run), "--data", str(tmp_path / "absent"), "--out", str(folder)]
+            assert main([*words, "--device", "cpu"]) == 2
+    assert not (tmp_path / "a").exists()
+    assert list(kept.iterdir()) == []
+
+
 def test_names_that_are_no_text_can_be_reported(digits_run: Path, tmp_path: Path) -> None:
     from PIL import Image
 

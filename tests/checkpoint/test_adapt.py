@@ -49,6 +49,38 @@ def test_another_class_count_leaves_the_head_as_initialised(model: ILlama) -> No
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_rows_of_the_head_follow_the_names(tmp_path: Path, model: ILlama, meta: Meta) -> None:
+    """A head of as many classes is no head of the same ones."""
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), meta)
+    old = model.state_dict()["head.weight"]
+    same, permuted, others = other(model.config), other(model.config), other(model.config)
+    new = others.state_dict()["head.weight"].clone()
+    assert "order" not in str(initialize_from(tmp_path / "w.safetensors", same, ("ant", "bee", "cat")))
+    report = initialize_from(tmp_path / "w.safetensors", permuted, ("cat", "ant", "bee"))
+    assert "put into the order of the data's classes" in str(report)
+    assert torch.equal(same.state_dict()["head.weight"], old)
+    assert torch.equal(permuted.state_dict()["head.weight"], old[[2, 0, 1]])
+    assert torch.equal(permuted.state_dict()["head.bias"], model.state_dict()["head.bias"][[2, 0, 1]])
+    report = initialize_from(tmp_path / "w.safetensors", others, ("ant", "bee", "emu"))
+    assert "its classes are others (1 no more there (cat), 1 new (emu))" in str(report)
+    assert report.new == ("head.weight", "head.bias")
+    assert torch.equal(others.state_dict()["head.weight"], new)
+    assert torch.equal(others.state_dict()["norm.weight"], model.state_dict()["norm.weight"])
+
+
+def test_names_that_look_equal_are_equal(tmp_path: Path, model: ILlama, meta: Meta) -> None:
+    meta = dataclasses.replace(meta, classes=("e\u0301t\u00e9", "bee", "cat"))
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), meta)
+    target = other(model.config)
+    assert not initialize_from(tmp_path / "w.safetensors", target, ("\u00e9te\u0301", "bee", "cat")).new
+
+
+def test_without_names_the_head_is_taken_as_it_is(tmp_path: Path, model: ILlama, meta: Meta) -> None:
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), dataclasses.replace(meta, classes=()))
+    target = other(model.config)
+    assert not initialize_from(tmp_path / "w.safetensors", target, ("x", "y", "z")).new
+
+
 def test_weights_without_a_head_and_a_model_without_one(model: ILlama) -> None:
     headless = other(model.config, num_classes=0)
     report = adapt_state_dict(model.state_dict(), headless)

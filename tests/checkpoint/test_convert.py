@@ -22,6 +22,7 @@ from illama.models.position import resize_position
 from tests.checkpoint.foreign_files import cheap_state, huggingface_state, random_state, save_like_the_authors
 from tests.golden.common import load as load_golden
 from tests.golden.common import relative_l2
+from tests.pictures import paint
 
 TINY = PUBLISHED["illama_tiny.in1k"]
 CONFIG = ModelConfig(img_size=64, depth=2, num_classes=5)
@@ -106,6 +107,43 @@ def test_weights_of_transformers(tmp_path: Path) -> None:
     assert meta.config == vit
     assert all(torch.equal(kept[name], tensor) for name, tensor in state.items())
     assert "epsilon 1e-12" in done.card.read_text()
+
+
+@pytest.mark.parametrize(("transform", "mean"), [("half", 0.5), ("imagenet", 0.485)])
+def test_the_way_to_look_at_images_can_be_said(transform: Any, mean: float, tmp_path: Path) -> None:
+    """A folder of transformers without a preprocessor_config.json does not say it."""
+    vit = roadmap_config("vit", "tiny", img_size=32, depth=2, num_classes=7, norm_eps=1e-12)
+    torch.save(huggingface_state(random_state(vit), 2), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "image_size": 32, "num_attention_heads": 3}')
+    images = paint(tmp_path / "d", {f"val/{n}": 1 for n in range(7)})
+    silent = convert(tmp_path, tmp_path / "silent.safetensors")
+    assert silent.meta.eval_transform is None
+    with pytest.raises(UserError, match=r"--transform imagenet \(or half\)"):
+        illama.predict(silent.target, images, device="cpu")
+    done = convert(tmp_path, tmp_path / "vit.safetensors", transform=transform)
+    assert done.meta.eval_transform is not None
+    assert done.meta.eval_transform["mean"][0] == pytest.approx(mean)
+    assert done.meta.eval_transform["img_size"] == [32, 32]
+    assert all(one.problem is None for one in illama.predict(done.target, images, device="cpu"))
+
+
+def test_the_card_holds_code_that_runs_and_no_markup_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meta = Meta(
+        config=CONFIG, classes=("<b>x</b>", "a\nb", "\x1b[31m", "**bold**", "ok"), eval_transform={"mode": "none"}
+    )
+    save_weights(tmp_path / "w.safetensors", random_state(CONFIG), meta)
+    done = convert(tmp_path / "w.safetensors", tmp_path / "it's <mine>.safetensors", transform="half")
+    card = done.card.read_text()
+    assert "<b>" not in card
+    assert "\x1b" not in card
+    paint(tmp_path / "photos", {"a": 2})
+    (tmp_path / "photos" / "a" / "0.png").rename(tmp_path / "photos" / "0.jpg")
+    monkeypatch.chdir(tmp_path)
+    code = card.partition("```python\n")[2].partition("```")[0]
+    found: dict[str, Any] = {}
+    exec(code, found)
+    assert len(found["answers"]) == 1
+    assert found["outputs"].shape == (1, 5)
 
 
 def test_a_run_of_ours_keeps_what_travels_with_it(tmp_path: Path) -> None:

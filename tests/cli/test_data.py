@@ -188,3 +188,33 @@ def test_names_that_are_no_utf8_are_shown(folder: Path) -> None:
     assert done.returncode == 2
     assert "\\xff.png: the file is empty" in done.stdout
     assert "1 of 8 images are broken" in one_line(done.stderr)
+
+
+def test_a_quick_look_reads_no_image(run: Run, folder: Path, tmp_path: Path) -> None:
+    """What was understood comes from names; broken images are found by the whole check alone."""
+    (folder / "train" / "two" / "0.png").write_bytes(b"no image")
+    code, out, err = run("data", "check", folder, "--quick", "--json", tmp_path / "found.json")
+    assert (code, err) == (0, "")
+    assert "splits train, val" in out
+    assert "2 classes: one, two" in out
+    assert "two" in out
+    assert json.loads((tmp_path / "found.json").read_text())["splits"]["train"]["class_counts"] == {"one": 3, "two": 3}
+    assert run("data", "check", folder)[0] == 2
+
+
+def test_a_quick_look_finds_what_is_wrong_with_the_layout(run: Run, folder: Path) -> None:
+    (folder / "train" / "two" / "3.jxl").write_bytes(b"a picture of a kind that is not read")
+    code, out, err = run("data", "check", folder, "--quick")
+    assert code == 2
+    assert "1 .jxl pictures" in one_line(err)
+    assert "passed over: 1 .jxl pictures" in out
+
+
+def test_keys_of_the_data_section(run: Run, folder: Path) -> None:
+    code, _, err = run("data", "check", folder, "data.train_split=val", "data.eval_split=val")
+    assert code == 2
+    assert "has one class only (one)" in one_line(err)
+    for word in ("data.class_depth=0", "data.no_such=1", "optimizer.lr=1", "model.num_classes=3"):
+        code, _, err = run("data", "check", folder, word)
+        assert code == 2
+        assert word.partition("." if "data" not in word else "=")[0] in one_line(err)

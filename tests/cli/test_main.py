@@ -208,6 +208,18 @@ def test_recipes_are_listed_with_their_headlines(run: Run) -> None:
     assert all(len(line.split()) > 4 and line.endswith(".") for line in lines)
 
 
+@pytest.mark.parametrize("name", ["meta", "hpu", "xla", "cuda:99", "cpu:x", "gpu", "", "-1", "privateuseone"])
+@pytest.mark.parametrize("words", [["train", "digits_micro"], ["eval", "x"], ["predict", "x", "y"]])
+def test_a_device_that_cannot_train_is_one_line(run: Run, words: list[str], name: str, tmp_path: Path) -> None:
+    more = ["--out", str(tmp_path / "run")] if words[0] == "train" else []
+    code, _, err = run(*words, f"--device={name}", *more)
+    assert code == 2
+    assert "illama: error: " in one_line(err)
+    assert not (tmp_path / "run").exists()
+    if words[0] == "train":
+        assert "give cpu, cuda, cuda:N or mps" in err
+
+
 def test_version(run: Run) -> None:
     code, out, _ = run("version")
     assert code == 0

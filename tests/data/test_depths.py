@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -240,3 +241,12 @@ def test_a_long_text_says_what_to_do() -> None:
     text = b"comment\0\0" + zlib.compress(b"x" * (3 << 20))
     with pytest.raises(BrokenImage, match="a text in the PNG file is longer than Pillow reads"):
         read_image(png(np.zeros(1, np.uint8), 8, 0, (b"zTXt", text)))
+
+
+def test_pictures_of_phones(tmp_path: Path) -> None:
+    """HEIF is read where pillow-heif is installed (illama[heif])."""
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    pixels = np.full((40, 40, 3), 90, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.heic", quality=100)
+    assert np.abs(np.asarray(read_image(str(tmp_path / "x.heic"), 3)).astype(int) - pixels).max() <= 3

@@ -150,3 +150,13 @@ def test_full_disk_keeps_the_previous_checkpoint(
     assert main([str(word) for word in whole]) == 0
     one, other = (load_checkpoint(tmp_path / name, "last") for name in ("run", "whole"))
     assert all(torch.equal(one.model_state[name], other.model_state[name]) for name in one.model_state)
+
+
+@pytest.mark.parametrize("words", [["--data", ""], ["data.path="]])
+def test_an_empty_path_is_not_the_current_folder(
+    words: list[str], refused: Refused, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an empty variable of a shell makes it."""
+    monkeypatch.chdir(pictures)
+    assert "path" in refused(*train(tmp_path / "run", "digits_micro", *FOLDER, *words))
+    assert not (tmp_path / "run").exists()

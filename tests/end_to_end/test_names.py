@@ -1,4 +1,4 @@
-"""Whatever folders and files are called, every command works, in every locale, and no terminal or page is moved by it."""
+"""Whatever folders and files are called: every command works, in every locale, and moves no terminal and no page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,19 @@ import pytest
 from tests.pictures import paint, tiny_words
 
 CLASSES = (
-    *("日本", "a\nb", "\x1b[31mred", "²", "<b>x", "a|b`c", r"$\frac$", "_under", "e\u0301te\u0301", "[bold]x", "%s {0}"),
+    *(
+        "日本",
+        "a\nb",
+        "\x1b[31mred",
+        "²",
+        "<b>x",
+        "a|b`c",
+        r"$\frac$",
+        "_under",
+        "e\u0301te\u0301",
+        "[bold]x",
+        "%s {0}",
+    ),
     *("\u202eevil", "-", "nul\x7f", " blank ", "UPPER", "upper", "7", "07", "x" * 200),
 )
 FILES = ("x\ny\x1b[2J.png", os.fsdecode(b"\xff\xfe.png"), "<img src=x>.png", "²³.png")

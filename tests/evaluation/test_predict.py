@@ -82,6 +82,63 @@ def test_order_survives_batches_and_broken_images(digits_run: Path, pictures: Pa
     assert len({one.classes for one in found if not one.problem}) == 1
 
 
+def test_what_lies_beside_the_images_is_counted(pictures: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    (other / "@eaDir").mkdir(parents=True)
+    shutil.copy(pictures / "b.png", other / "b.png")
+    shutil.copy(pictures / "b.png", other / "@eaDir" / "b.png")
+    for name in ("x.txt", "y.txt"):
+        (other / name).write_text("no picture")
+    for name in ("1.jxl", "2.dng"):
+        (other / name).write_bytes(b"a picture of a kind that is not read")
+    files, passed_over = find_images([pictures, other])
+    assert len(files) == 5
+    assert passed_over.total == 1 + 1 + 2 + 2
+    assert "3 files that are no pictures" in passed_over.line()
+    assert {word for word in passed_over.lost().split() if word.startswith(".")} == {".jxl", ".dng"}
+    assert passed_over.lost() in passed_over.line()
+
+
+def test_links_are_followed_as_training_follows_them(pictures: Path, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "linked").symlink_to(pictures, target_is_directory=True)
+    (given / "loop").symlink_to(given, target_is_directory=True)
+    (given / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert len(find_images([given])[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("https://a.b/c.jpg?size=1&x=2", "is an address, and nothing is downloaded.*curl -O 'https"),
+        ("http://a.b/[x]*.jpg", "is an address"),
+        ("s3://bucket/x.png", "is an address"),
+        ("-", "not read from stdin"),
+        ("no/such\nfile\x1b2J.png", r"there is no image no/such\\x0afile\\x1b2J\.png"),
+        ("no/such\x1b[2J.png", r"no/such\\x1b\[2J\.png has no image"),
+        ("", "name is empty"),
+    ],
+)
+def test_what_is_no_image_is_said_in_a_line(given: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected) as caught:
+        find_images([given])
+    assert str(caught.value).isprintable()
+
+
+def test_pictures_that_cannot_be_read_at_all_are_no_silence(tmp_path: Path) -> None:
+    for name in ("1.heic", "2.JXL", "3.dng"):
+        (tmp_path / name).write_bytes(b"a picture of a kind that is not read")
+    with pytest.raises(UserError, match=r"has no image in it.*\.jxl"):
+        find_images([tmp_path])
+
+
+def test_a_limit_of_pixels_is_the_recipes(digits_run: Path, pictures: Path, tmp_path: Path) -> None:
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    (found,) = illama.predict(digits_run, tmp_path / "huge.png", device="cpu")
+    assert "data.max_image_pixels" in str(found.problem)
+
+
 def test_the_messy_set(digits_run: Path, shared_data: Path) -> None:
     """What the manifest calls readable is predicted, the rest is named."""
     manifest = json.loads((shared_data / "messy" / "manifest.json").read_text())["files"]

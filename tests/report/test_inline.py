@@ -20,6 +20,15 @@ def words(page: str) -> str:
     return " ".join(html.unescape(re.sub(r"<[^>]*>", "", page)).split())
 
 
+@pytest.mark.parametrize("letter", ["\x1b", "\x00", "\x7f", "\u202e", "\u200b", "\udcff", "\ufeff"])
+def test_what_a_terminal_or_a_page_acts_upon_stands_as_its_code(letter: str) -> None:
+    text = f"a{letter}b `c{letter}d` **e{letter}f**"
+    for written in (to_html(text), to_markdown(text), to_markdown(text, cell=True), to_plain(text)):
+        assert letter not in written
+        assert written.count("\\") >= 3
+    assert to_plain("a\n\tb\N{NO-BREAK SPACE}c é 日本") == "a b\N{NO-BREAK SPACE}c é 日本"
+
+
 @pytest.mark.parametrize(
     ("text", "page", "file"),
     [

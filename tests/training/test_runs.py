@@ -80,6 +80,32 @@ def test_a_stopped_run_says_how_to_go_on(make_run: MakeRun, monkeypatch: pytest.
     assert read_run(run).command == f"cd {here} && {found.command}"
 
 
+def test_data_that_is_elsewhere_now_is_asked_for(make_run: MakeRun, tmp_path: Path) -> None:
+    """The command that began the run would not find it, and neither would it once the recipe knows better."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    run = make_run("x", 1, "data.name=folder", f"data.path={here}")
+    own = f"illama train {run}/recipe.yaml --out {run}"
+    assert read_run(run).command == f"{own} --data WHERE_IT_IS_NOW"
+    here.mkdir()
+    assert f"data.path={here}" in str(read_run(run).command)
+    here.rename(there)
+    recipe = load_recipe(run / "recipe.yaml")
+    (run / "recipe.yaml").write_text(recipe.with_data_path(str(there)).to_yaml())
+    assert read_run(run).command == own
+
+
+def test_a_folder_that_is_gone_needs_no_visit(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    run = make_run("x", 1)
+    monkeypatch.chdir(tmp_path)
+    assert str(read_run(run).command).startswith(f"cd {tmp_path / 'away'} && ")
+    (tmp_path / "away").rmdir()
+    assert read_run(run).command == f"illama train {run}/recipe.yaml --out {run}"
+
+
 @pytest.mark.parametrize(
     ("processes", "here", "begin"),
     [(8, 8, "illama launch --nproc-per-node 8 train"), (32, 8, "illama launch --nnodes 4 --nproc-per-node 8 train")],

@@ -78,7 +78,9 @@ def _origin(weights: Weights, row: Published | None) -> str:
             f"Made by `illama convert` from `{row.file}` of [{REPOSITORY}]({HUB}/{REPOSITORY}), by the authors of the "
             f"paper. Licence: **{LICENCE_NOTE}**; ask them before you publish or sell what you make of it."
         )
-    recipe = "" if weights.meta.recipe is None else f", trained with the recipe `{shown(weights.meta.recipe.get('name'))}`"
+    recipe = (
+        "" if weights.meta.recipe is None else f", trained with the recipe `{shown(weights.meta.recipe.get('name'))}`"
+    )
     source = shown("/".join(weights.file.absolute().parts[-2:]))  # half of the files are called model.safetensors
     licence = "Licence: whatever holds for that file; illama does not know it."
     return f"Made by `illama convert` from `{source}`{recipe}. {licence}"
@@ -116,7 +118,7 @@ def _load(target: Path, config: ModelConfig) -> str:
             "```python",
             "import illama, torch",
             "",
-            f'model, meta = illama.load_model({name})',
+            f"model, meta = illama.load_model({name})",
             f"outputs = model(torch.zeros{shape})  # images prepared as above",
             *([f'answers = illama.predict({name}, "photos/*.jpg")'] if config.num_classes else []),
             "```",

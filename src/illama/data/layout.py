@@ -192,7 +192,7 @@ def open_source(
 
 def needed_path(data: DataConfig) -> Path:
     """The data set's folder or file; an error when it is not given or does not exist."""
-    if data.path is None:
+    if not data.path:  # "" is no short name of the current folder
         raise UserError(f"data set {data.name!r} needs a path; give data.path=FOLDER")
     path = Path(data.path).expanduser()
     if not path.exists():

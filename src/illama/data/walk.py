@@ -57,6 +57,14 @@ class PassedOver:
         if len(reason.examples) < _EXAMPLES:
             reason.examples.append(where)
 
+    def take(self, other: PassedOver) -> None:
+        """Count those of another place as well."""
+        for why, more in other.reasons.items():
+            reason = self.reasons.setdefault(why, Reason())
+            reason.count += more.count
+            reason.lost |= more.lost
+            reason.examples += more.examples[: _EXAMPLES - len(reason.examples)]
+
     @property
     def total(self) -> int:
         """All of them."""

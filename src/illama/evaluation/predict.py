@@ -106,12 +106,14 @@ def find_images(given: Sequence[Path | str]) -> tuple[list[str], PassedOver]:
     passed_over = PassedOver()
     for item in given:
         path, text = Path(item), str(item)
+        if not text:
+            raise UserError("an image's name is empty; give files, folders or patterns such as 'photos/*.jpg'")
         if path.is_file():
             matches = [text]
         elif path.is_dir():
             inside = walk(path)
             matches = [str(path / name) for name in inside.pictures]
-            passed_over.reasons |= inside.passed_over.reasons
+            passed_over.take(inside.passed_over)
         elif glob.has_magic(text) and not _ADDRESS.match(text):
             matches = sorted(m for m in glob.glob(text, recursive=True) if Path(m).is_file())
         else:

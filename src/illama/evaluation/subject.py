@@ -301,7 +301,7 @@ def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:
         return recipe.data
     base = DataConfig() if recipe is None else recipe.data
     whole = {"val_fraction": 0.0, "max_eval_images": None}
-    if Path(given).expanduser().exists():
+    if given and Path(given).expanduser().exists():
         if base.path is not None and Path(base.path).expanduser().resolve() == Path(given).expanduser().resolve():
             return base
         name = "auto" if base.name == "digits" else base.name

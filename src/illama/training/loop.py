@@ -92,7 +92,7 @@ def train(
         Stopped: A signal asked for the end; the run was saved and the same call continues it.
     """
     run_dir = Path(out) if out is not None else Path("runs") / recipe.name
-    if recipe.data.path is not None:  # the run's own folder is no place to look for it from
+    if recipe.data.path:  # the run's own folder is no place to look for it from
         recipe = recipe.with_data_path(os.path.abspath(os.path.expanduser(recipe.data.path)))
     start_weights = None if init_from is None else Path(init_from)
     lost = f"run the same command again: it goes on from the last checkpoint in {run_dir}"
