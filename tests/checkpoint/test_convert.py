@@ -128,9 +128,7 @@ def test_the_way_to_look_at_images_can_be_said(transform: Any, mean: float, tmp_
 
 
 def test_the_card_holds_code_that_runs_and_no_markup_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meta = Meta(
-        config=CONFIG, classes=("<b>x</b>", "a\nb", "\x1b[31m", "**bold**", "ok"), eval_transform={"mode": "none"}
-    )
+    meta = Meta(config=CONFIG, classes=("<b>x</b>", "a\nb", "\x1b[31m", "**bold**", "ok"))
     save_weights(tmp_path / "w.safetensors", random_state(CONFIG), meta)
     done = convert(tmp_path / "w.safetensors", tmp_path / "it's <mine>.safetensors", transform="half")
     card = done.card.read_text()
