@@ -71,6 +71,16 @@ def test_training_sees_it_right_or_refuses_it(case: Case, given: Path) -> None:
         assert classes == tuple(case.order)
     assert layout.passed_over.total == case.passed_over
     assert all(line.isprintable() for line in layout.explain(classes or ()))
+    if layout.kind == "folder" and not case.path:
+        assert_prediction_finds(given, [layout.read(name or None, 3, None) for name in case.seen], case.passed_over)
+
+
+def assert_prediction_finds(given: Path, sources: list[Source], passed_over: int) -> None:
+    """All splits together; what training passes over beside the splits is asked as well."""
+    files, _ = find_images([given])
+    seen = {source.location(i) for source in sources for i in range(len(source))}
+    assert seen <= set(files)
+    assert len(set(files) - seen) <= passed_over + 3
 
 
 @EACH
@@ -84,17 +94,3 @@ def test_the_check_ends_as_training_deserves(case: Case, given: Path, capsys: py
     if case.seen is not None:
         pictures = sum(map(len, case.seen.values()))
         assert int(out.partition(" ")[0]) in (pictures, pictures + 1)  # one is linked, and so there twice
-
-
-@EACH
-def test_prediction_finds_what_training_sees(case: Case, given: Path) -> None:
-    """In folders of pictures, all splits together; what training passes over beside the splits is asked as well."""
-    if case.seen is None or case.path or look(config(case, given)).kind != "folder":
-        pytest.skip("no folder of pictures")
-    files, _ = find_images([given])
-    layout = look(config(case, given))
-    sources = [layout.read(name or None, 3, None) for name in case.seen]
-    seen = {source.location(i) for source in sources for i in range(len(source))}
-    beside = {file for file in files if file not in seen}
-    assert seen <= set(files)
-    assert len(beside) <= case.passed_over + 3

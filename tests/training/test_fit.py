@@ -177,3 +177,15 @@ def test_the_first_lines_name_the_classes(tmp_path: Path, capsys: pytest.Capture
     assert "12 classes: kind 1, kind 2" in said
     assert "kind 12" in said
     assert tiny(tmp_path / "d").classes_from_data
+
+
+def test_what_no_command_can_mend_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ImageNet's validation images as they come, beside the folders of its classes."""
+    data = paint(tmp_path / "d", {"train/n01440764": 4, "train/n01443537": 4, "val": 4})
+    code, said = typed(tiny_words(data, "model.num_classes=1000", "train.total_batch=512"), monkeypatch, capsys)
+    assert code == 2
+    assert "4 pictures directly in it" in said
+    assert "docs/data.md#imagenet-1k" in said
+    assert "this fits" not in said

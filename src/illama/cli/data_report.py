@@ -68,7 +68,6 @@ def check_report(result: CheckResult) -> str:
         f"{result.images:,} images, {len(result.classes):,} classes{f', {decimal(size)}' if size else ''} "
         f"({duration(result.seconds)}{f', {speed:,.0f} images/s' if result.decoded else ', names only'})",
         *(f"  {line}" for line in result.layout.explain(result.classes)),
-        *(f"  {split.name}: {split.source.description}" for split in result.splits),
         *(f"  {shown(name)} cannot be used: {why}" for name, why in result.unusable.items()),
         "",
         *_split_table(result),

@@ -13,7 +13,7 @@ from typing import Any
 from illama.checkpoint.resolve import resolve
 from illama.errors import UserError
 from illama.evaluation.subject import choose_data
-from illama.recipes import Recipe, load_recipe, overridden_keys, override
+from illama.recipes import DataConfig, Recipe, load_recipe, overridden_keys, override
 from illama.recipes.rules import flatten
 from illama.reproduce.study import Row, Study, resolve_edits
 from illama.training.runs import read_run
@@ -27,6 +27,7 @@ RECIPE_OF_DATA = {
     "ilsvrc2012": "roadmap_tiny",
 }
 TRANSFER_RECIPES = {"cifar10": "cifar10_transfer_tiny", "cifar100": "cifar100_transfer_tiny"}
+_LATER_DATA_KEYS = ("class_depth", "image_column", "label_column", "max_image_pixels")
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,14 @@ def all_runs(planned: Sequence[PlannedStudy]) -> tuple[PlannedRun, ...]:
 
 
 def _identity(recipe: Recipe, weights: str | None) -> str:
-    """What a run is, as a part of its folder's name: a hash of all that decides it, and the seed."""
+    """What a run is, as a part of its folder's name: a hash of all that decides it, and the seed.
+
+    Keys that recipes have had since later do not count while they say what was so before.
+    """
     tree = recipe.to_dict()
+    for key in _LATER_DATA_KEYS:
+        if tree["data"][key] == DataConfig.model_fields[key].default:
+            del tree["data"][key]
     seed = tree.pop("seed")
     text = json.dumps([tree, weights], sort_keys=True)
     return f"{hashlib.sha256(text.encode()).hexdigest()[:8]}-seed{seed}"

@@ -68,11 +68,11 @@ def fit_to_data(recipe: Recipe, num_devices: int = 1) -> Fitted:
     if len(train) < total:
         changes |= _smaller_batch(recipe, len(train), num_devices)
         problems.append(f"its {len(train)} training images are fewer than the {total} of one step")
+    evaluated = _open(recipe, layout, "eval", carved, train.classes)  # first what no command can mend
     if problems:
         raise UserError(_message(recipe, problems, changes))
     resolved = recipe.with_classes(classes)
     plan_batches(resolved, num_devices)
-    evaluated = layout.open("eval", in_chans=recipe.model.in_chans, classes=train.classes, seed=recipe.seed)
     return Fitted(resolved, layout, train, evaluated)
 
 
@@ -94,10 +94,12 @@ def _nothing_to_evaluate_on(layout: Layout, recipe: Recipe) -> bool:
     return not {"validation", "test"} & set(roles_of(layout.splits).values())
 
 
-def _open(recipe: Recipe, layout: Layout, split: str, changes: dict[str, Any]) -> Source:
+def _open(
+    recipe: Recipe, layout: Layout, split: str, changes: dict[str, Any], classes: Sequence[str] | None = None
+) -> Source:
     """A split as it would be with other values in the data section; the layout does not depend on those."""
     data = recipe.data.model_copy(update=changes)
-    return layout.asked_for(data).open(split, in_chans=recipe.model.in_chans, seed=recipe.seed)
+    return layout.asked_for(data).open(split, in_chans=recipe.model.in_chans, classes=classes, seed=recipe.seed)
 
 
 def _smaller_batch(recipe: Recipe, images: int, num_devices: int) -> dict[str, Any]:
