@@ -8,6 +8,7 @@ import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.dom.minidom import parseString
 
 import pytest
 from markdown_it import MarkdownIt
@@ -194,6 +195,13 @@ def test_a_drawing_has_no_date_and_a_white_ground() -> None:
     assert b"<text" not in first  # no font of the reader's machine takes part
     references = re.findall(rb'(?:xlink:href|href|src)="([^"]*)"', first)
     assert all(reference.startswith(b"#") for reference in references)
+
+
+@pytest.mark.parametrize("name", ["a\x1bb", "a\x00b", "a\udcffb", "a--b", "a&<b>", "a\u202eb", "a\nb"])
+def test_a_name_of_any_kind_leaves_a_picture_that_opens(name: str) -> None:
+    canvas = Drawing()
+    canvas.add_subplot().set_title(name, parse_math=False)
+    parseString(svg_bytes(canvas))
 
 
 def test_the_files_are_named_page_first(tmp_path: Path) -> None:

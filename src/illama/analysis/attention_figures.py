@@ -84,7 +84,7 @@ def draw_heads(found: AttentionNumbers, share: float) -> Figure:
     ranks_hL, tokens = found.rank_Lh.T, found.curves_LhN.shape[-1]
     heads, layers = ranks_hL.shape
     canvas = Canvas(
-        figsize=(max(4.5, min(11.0, 2.4 + 0.55 * layers)), max(1.9, 1.1 + 0.3 * heads)), layout="constrained"
+        figsize=(max(4.5, min(11.0, 2.4 + 0.55 * layers)), max(2.4, 1.1 + 0.3 * heads)), layout="constrained"
     )
     ax = canvas.subplots()
     image = ax.imshow(ranks_hL.numpy(), cmap="viridis", vmin=0, vmax=tokens, aspect="auto", interpolation="none")

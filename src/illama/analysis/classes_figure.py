@@ -54,7 +54,7 @@ def confusion_picture(confusion: np.ndarray, names: Sequence[str]) -> bytes:
     counts = confusion.sum(axis=1, keepdims=True)
     percent = 100.0 * np.divide(confusion, counts, out=np.full(confusion.shape, np.nan), where=counts > 0)
     side = min(9.5, 3.2 + 0.42 * len(names))
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = Figure(figsize=(side + 1, side), layout="compressed")
     axes = figure.subplots()
     # Shades rise with the square root: a few percent off the diagonal must be seen beside ninety on it.
     shades = axes.imshow(np.sqrt(percent), cmap="Blues", vmin=0, vmax=10)

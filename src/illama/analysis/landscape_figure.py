@@ -61,7 +61,7 @@ def _contours(axes: Axes, grid: np.ndarray, axis: list[float], norm: Normalize, 
     _name_directions(axes, axis)
     ticks = levels[:: (LEVELS - 1) // 5]
     bar = axes.figure.colorbar(filled, ax=axes, shrink=0.85, ticks=ticks)
-    bar.ax.set_yticklabels([_short(tick) for tick in ticks])
+    bar.ax.set_yticklabels(_short(ticks))
     bar.ax.minorticks_off()
     bar.set_label("loss, nats")
 
@@ -81,7 +81,7 @@ def _surface(axes: Any, grid: np.ndarray, axis: list[float], norm: Normalize, lo
     axes.view_init(elev=32, azim=-60)
     if logarithmic:
         ticks = _levels(float(np.nanmin(grid)), float(np.nanmax(grid)), True)[:: (LEVELS - 1) // 5]
-        axes.set_zticks(np.log10(ticks), [_short(tick) for tick in ticks])
+        axes.set_zticks(np.log10(ticks), _short(ticks))
 
 
 def _name_directions(axes: Any, axis: list[float]) -> None:
@@ -92,5 +92,11 @@ def _name_directions(axes: Any, axis: list[float]) -> None:
     axes.set_ylabel("second direction")
 
 
-def _short(loss: float) -> str:
-    return f"{loss:.0f}" if abs(loss) >= 100 else f"{loss:.3g}"
+def _short(losses: np.ndarray) -> list[str]:
+    """Losses with as few digits as tell them apart, three at least."""
+    found: list[str] = []
+    for digits in range(3, 9):
+        found = [f"{loss:.0f}" if abs(loss) >= 10**digits / 10 else f"{loss:.{digits}g}" for loss in losses]
+        if len(set(found)) == len(found):
+            break
+    return found

@@ -162,7 +162,7 @@ def _draw_answer(axes: Axes, image: np.ndarray, truth: str, answer: str, probabi
     axes.set_title(
         said if right else f"{said}\nis {_short(truth)}",
         color=BLUE if right else ORANGE,
-        fontsize=9,
+        fontsize=8,
         weight="normal" if right else "bold",
         parse_math=False,
     )
@@ -231,7 +231,7 @@ def _read_recipe(run_dir: Path) -> dict[str, Any]:
 
 def _short(name: str) -> str:
     name = shown(name)
-    return name if len(name) <= 14 else f"{name[:13]}\N{HORIZONTAL ELLIPSIS}"
+    return name if len(name) <= 12 else f"{name[:11]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _save(figure: Figure, path: Path, dpi: int) -> Path:
