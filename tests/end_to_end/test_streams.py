@@ -20,8 +20,6 @@ from tests.runs import records
     [
         ("2>&1 | head -1", {0, 141}),  # 141 where the last line finds nobody, as of every command of a shell
         (">&- 2>&- <&-", {0}),
-        ("2>/dev/full", {0}),
-        (">/dev/full", {2}),  # the result could not be said
     ],
 )
 def test_a_run_finishes_whoever_watches(streams: str, codes: set[int], tmp_path: Path) -> None:

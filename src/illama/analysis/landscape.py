@@ -119,7 +119,7 @@ def _loss_at(model: ILlama, sample: Sample, size: int, seed: int) -> Callable[[f
 def _identity(subject: Subject, options: LandscapeOptions, positions: Tensor, size: int) -> dict[str, Any]:
     """All that a point depends on, as plain values."""
     return {
-        "network": network_id(subject),
+        "network": network_id(subject.model, subject.transform),
         "data": data_id(subject.source),
         "positions": hashlib.sha256(positions.numpy().tobytes()).hexdigest(),
         "options": dataclasses.asdict(options),

@@ -92,7 +92,7 @@ class _Memory:
 
     def __init__(self, subject: Subject, workspace: Path | None) -> None:
         self._file = None if workspace is None else workspace / MEMORY_FILE
-        self._network = "" if workspace is None else network_id(subject)
+        self._network = "" if workspace is None else network_id(subject.model, subject.transform)
 
     def recall(self, what: list[Any], source: Source, compute: Callable[[], list[dict[str, Any]]]) -> list[Any]:
         """`compute()`, or what it returned for the same network, images and `what` before."""

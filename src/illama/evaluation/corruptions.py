@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from illama.data.walk import is_hidden
 from illama.errors import UserError
 from illama.registry import Registry
 
@@ -89,7 +90,7 @@ def find_corrupted(path: Path) -> dict[tuple[str, int], Path]:
 
 
 def _folders(path: Path) -> list[Path]:
-    return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry for entry in path.iterdir() if entry.is_dir() and is_hidden(entry.name) is None)
 
 
 def corruption_error(name: str, errors: Mapping[int, float]) -> float | None:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from illama.data.source import Source
-    from illama.evaluation.subject import Subject
+    from illama.data.transforms import EvalTransform
+    from illama.models import ILlama
 
 SAMPLED = 16  # images whose content counts, evenly spaced
 
@@ -91,8 +92,13 @@ def names_id(source: Source) -> str:
     return found.hexdigest()
 
 
+def image_name(source: Source, i: int) -> str:
+    """What an image is called wherever it lies."""
+    return os.path.basename(source.location(i))
+
+
 def _name(source: Source, i: int) -> bytes:
-    return os.path.basename(source.location(i)).encode(errors="surrogateescape")
+    return image_name(source, i).encode(errors="surrogateescape")
 
 
 def _sampled(source: Source) -> list[int]:
@@ -125,13 +131,13 @@ def tensors_id(state: Mapping[str, torch.Tensor]) -> str:
     return found.hexdigest()
 
 
-def network_id(subject: Subject) -> str:
+def network_id(model: ILlama, transform: EvalTransform) -> str:
     """SHA-256, hexadecimal, of all that a network's answers depend on besides the images."""
     parts = {
-        "weights": weights_id(subject.model),
-        "config": subject.model.config.to_dict(),
-        "transform": subject.transform.to_dict(),
-        "softness": float(subject.model.softness),
+        "weights": weights_id(model),
+        "config": model.config.to_dict(),
+        "transform": transform.to_dict(),
+        "softness": float(model.softness),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -161,7 +161,12 @@ def cached_features(subject: Subject, blocks: Sequence[int], tokens: Pooled, wor
 def features_identity(subject: Subject, block: int, tokens: Pooled) -> dict[str, Any]:
     """All that features depend on, as plain values."""
     block = subject.model.block_index(block)
-    return {"network": network_id(subject), "data": data_id(subject.source), "block": block, "tokens": tokens}
+    return {
+        "network": network_id(subject.model, subject.transform),
+        "data": data_id(subject.source),
+        "block": block,
+        "tokens": tokens,
+    }
 
 
 def _pooled(model: ILlama, images: Tensor, blocks: Sequence[int], tokens: Pooled) -> Tensor:

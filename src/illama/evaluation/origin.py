@@ -26,7 +26,7 @@ from illama.data.images import BrokenImage
 from illama.data.source import Source, SubsetSource
 from illama.disk import utf8
 from illama.errors import UserError
-from illama.evaluation.data_identity import DataIdentity
+from illama.evaluation.data_identity import DataIdentity, image_name
 
 if TYPE_CHECKING:
     from illama.recipes import Recipe
@@ -133,7 +133,9 @@ def held_out_again(source: Source, held_out: Sequence[Mark]) -> SubsetSource | N
     wanted: dict[str, set[Mark]] = {}
     for mark in held_out:
         wanted.setdefault(mark[0], set()).add(mark)
-    found = [i for i in range(len(source)) if (name := _name(source, i)) in wanted and _mark(source, i) in wanted[name]]
+    found = [
+        i for i in range(len(source)) if (name := image_name(source, i)) in wanted and _mark(source, i) in wanted[name]
+    ]
     if not found:
         return None
     why = f"the {len(found)} of them that the run held out ({len(held_out)} in all), found by name and content"
@@ -144,12 +146,8 @@ def _mark(source: Source, i: int) -> Mark:
     try:
         size, head = source.head(i, _HEAD)
     except BrokenImage:
-        return _name(source, i), -1, ""
-    return _name(source, i), size, hashlib.blake2b(head, digest_size=16).hexdigest()
-
-
-def _name(source: Source, i: int) -> str:
-    return Path(source.location(i)).name
+        return image_name(source, i), -1, ""
+    return image_name(source, i), size, hashlib.blake2b(head, digest_size=16).hexdigest()
 
 
 def _read_marks(file: Path) -> list[Mark]:

@@ -230,7 +230,7 @@ def _described(subject: Subject, kept: tuple[Any, Any, Any], skipped: dict[str, 
         data=subject.source.description,
         data_id=data_id(subject.source),
         weights=subject.weights,
-        network_id=network_id(subject),
+        network_id=network_id(subject.model, subject.transform),
         softness=float(subject.model.softness),
         skipped=dict(sorted(skipped.items())),
     )
@@ -255,7 +255,7 @@ def logits_for(subject: Subject, workspace: Path | None, *, progress: bool = Fal
             saved = SavedLogits.load(path)
         except UserError:
             raise UserError(f"{path} is damaged, or of another version of illama; delete it") from None
-        if (saved.network_id, saved.data_id) == (network_id(subject), data_id(subject.source)):
+        if (saved.network_id, saved.data_id) == (network_id(subject.model, subject.transform), data_id(subject.source)):
             return saved
     saved = logits_of(subject, progress=progress)
     saved.save(path)
