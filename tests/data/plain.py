@@ -28,6 +28,8 @@ def plain(files: Collection[str]) -> dict[str, Seen | None] | None:
         splits = set()
     elif splits:  # those without a picture are splits as well
         splits |= {f.split("/")[0] for f in files if "/" in f and f.split("/")[0].lower() in ROLES}
+    if not splits and any(split_below(pictures, top) for top in tops):
+        return None
     return {split: _of_split(pictures, files, split and f"{split}/") for split in splits or {""}}
 
 
@@ -41,6 +43,13 @@ def _of_split(pictures: list[str], files: Collection[str], prefix: str) -> Seen 
     classes = {f: f.removeprefix(prefix).split("/")[0] for f in inside}
     loose = any(f.count("/") == prefix.count("/") for f in inside)
     return None if loose or not inside or folders != set(classes.values()) else set(classes.items())
+
+
+def split_below(pictures: Collection[str], top: str) -> bool:
+    """Whether a folder holds nothing but splits, of one for training and others."""
+    inner = {f.split("/")[1].lower() for f in pictures if f.startswith(f"{top}/") and f.count("/") > 1}
+    roles = {ROLES.get(name) for name in inner}
+    return "train" in roles and len(roles) > 1 and None not in roles
 
 
 def visible(path: str) -> bool:

@@ -194,6 +194,51 @@ def test_a_transparent_value_of_grey_and_of_colour_is_white() -> None:
 # what has no range
 
 
+@pytest.mark.parametrize("depth", [2, 4])
+def test_a_transparent_value_of_few_bits_is_white(depth: int) -> None:
+    samples = np.array([0, 1, 2, 3])
+    clear = png(samples, depth, 0, (b"tRNS", struct.pack(">H", 1)))
+    step = 255 // (2**depth - 1)
+    assert seen(clear) == [0, 255, 2 * step, 3 * step]
+
+
+def planes(depth: int) -> bytes:
+    """A TIFF file by hand: one pixel of red 1/2, green 1/4, blue 1/8, each in a plane of its own."""
+    size = depth // 8
+    data = b"".join((2**depth >> (1 + n)).to_bytes(size, "little") for n in range(3))
+    lists = struct.pack("<3H", *[depth] * 3) + struct.pack("<3I", *(8 + size * n for n in range(3)))
+    lists += struct.pack("<3I", *[size] * 3)
+    at = 8 + len(data)
+    entries = [
+        (256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 3, at), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 3, at + 6),
+        (277, 3, 1, 3), (278, 4, 1, 1), (279, 4, 3, at + 18), (284, 3, 1, 2),
+    ]  # fmt: skip
+    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", *one) for one in entries) + bytes(4)
+    return b"II*\0" + struct.pack("<I", at + len(lists)) + data + lists + directory
+
+
+def test_planes_of_colour_are_read_right_or_refused() -> None:
+    assert seen(planes(8), 3) == [[128, 64, 32]]
+    with pytest.raises(BrokenImage, match="colours of 16 bits in planes of their own"):
+        read_image(planes(16))
+
+
+def test_what_a_known_format_holds_besides_is_told_apart(capfd: pytest.CaptureFixture[str]) -> None:
+    many = tiff(np.zeros(13, np.uint8), _277=(3, 13))
+    with pytest.raises(BrokenImage, match="of a kind of its format that is not read; save it again as 8-bit RGB"):
+        read_image(many)
+    with pytest.raises(BrokenImage, match="git lfs pull"):
+        read_image(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(BrokenImage, match="not an image of a known format"):
+        read_image(b"<html>")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    with pytest.raises(BrokenImage, match="null byte"):
+        read_image("a\0b.png")
+
+
 def test_floats_go_from_0_to_1() -> None:
     assert seen(tiff(np.array([0, 0.5, 1], np.float32))) == [0, 128, 255]
     assert seen(tiff(np.array([0, 0.001, 0.002], np.float32))) == [0, 0, 1]

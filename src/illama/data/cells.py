@@ -20,6 +20,7 @@ from illama.text import shown
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:(?P<kind>[^,]*),(?P<content>.*)", re.DOTALL)
+_URL_SAFE = str.maketrans("-_", "+/")  # a second alphabet of base64
 _CHANNELS = (1, 3, 4)
 
 
@@ -35,8 +36,9 @@ def content_of(cell: Any, folder: Path, where: str) -> bytes | None:
         BrokenImage: There is none, or the file that is named cannot be read.
     """
     if isinstance(cell, dict):
-        path = cell.get("path")
-        cell = cell.get("bytes") if cell.get("bytes") is not None else (path or None)
+        if cell and not {"bytes", "path"} & set(cell):
+            raise BrokenImage(where, f"the row holds {', '.join(map(shown, cell))}, expected bytes or path")
+        cell = cell.get("bytes") or cell.get("path") or cell.get("bytes")
     if cell is None:
         raise BrokenImage(where, "the row has no image")
     if isinstance(cell, str):
@@ -50,6 +52,12 @@ def content_of(cell: Any, folder: Path, where: str) -> bytes | None:
     return None
 
 
+def is_picture_text(text: str) -> bool:
+    """Whether a text is a picture itself, as base64 or a data URL, and not the name of a file."""
+    head = _decoded(text[:64], "", strict=False) if len(text) > 64 else b""
+    return _DATA_URL.fullmatch(text) is not None or looks_like_picture(head)
+
+
 def _content_of_text(text: str, folder: Path, where: str) -> bytes:
     data_url = _DATA_URL.fullmatch(text)
     if data_url is not None:
@@ -58,14 +66,14 @@ def _content_of_text(text: str, folder: Path, where: str) -> bytes:
         return _decoded(data_url["content"], where)
     if _URL.match(text):
         raise BrokenImage(where, f"{shown(text, 80)} is an address; pictures are not downloaded: fetch them first")
-    if len(text) > 64 and looks_like_picture(_decoded(text[:64], "", strict=False)):
+    if is_picture_text(text):
         return _decoded(text, where)
     return read_bytes(os.path.join(folder, text), where if "\n" in text else None)
 
 
 def _decoded(text: str, where: str, *, strict: bool = True) -> bytes:
     try:
-        return base64.b64decode("".join(text.split()), validate=True)
+        return base64.b64decode("".join(text.split()).translate(_URL_SAFE), validate=True)
     except (binascii.Error, ValueError) as error:
         if strict:
             raise BrokenImage(where, f"its base64 text cannot be decoded: {error}") from None

@@ -20,7 +20,9 @@ from illama.data.formats import picture_endings
 from illama.data.images import read_bytes, read_head, read_image
 from illama.data.layout import Layout, needed_folder
 from illama.data.source import Source, number_classes
-from illama.data.splits import is_training, roles_of
+from illama.data.splits import SPELLINGS, is_training, role_at_start, role_of, roles_of
+from illama.data.splits import in_order as in_split_order
+from illama.data.table import TABLES
 from illama.data.walk import Found, PassedOver
 from illama.errors import UserError
 from illama.text import shown
@@ -97,6 +99,8 @@ class FolderLayout(Layout):
             for name, paths in self._by_top.items():
                 if name not in splits and paths:
                     passed_over.add(BESIDE, name or paths[0], len(paths))
+        if not splits and data.class_depth == 1:
+            _refuse_split_below(found)
         taken = "" if splits else ", ".join(name for name in self._by_top if name in roles_of(self._by_top))
         notes = (
             [f"{taken} is taken for a class: its pictures lie directly in it, and classes beside it"] if taken else []
@@ -109,6 +113,8 @@ class FolderLayout(Layout):
         part = self.part(split)
         self._note_depth(part)
         own = part.classes()
+        if classes is not None and len(own) == 1 and len(classes) > 1 and not set(own) & set(classes):
+            self._refuse_loose(part.root, split, part.paths)  # val/images/*.jpg
         places = {folder: place for place, folder in enumerate(own.values())}
         labels = np.array([places[folder] for folder in part.folders], dtype=np.int64)
         names, numbers = number_classes(list(own), labels, classes, what)
@@ -146,8 +152,8 @@ class FolderLayout(Layout):
             name for name in self.splits if name != split and any("/" in path for path in self._inside(name))
         ]
         beside = f", while {shown(sorted_ones[0])} beside it has class folders" if sorted_ones else ""
-        tables = self.found.holding(".csv", ".tsv")
-        listed = f"give data.path={self.where}/{shown(tables[0])} if that lists them, or " if tables else ""
+        table = _table_for(split, self.found.holding(*TABLES))
+        listed = f"give data.path={self.where}/{shown(table)} if that lists them, or " if table else ""
         evaluates = split is not None and not is_training(split)
         other = "; to do without them, give data.val_fraction=0.1 or another data.eval_split" if evaluates else ""
         raise UserError(
@@ -167,9 +173,15 @@ class FolderLayout(Layout):
         level = [folder for folder in inside if folder.count("/") == self.data.class_depth - 1]
         empty = [folder for folder in level if folder not in used]
         if empty:
+            deep = [name for name in used if any(folder.startswith(f"{name}/") for folder in inside)]
+            hint = (
+                f", or give data.path={shown(root)}/{shown(deep[0])} if that is the data set"
+                if len(used) == 1 and deep
+                else ""
+            )
             raise UserError(
                 f"class folder {shown(root)}/{shown(empty[0])} has no images ({len(empty)} such folders); fill it or "
-                f"remove it{_lost(self.found)}"
+                f"move it elsewhere{hint}{_lost(self.found)}"
             )
 
     def _inside(self, split: str) -> list[str]:
@@ -239,6 +251,38 @@ def _lost(found: Found) -> str:
     return f"; passed over: {lost}" if lost else ""
 
 
+def _refuse_split_below(found: Found) -> None:
+    """Splits inside of what would be the classes: cat/train, cat/test."""
+    inner: dict[str, set[str]] = {}
+    for path in found.pictures:
+        top, _, rest = path.partition("/")
+        if "/" in rest:
+            inner.setdefault(top, set()).add(rest.partition("/")[0])
+    for top, names in inner.items():
+        roles, folder = roles_of(names), f"{shown(found.root)}/{shown(top)}"
+        if len(roles) == len(names) and "train" in roles.values() and len(set(roles.values())) > 1:
+            raise UserError(
+                f"{folder} holds the splits {', '.join(map(shown, in_split_order(names)))}; if it is a data set, give "
+                f"data.path={folder}; if it is a class, move the splits above it (train/{shown(top)}, ...), or give "
+                "data.class_depth=2 if those are no splits"
+            )
+
+
+def _table_for(split: str | None, tables: Sequence[str]) -> str | None:
+    """The table that is likeliest to list the pictures of a split; a sample of a submission lists none."""
+    role = None if split is None else role_of(split)
+
+    def rank(table: str) -> tuple[bool, bool, int]:
+        stem = table.rpartition("/")[2].rpartition(".")[0].lower()
+        return (
+            "submi" in stem,
+            role is None or not any(stem.startswith(word) for word in SPELLINGS[role]),
+            tables.index(table),
+        )
+
+    return min(tables, key=rank, default=None)
+
+
 def class_folder(path: str, depth: ClassDepth) -> str | None:
     """The folder of a picture that names its class; None where the picture lies too high."""
     folders = path.split("/")[:-1]
@@ -264,17 +308,36 @@ def split_folders(by_top: Mapping[str, Sequence[str]], named: set[str], where: s
     splits = [name for name in folders if name in roles or name in named]
     others = [name for name in folders if name not in splits]
     nested = [name for name in splits if any(path.count("/") > 1 for path in folders[name])]
+    _refuse_like_splits(list(folders), splits, where)
     trains = [name for name in splits if roles.get(name) == "train"]
     if not others or any(name in trains or name in named - set(roles) for name in nested):
         return splits + [name for name in empty if splits and (name in roles or name in named)]
     if nested or len(trains) < len(splits):
         odd = next(name for name in splits if name in nested or name not in trains)
+        whole = {
+            path[: path.index(f"/{word}/")]
+            for name in others
+            for path in folders[name]
+            for word in SPELLINGS["train"]
+            if f"/{word}/" in path
+        }
+        inside = f"; the data set may lie in {where}/{shown(min(whole))}: give that" if whole else ""
         raise UserError(
             f"{where}/{shown(odd)} is named like a split, but {few(others)} beside it hold pictures too and no folder "
-            f"for training has class folders: put those classes into {where}/train, or rename {shown(odd)} if it is a "
-            "class"
+            f"for training has class folders: put those classes into {where}/train, name the split for training "
+            f"(data.train_split={shown(others[0])}), or rename {shown(odd)} if it is a class{inside}"
         )
     return []
+
+
+def _refuse_like_splits(folders: Sequence[str], splits: Sequence[str], where: str) -> None:
+    """trainA beside testA: too much like splits to be classes, and none is for training all the same."""
+    heads = {folder: role for folder in folders if (role := role_at_start(folder)) is not None}
+    if not splits and len(heads) == len(folders) and "train" in heads.values() and len(set(heads.values())) > 1:
+        raise UserError(
+            f"{where} has {few(folders)}, which are named like splits, but it is not clear which train and which "
+            "evaluate; sort them into train/CLASS and val/CLASS, or name two with data.train_split and data.eval_split"
+        )
 
 
 def _grouped(found: Found) -> dict[str, list[str]]:

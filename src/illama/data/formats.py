@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 from enum import Enum
 from functools import cache
 
@@ -67,6 +68,7 @@ _OTHER = frozenset(
         *(".bak", ".orig", ".old", ".tmp", ".part", ".partial", ".swp", ".sha256", ".md5", ".sum", ".lock", ".lnk"),
     )
 )
+LFS_POINTER = b"version https://git-lfs"  # what a file of Git LFS begins with until it is fetched
 _BACKUPS = ("~", "_original")
 _HEIF_MODULE = "pillow_heif"
 
@@ -134,6 +136,16 @@ def looks_like_picture(head: bytes) -> bool:
     if head[4:8] == b"ftyp":
         return head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1")
     return head[:2] == b"BM" and head[14:18] in (b"\x0c\0\0\0", b"\x28\0\0\0", b"\x6c\0\0\0", b"\x7c\0\0\0")
+
+
+def pointer_hint(path: str | os.PathLike[str]) -> str:
+    """What to add to a complaint about a file that Git LFS has not fetched; "" for any other."""
+    try:
+        with open(path, "rb") as file:
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    except (OSError, ValueError):
+        return ""
+    return " (it is Git LFS's pointer to the file; fetch it with git lfs pull)" if is_pointer else ""
 
 
 def _register_heif() -> bool:

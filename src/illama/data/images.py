@@ -15,6 +15,7 @@ pictures of a set would otherwise be scaled differently. What has no range, or v
 from __future__ import annotations
 
 import io
+import logging
 import os
 import threading
 import warnings
@@ -25,7 +26,7 @@ from types import TracebackType
 import numpy as np
 from PIL import Image, ImageOps
 
-from illama.data.formats import readable_formats
+from illama.data.formats import LFS_POINTER, looks_like_picture, readable_formats
 from illama.errors import UserError
 from illama.text import shown
 
@@ -38,10 +39,14 @@ _ORIENTATION_FORMATS = frozenset({"TIFF", "MPO"})
 MAX_PIXELS = 178_956_970
 Span = tuple[float, float]  # the values that become 0 and 255; the first may be the larger one
 # Tags of TIFF files: number of bits, meaning of 0, type of values, and the ranges that a file may state.
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-_WHITE_IS_ZERO, _SIGNED = 0, 2
+_BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
+_WHITE_IS_ZERO, _PLANES, _SIGNED = 0, 2, 2
 _STATED = ((340, 341), (280, 281))
 _TEXT_CHUNK = "MAX_TEXT"  # of Pillow's words for a PNG file with too much text in it
+
+
+# Pillow logs what it cannot open besides raising it; where nobody listens, Python would print that.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class BrokenImage(Exception):  # noqa: N818 - it names the thing that was found, not a fault of ours
@@ -103,7 +108,7 @@ def read_image(
         except BrokenImage as broken:
             raise BrokenImage(name, broken.why) from None
         except Image.UnidentifiedImageError:
-            raise BrokenImage(name, "not an image of a known format") from None
+            raise BrokenImage(name, _unidentified(content)) from None
         except Exception as error:  # on damaged data Pillow's decoders raise nearly every type there is
             raise BrokenImage(name, _in_words(error)) from None
 
@@ -116,8 +121,8 @@ def read_bytes(file: str | os.PathLike[str], where: str | None = None) -> bytes:
     """
     try:
         return Path(file).read_bytes()
-    except OSError as error:
-        raise BrokenImage(where or os.fspath(file), error.strerror or str(error)) from None
+    except (OSError, ValueError) as error:  # a NUL in the name
+        raise BrokenImage(where or os.fspath(file), getattr(error, "strerror", None) or str(error)) from None
 
 
 def read_head(file: str | os.PathLike[str], length: int) -> tuple[int, bytes]:
@@ -129,8 +134,8 @@ def read_head(file: str | os.PathLike[str], length: int) -> tuple[int, bytes]:
     try:
         with open(file, "rb") as opened:
             return os.fstat(opened.fileno()).st_size, opened.read(length)
-    except OSError as error:
-        raise BrokenImage(os.fspath(file), error.strerror or str(error)) from None
+    except (OSError, ValueError) as error:
+        raise BrokenImage(os.fspath(file), getattr(error, "strerror", None) or str(error)) from None
 
 
 def check_channels(in_chans: int) -> None:
@@ -171,6 +176,8 @@ def span_of(image: Image.Image) -> Span | None:
         BrokenImage: Values of this type have no range, and the file states none.
     """
     tags = getattr(image, "tag_v2", {})
+    if _first(tags.get(_PLANAR)) == _PLANES and len(tags.get(_BITS, ())) > 1 and _first(tags.get(_BITS)) != 8:
+        raise BrokenImage("", "colours of 16 bits in planes of their own; save it again as 8-bit RGB")
     if image.mode == "L" and _first(tags.get(_SAMPLE_FORMAT)) == _SIGNED:
         raise BrokenImage("", "signed 8-bit values; convert it to unsigned ones")
     if not _is_wide(image.mode):
@@ -236,11 +243,22 @@ def _to_8_bits(image: Image.Image, span: Span | None) -> Image.Image:
     return Image.fromarray(scaled)
 
 
-def _deep_key(image: Image.Image, content: bytes) -> tuple[int, ...] | None:
-    """The transparent colour of a PNG file with 16 bits a channel in the 8 that Pillow leaves of them."""
+def _deep_key(image: Image.Image, content: bytes) -> tuple[int, ...] | int | None:
+    """The transparent colour of a PNG file with 2, 4 or 16 bits a channel in the 8 that Pillow makes of them."""
     key = image.info.get("transparency")
-    deep = image.format == "PNG" and len(content) > 24 and content[24] == 16
-    return tuple(value >> 8 for value in key) if deep and isinstance(key, tuple) else None
+    bits = content[24] if image.format == "PNG" and len(content) > 24 else 8
+    if isinstance(key, tuple):
+        return tuple(value >> 8 for value in key) if bits == 16 else None
+    return (key * (255 // (2**bits - 1)),)[0] if isinstance(key, int) and image.mode == "L" and bits in (2, 4) else None
+
+
+def _unidentified(content: bytes) -> str:
+    """Why Pillow does not know a file."""
+    if content.startswith(LFS_POINTER):
+        return "only Git LFS's pointer to the picture; fetch it with git lfs pull"
+    if looks_like_picture(content[:32]):
+        return "damaged, or of a kind of its format that is not read; save it again as 8-bit RGB, as PNG or JPEG"
+    return "not an image of a known format"
 
 
 def _too_large(width: int, height: int, most: int) -> str:

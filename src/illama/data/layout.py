@@ -18,7 +18,7 @@ import numpy as np
 
 from illama.data.images import check_channels
 from illama.data.source import Source, SubsetSource
-from illama.data.splits import choose_split, in_order, is_training, stratified_choice
+from illama.data.splits import choose_split, in_order, is_training, role_of, split_in_name, stratified_choice
 from illama.data.walk import Found, PassedOver, walk
 from illama.errors import UserError
 from illama.registry import Registry
@@ -152,8 +152,11 @@ class Layout(ABC):
 
 def one_class(classes: Sequence[str], layout: Layout) -> str:
     """Why a data set with a single class cannot be trained on, in a line."""
-    name = next(iter(classes), "")
-    hint = f"; if the data set lies in {layout.where}/{shown(name)}, give that" if layout.kind == "folder" else ""
+    name, hint = next(iter(classes), ""), ""
+    if layout.kind == "folder" and layout.splits:
+        hint = f"; if the classes are the folders in {shown(name)}, give data.class_depth=2"
+    elif layout.kind == "folder":
+        hint = f"; if the data set lies in {layout.where}/{shown(name)}, give that"
     return f"{layout.where} has one class only ({shown(name)}), and training needs two to tell apart{hint}"
 
 
@@ -220,11 +223,15 @@ def _kind(path: Path, found: Found | None) -> str:
             return kinds[path.suffix.lower()]
     else:
         parquet, shards = found.holding(".parquet"), found.holding(".tar")
-        if any(file.count("/") == 0 or file.startswith("data/") for file in parquet):
+        sorted_in = len({picture.rpartition("/")[0] for picture in found.pictures}) > 1  # not a banner in assets/
+        of_splits = {ending for ending in (".parquet", ".tar") if _has_split(found.holding(ending))}
+        if ".parquet" in of_splits and any(file.count("/") == 0 or file.startswith("data/") for file in parquet):
             return "parquet"
         if (path / "_info.json").is_file():
             return "wds/"
-        if found.pictures:
+        if not sorted_in and of_splits:
+            return "parquet" if ".parquet" in of_splits else "wds/"
+        if found.pictures and (sorted_in or not any(file.count("/") == 0 for file in parquet)):
             return "folder"
         if parquet or shards:
             return "parquet" if parquet else "wds/"
@@ -236,6 +243,12 @@ def _kind(path: Path, found: Found | None) -> str:
         f"*.parquet files, shards (train-*.tar), or a .csv file of file and label{listed}, or set data.name to one of "
         + ", ".join(sorted(KINDS))
     )
+
+
+def _has_split(files: Sequence[str]) -> bool:
+    """Whether a file is named for a split, or lies in a folder that is."""
+    parts = ((split_in_name(file.rpartition("/")[2]), *file.split("/")[:-1]) for file in files)
+    return any(role_of(part) is not None for names in parts for part in names)
 
 
 def _kind_in(module: str, function: str) -> Callable[[DataConfig, Found | None], Layout]:

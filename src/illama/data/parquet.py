@@ -18,12 +18,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from illama.data.cells import content_of, pixels_of
-from illama.data.class_names import few
+from illama.data.cells import content_of, is_picture_text, pixels_of
+from illama.data.class_names import composed, few
+from illama.data.formats import pointer_hint
 from illama.data.images import BrokenImage, as_seen, read_image
 from illama.data.layout import Layout, needed_folder, needed_path
 from illama.data.source import MOST_CLASSES, Source, number_classes
-from illama.data.splits import in_order, only_split, role_of, split_in_name
+from illama.data.splits import (
+    in_order,
+    is_split_column,
+    missing_parts,
+    only_split,
+    role_of,
+    split_column,
+    split_in_name,
+)
+from illama.data.table import text_of
 from illama.data.walk import NO_PICTURES, Found, PassedOver, Reason
 from illama.errors import UserError
 from illama.text import shown
@@ -108,6 +118,7 @@ class ParquetSource(Source):
         shape: Shape of the pixels of a cell that holds them flat; None where it is not known.
         labels, classes, in_chans, description: As `Source`.
         held: Whether all of them are to be kept in memory.
+        chosen: Number of the row of each image; None for all rows.
     """
 
     def __init__(
@@ -120,9 +131,11 @@ class ParquetSource(Source):
         description: str,
         *,
         held: bool,
+        chosen: np.ndarray | None = None,
     ) -> None:
         self._rows = rows
         self._held = held
+        self._chosen = chosen
         self._shape = shape
         self.in_chans = in_chans
         self.labels = labels
@@ -130,7 +143,7 @@ class ParquetSource(Source):
         self.description = description
 
     def read(self, i: int) -> Image.Image:
-        cell = self._rows.value(i)
+        cell = self._rows.value(self._row(i))
         try:
             content = self._content(cell, i)
             if content is None:
@@ -141,7 +154,7 @@ class ParquetSource(Source):
 
     def encoded(self, i: int) -> bytes | None:
         try:
-            return self._content(self._rows.value(i), i)
+            return self._content(self._rows.value(self._row(i)), i)
         except BrokenImage as broken:
             raise BrokenImage(broken.where or self.location(i), broken.why) from None
 
@@ -149,12 +162,15 @@ class ParquetSource(Source):
         if self._held:
             self._rows.hold_all()
 
+    def _row(self, i: int) -> int:
+        return i if self._chosen is None else int(self._chosen[i])
+
     def _content(self, cell: Any, i: int) -> bytes | None:
-        folder = self._rows.place(i)[0].parent if not isinstance(cell, bytes) else Path()
+        folder = self._rows.place(self._row(i))[0].parent if not isinstance(cell, bytes) else Path()
         return content_of(cell, folder, "")
 
     def location(self, i: int) -> str:
-        file, row = self._rows.place(i)
+        file, row = self._rows.place(self._row(i))
         return f"{file} row {row}"
 
 
@@ -180,10 +196,11 @@ def look_at_parquet(data: DataConfig, found: Found | None) -> Layout:
             passed_over.add("pictures beside the parquet files", found.pictures[0], len(found.pictures))
     paths = {split: [root / file for file in files] for split, files in by_split.items()}
     schema = _schema(next(iter(paths.values()))[0])
-    if path.is_file() and not _image_columns(schema, _features(schema), data.image_column):
+    if path.is_file():
         from illama.data.manifest import is_manifest, look_at_manifest
 
-        if is_manifest(schema.names, data):
+        images = _image_columns(schema, _features(schema), data.image_column)
+        if is_manifest(schema.names, data) and not (images and _is_embedded(path, images[0])):
             return look_at_manifest(data, None)
     only = only_split(paths, data.train_split, data.eval_split)
     return ParquetLayout(data, path, paths if only is None else {"": paths[only]}, passed_over)
@@ -195,21 +212,28 @@ class ParquetLayout(Layout):
     def __init__(
         self, data: DataConfig, path: Path, files: dict[str, list[Path]], passed_over: PassedOver | None
     ) -> None:
-        super().__init__(data, "parquet", shown(path), [split for split in files if split], passed_over)
-        self._files = files
+        self._files, self._rows_of = files, None if list(files) != [""] else _split_rows(files[""], data, shown(path))
+        splits = list(self._rows_of[1]) if self._rows_of else [split for split in files if split]
+        notes = [f"column {shown(self._rows_of[0])} is the split"] if self._rows_of else []
+        notes += [note for own in files.values() if (note := missing_parts([f.name for f in own], shown(path)))]
+        super().__init__(data, "parquet", shown(path), splits, passed_over, notes)
 
     def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> Source:
-        files, pyarrow = self._files[split or ""], _pyarrow()
+        files, pyarrow = self._files["" if self._rows_of else split or ""], _pyarrow()
         what = self.where + (f", split {shown(split)}" if split else "")
         try:
             schema = _schema(files[0])
             features = _features(schema)
             image_column, label_column = self._columns(schema, features, files[0])
+            _demand_same(files, schema, features, image_column, label_column)
             labels = pyarrow.parquet.read_table(files, columns=[label_column], use_threads=False).column(label_column)
             rows = _RowGroups(files, image_column, CACHED_ROW_GROUPS)
         except (OSError, KeyError, pyarrow.lib.ArrowException) as error:
             raise UserError(f"{what} cannot be read as parquet: {shown(_first_line(error))}") from None
-        own, numbers = _numbered(labels, features.get(label_column, {}), f"{self.where}, column {label_column}")
+        chosen = None if split is None or not self._rows_of else self._rows_of[1][split]
+        labels = labels if chosen is None else labels.take(chosen)
+        feature = features.get(label_column, {})
+        own, numbers = _numbered(labels, feature, f"{self.where}, column {shown(label_column)}")
         if "names" not in features.get(label_column, {}) and classes is None:
             self._note_absent(own, numbers)
         names, numbers = number_classes(own, numbers, classes, what)
@@ -220,7 +244,8 @@ class ParquetLayout(Layout):
                 f"; {size / 2**30:.1f} GiB stay on disk, and a shuffled read takes a whole row group per image"
             )
         shape = _shape(schema, features, image_column)
-        return ParquetSource(rows, shape, numbers, names, in_chans, description, held=size <= HELD_BYTES)
+        held = size <= HELD_BYTES
+        return ParquetSource(rows, shape, numbers, names, in_chans, description, held=held, chosen=chosen)
 
     def _columns(self, schema: Any, features: dict[str, Any], file: Path) -> tuple[str, str]:
         """Names of the image and the label column."""
@@ -266,13 +291,16 @@ def _one_set(found: Found) -> list[str]:
     sets: dict[str, list[str]] = {}
     for file in files:
         sets.setdefault(_set_of(file), []).append(file)
+    named = [name for name, own in sets.items() if any(_split_of(file) for file in own)]
+    if len(sets) > 1 and len(named) == 1:  # a preview beside data/train-00000-of-00001.parquet
+        return sets[named[0]]
     for name in ("", "data"):
-        if name in sets:
+        if name in sets and not named:
             return sets[name]
     if len(sets) > 1:
         raise UserError(
-            f"{shown(found.root)} has several sets of parquet files ({few(list(sets))}); give one of them: "
-            f"data.path={shown(found.root)}/{shown(next(iter(sets)))}"
+            f"{shown(found.root)} has several sets of parquet files ({few([name or '.' for name in sets])}); give one "
+            f"of them: data.path={shown(found.root)}/{shown(next(name for name in sets if name))}"
         )
     return files
 
@@ -289,13 +317,75 @@ def _by_split(files: Sequence[str]) -> dict[str, list[str]]:
     """Files by split, "" where neither their names nor their folders tell one."""
     found: dict[str, list[str]] = {}
     for file in files:
-        *folders, name = file.split("/")
-        own = split_in_name(name)
-        folder = next((folder for folder in reversed(folders) if _role(folder) is not None), None)
+        own = split_in_name(file.rpartition("/")[2])
         unnamed = re.fullmatch(r"(part|data|chunk|shard|file|table)?[-_.]?\d*(-of-\d+)?", own) is not None
-        split = own if role_of(own) is not None or not (folder or unnamed) else folder or ""
-        found.setdefault(split, []).append(file)
+        found.setdefault(_split_of(file) or ("" if unnamed else own), []).append(file)
     return {split: found[split] for split in in_order(found)}
+
+
+def _split_of(file: str) -> str | None:
+    """The split in a file's name, or in that of a folder above it; None where neither is a split's."""
+    *folders, name = file.split("/")
+    own = split_in_name(name)
+    return own if role_of(own) is not None else next((one for one in reversed(folders) if _role(one) is not None), None)
+
+
+def _split_rows(files: Sequence[Path], data: DataConfig, where: str) -> tuple[str, dict[str, np.ndarray]] | None:
+    """The column that tells the splits of files whose names tell none, and the rows of each; None without."""
+    names = [name for name in _schema(files[0]).names if is_split_column(name)]
+    if not names:
+        return None
+    pyarrow = _pyarrow()
+    try:
+        table = pyarrow.parquet.read_table(files, columns=names, use_threads=False)
+    except (OSError, ValueError, KeyError, pyarrow.lib.ArrowException) as error:
+        raise UserError(f"{where} cannot be read as parquet: {shown(_first_line(error))}") from None
+    cells = {name: [text_of(value) for value in table.column(name).to_pylist()] for name in names}
+    column = split_column(cells, (data.train_split, data.eval_split), where)
+    if column is None:
+        return None
+    own = cells[column[0]]
+    if None in own:
+        raise UserError(f"{where}, row {own.index(None) + 1}, has no split (column {shown(column[0])})")
+    splits = np.array([column[1](str(cell)) for cell in own], dtype=object)
+    return column[0], {split: np.flatnonzero(splits == split) for split in sorted(set(splits))}
+
+
+def _is_embedded(file: Path, column: str) -> bool:
+    """Whether a column holds pictures, and not the names of files."""
+    pyarrow = _pyarrow()
+    kind = _schema(file).field(column).type
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    if not any(
+        is_text(kind)
+        for is_text in (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)
+    ):
+        return True
+    with pyarrow.parquet.ParquetFile(file) as opened:
+        rows = next(opened.iter_batches(batch_size=1, columns=[column], use_threads=False), None)
+    return rows is not None and len(rows) > 0 and is_picture_text(rows.column(0)[0].as_py() or "")
+
+
+def _demand_same(files: Sequence[Path], schema: Any, features: dict[str, Any], *columns: str) -> None:
+    """All files of a split have the columns of the first, and number the classes as it does.
+
+    Raises:
+        UserError: One has not; it is named.
+    """
+    for file in files[1:]:
+        other = _schema(file)
+        for column in columns:
+            if column not in other.names:
+                raise UserError(
+                    f"{shown(file)} has no column {shown(column)}, and {shown(files[0])} has; its columns: "
+                    f"{', '.join(map(shown, other.names))}"
+                )
+            names, own = (one.get(column, {}).get("names") for one in (features, _features(other)))
+            if names != own:
+                raise UserError(
+                    f"{shown(file)} numbers the classes differently from {shown(files[0])} (column {shown(column)}): "
+                    "they are of two data sets, or of two versions of one"
+                )
 
 
 def _role(folder: str) -> str | None:
@@ -307,7 +397,8 @@ def _schema(file: Path) -> Any:
     try:
         return pyarrow.parquet.read_schema(file)
     except (OSError, pyarrow.lib.ArrowException) as error:
-        raise UserError(f"{shown(file)} cannot be read as parquet: {shown(_first_line(error))}") from None
+        reason = shown(_first_line(error)) + pointer_hint(file)
+        raise UserError(f"{shown(file)} cannot be read as parquet: {reason}") from None
 
 
 def _first_line(error: Exception) -> str:
@@ -349,18 +440,23 @@ def _numbered(labels: Any, feature: dict[str, Any], where: str) -> tuple[list[st
     """Class names and class numbers of a label column of numbers or of names."""
     if labels.null_count:
         raise UserError(f"{where}: {labels.null_count} rows have no label")
-    if "list" in str(labels.type):
+    if re.search("list|struct|map", str(labels.type)):
         raise UserError(f"{where}: a row has several labels ({labels.type}); an image needs one class")
     values = labels.to_numpy()
     names = feature.get("names")
     if values.dtype == object:
-        found, numbers = np.unique(values.astype(str), return_inverse=True)
+        texts = [text_of(value) for value in values]
+        if None in texts:
+            raise UserError(f"{where}: row {texts.index(None) + 1} has no label")
+        found, numbers = np.unique([composed(str(text)) for text in texts], return_inverse=True)
         return found.tolist(), numbers
     if not np.issubdtype(values.dtype, np.integer):
         raise UserError(f"{where}: labels are {values.dtype}, expected whole numbers or names")
     if isinstance(names, dict):  # older files number the names explicitly
         names = [names[key] for key in sorted(names, key=int)]
-    highest = int(values.max(initial=-1))
+    highest = int(values.max()) if len(values) else -1
     if not names and highest >= MOST_CLASSES:
         raise UserError(f"{where}: label {highest} is no class number; allowed: 0 to {MOST_CLASSES - 1}")
-    return names or [str(c) for c in range(highest + 1)], values
+    if highest >= 2**63:
+        raise UserError(f"{where}: label {highest} is no class number")
+    return names or [str(c) for c in range(highest + 1)], values.astype(np.int64)

@@ -12,19 +12,20 @@ import os
 import re
 import tarfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from illama.data.formats import FileKind, kind_of_file, remedy
+from illama.data.formats import FileKind, kind_of_file, pointer_hint, remedy
 from illama.data.images import BrokenImage, read_image
 from illama.data.layout import Layout, needed_folder, needed_path
 from illama.data.source import MOST_CLASSES, Source, number_classes
-from illama.data.splits import only_split, split_in_name
+from illama.data.splits import missing_parts, only_split, split_in_name
 from illama.data.walk import NO_PICTURES, SPECIAL, Found, PassedOver, is_hidden
 from illama.errors import UserError
 from illama.text import shown
@@ -37,6 +38,7 @@ NO_IMAGE, NO_KEY = "samples without a picture", "files whose names have no key a
 LINKED = "pictures that are links or sparse in the tar file; write it with their content (tar --hard-dereference -h)"
 SECOND = "further pictures of a sample (.jpg before .png)"
 _LONGEST_LABEL = 1 << 20  # bytes
+_MOST_PADDING = 1 << 20  # bytes of zeros at the end of a tar file; tar writes up to 10 kB
 
 
 @dataclass(frozen=True)
@@ -132,24 +134,35 @@ def look_at_shards(data: DataConfig, found: Found | None) -> ShardLayout:
     if path.is_file():
         return ShardLayout(data, path.parent, {split_in_name(path.name): [path]}, PassedOver())
     found = needed_folder(data, found, "of shards (train-0000.tar, ...)")
-    listed = _listed(path)
+    listed, stated = _listed(path)
     if not listed:
         for file in found.holding(".tar"):
             *folders, name = file.split("/")
             if len(folders) < 2:
                 listed.setdefault(folders[0] if folders else split_in_name(name), []).append(path / file)
-    return ShardLayout(data, path, listed, PassedOver())
+    return ShardLayout(data, path, listed, PassedOver(), stated)
 
 
 class ShardLayout(Layout):
     """Shards by split."""
 
-    def __init__(self, data: DataConfig, path: Path, shards: dict[str, list[Path]], passed_over: PassedOver) -> None:
+    def __init__(
+        self,
+        data: DataConfig,
+        path: Path,
+        shards: dict[str, list[Path]],
+        passed_over: PassedOver,
+        stated: Mapping[Path, int] = MappingProxyType({}),
+    ) -> None:
         only = only_split(shards, data.train_split, data.eval_split)
         shards = shards if only is None else {"": shards[only]}
         super().__init__(data, "shards", shown(path), [split for split in shards if split], passed_over)
         self._path = path
         self._shards = shards
+        self._stated = stated
+        self.notes += [
+            note for files in shards.values() if (note := missing_parts([f.name for f in files], self.where))
+        ]
         self._counted: set[str] = set()  # splits whose members are among what is passed over
 
     def _choose(self, wanted: str, *, carved: bool) -> str | None:
@@ -170,10 +183,16 @@ class ShardLayout(Layout):
         passed_over = PassedOver() if split in self._counted else self.passed_over
         self._counted.add(split or "")
         for number, shard in enumerate(shards):
+            before = len(members)
             for sample in _samples(shard, number, passed_over):
                 if sample.image is not None and sample.label is not None:
                     members.append(sample.image)
                     labels.append(sample.label)
+            if self._stated.get(shard, len(members) - before) != len(members) - before:
+                raise UserError(
+                    f"shard {shown(shard)} holds {len(members) - before} samples, and _info.json says "
+                    f"{self._stated[shard]}; fetch it again, or mend _info.json"
+                )
         what = self.where + (f", split {shown(split)}" if split is not None else "")
         if not members:
             raise UserError(f"{what}: the shards hold no samples (key.jpg with key.cls)")
@@ -210,17 +229,20 @@ class ShardLayout(Layout):
         return lines
 
 
-def _listed(path: Path) -> dict[str, list[Path]]:
-    """Shards by split as timm's _info.json names them; empty without that file."""
+def _listed(path: Path) -> tuple[dict[str, list[Path]], dict[Path, int]]:
+    """Shards by split as timm's _info.json names them, and how many samples it says of each; empty without it."""
     for name in ("_info.json", "info.json"):
         if not (path / name).is_file():
             continue
         try:
             splits: dict[str, Any] = json.loads((path / name).read_text(encoding="utf-8")).get("splits", {})
-            return {key: [path / str(file) for file in value["filenames"]] for key, value in splits.items()}
+            shards = {key: [path / str(file) for file in value["filenames"]] for key, value in splits.items()}
+            lengths = {key: [int(n) for n in value.get("shard_lengths") or ()] for key, value in splits.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{shown(path / name)} does not list shards as timm writes it; mend or remove it") from None
-    return {}
+        known = [key for key, files in shards.items() if len(lengths[key]) == len(files)]
+        return shards, {file: n for key in known for file, n in zip(shards[key], lengths[key], strict=True)}
+    return {}, {}
 
 
 def _expand(pattern: str) -> list[str]:
@@ -242,7 +264,12 @@ class _Sample:
     key: str
     files: dict[str, _Member] = field(default_factory=dict)  # by ending
     image: _Member | None = None
-    label: int | None = None
+    labels: dict[str, int] = field(default_factory=dict)  # by ending
+
+    @property
+    def label(self) -> int | None:
+        """Its class number."""
+        return next(iter(self.labels.values()), None)
 
 
 # Where a sample has several pictures, this decides: a mask is stored without loss.
@@ -264,13 +291,45 @@ def _samples(shard: Path, number: int, passed_over: PassedOver) -> Iterator[_Sam
         with tarfile.open(shard, "r:") as tar:  # "r:" is plain tar: compressed files have no places to jump to
             for entry in tar:
                 _sort_in(entry, tar, samples, shard, number, passed_over)
+            end = tar.offset  # tarfile stops at what is no header, and says nothing
+        _demand_end(shard, end)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"shard {shown(shard)} cannot be read as a plain tar file: {shown(error)}") from None
+        raise UserError(
+            f"shard {shown(shard)} cannot be read as a plain tar file: {shown(error)}{pointer_hint(shard)}"
+        ) from None
     for sample in samples.values():
         _choose_image(sample, shard, passed_over)
+        if len(set(sample.labels.values())) > 1:
+            said = " and ".join(f"{label} (.{ending})" for ending, label in sample.labels.items())
+            raise UserError(
+                f"shard {shown(shard)}: sample {shown(sample.key)!r} has the classes {said}; an image needs one"
+            )
         if sample.image is not None and sample.label is None:
             raise UserError(f"shard {shown(shard)}: sample {shown(sample.key)!r} has no class (key.cls)")
         yield sample
+
+
+def _demand_end(shard: Path, end: int) -> None:
+    """A tar file is read whole: what follows its last member is its end mark, and nothing else.
+
+    Raises:
+        UserError: It is cut off or damaged, or something follows.
+    """
+    with open(shard, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(end)
+        rest = iter(lambda: file.read(1 << 20), b"")
+        filled = any(block.strip(b"\0") for block in rest)
+    if filled:
+        why = f"after byte {end:,} it does not go on as a tar file: it is damaged, or several were joined by cat"
+        remedy = "fetch it again, or join them with tar --concatenate"
+    elif size - end < tarfile.BLOCKSIZE:
+        why, remedy = "it ends without tar's end mark, so it may be cut off", "fetch or write it again"
+    elif size - end > _MOST_PADDING:
+        why, remedy = f"its last {size - end:,} bytes are zeros: it was not fetched completely", "fetch it again"
+    else:
+        return
+    raise UserError(f"shard {shown(shard)}: {why}; {remedy}")
 
 
 def _sort_in(
@@ -310,7 +369,8 @@ def _sort_in(
         content = tar.extractfile(entry)
         label = _label(b"" if content is None else content.read(_LONGEST_LABEL), last, where)
         sample = samples.setdefault(key, _Sample(key))
-        sample.label = sample.label if label is None else label
+        if label is not None:
+            sample.labels[ending] = label
     else:
         passed_over.add(NO_PICTURES, where)
 
@@ -341,6 +401,8 @@ def _label(content: bytes, ending: str, where: str) -> int | None:
     try:
         text = content.decode()
         value = text if ending == ".cls" else json.loads(text).get("label")
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            raise ValueError
         return None if value is None else int(value)
     except (ValueError, TypeError, AttributeError, RecursionError):
         given = shown(content[:40].decode(errors="backslashreplace"))

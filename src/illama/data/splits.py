@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
 from illama.errors import UserError
+from illama.text import shown
 
 Role = Literal["train", "validation", "test"]
 
-# Spellings, in any case; the first that exists is taken. A following set, data, images or split, and digits, do not
-# count: Test_Set, train2017.
+# Spellings, in any case; the first that exists is taken. A following set, dataset, data, images or split,
+# and digits, do not count: Test_Set, train2017.
 SPELLINGS: dict[Role, tuple[str, ...]] = {
     "train": ("train", "training", "trn"),
     "validation": ("validation", "val", "valid", "dev", "devel", "development"),
     "test": ("test", "testing", "tst", "eval", "evaluation"),
 }
 _ROLES: dict[str, Role] = {word: role for role, words in SPELLINGS.items() for word in words}
-_SUFFIX = re.compile(r"[-_. ]?(set|data|images|imgs|split)?[-_. ]?\d*$")
+_SUFFIX = re.compile(r"[-_. ]?(set|dataset|data|images|imgs|split)?[-_. ]?\d*$")
+# Columns of tables, in small letters and digits: those that tell the split, those that do if they name splits, and
+# those that say yes or no.
+SPLIT_COLUMNS = ("split", "splits", "subset", "partition", "datasplit", "datasetsplit")
+_SPLIT_COLUMNS_AT_TIMES = ("set", "dataset", "fold", "phase", "usage", "role", "mode")
+_FLAG = re.compile(r"(is|in)(?P<word>train|training|val|valid|validation|test|testing)(image|sample|set|split)?")
+_YES, _NO = ("1", "1.0", "true", "yes", "y", "t"), ("0", "0.0", "false", "no", "n", "f")
+_PART = re.compile(r"(?P<stem>.+)[-_](?P<number>\d+)-of-(?P<total>\d+)\b")  # of a split in several files
 _AFFIX = re.compile(rf"(?:(?P<head>.+)[-_. ])?(?P<word>{'|'.join(_ROLES)})(?:[-_. ](?P<tail>.+))?")
 
 
@@ -28,6 +36,12 @@ def role_of(name: str) -> Role | None:
     """What a split of that name is for; None for a name that is no split's."""
     lower = name.strip().lower()
     return _ROLES.get(lower) or _ROLES.get(_SUFFIX.sub("", lower, count=1))
+
+
+def role_at_start(name: str) -> Role | None:
+    """What a name that begins with a split's is for: trainA, test_b."""
+    start = re.match("|".join(sorted(_ROLES, key=len, reverse=True)), name.lower())
+    return _ROLES[start[0]] if start else None
 
 
 def roles_of(names: Collection[str]) -> dict[str, Role]:
@@ -119,6 +133,87 @@ def split_in_name(file_name: str) -> str:
     """The split that a shard belongs to: "train" for train-00000-of-00003.parquet, train.tar, train-0001.tar."""
     stem = re.sub(r"(\.[A-Za-z]+)+$", "", file_name)
     return re.sub(r"[-_.]\d+(-of-\d+)?(-[0-9a-f]+)?$", "", stem)
+
+
+def missing_parts(files: Sequence[str], where: str) -> str | None:
+    """What to say of a split whose files, named like train-00001-of-00003, are not all there; None where nothing is.
+
+    Args:
+        files: Names of the files of one split.
+        where: The data set, for messages.
+
+    Raises:
+        UserError: Files of two numberings: of two versions of the data set, which hold the same pictures.
+    """
+    there: dict[str, dict[int, set[int]]] = {}  # by stem and by number of parts
+    for part in filter(None, map(_PART.match, files)):
+        there.setdefault(part["stem"], {}).setdefault(int(part["total"]), set()).add(int(part["number"]))
+    missing, wanted = [], 0
+    for stem, by_total in there.items():
+        if len(by_total) > 1:
+            raise UserError(
+                f"{where} has files {shown(stem)}-...-of-... of {' and of '.join(map(str, sorted(by_total)))} parts, "
+                "so of two versions of the data set, which would be read together; remove one of them"
+            )
+        ((total, numbers),) = by_total.items()
+        wanted += total
+        if total - len(numbers) > 0:
+            first = next(number for number in range(total) if number not in numbers)
+            missing.append((f"{stem}-{first:05d}-of-{total:05d}", total - len(numbers)))
+    if not missing:
+        return None
+    count = sum(number for _, number in missing)
+    verb = "is" if count == 1 else "are"
+    return f"ATTENTION: {count} of {wanted} parts {verb} not there ({shown(missing[0][0])}): not all of it is read"
+
+
+def is_split_column(name: str) -> bool:
+    """Whether a column of that name may tell the split of a row."""
+    name = re.sub(r"[^a-z0-9]", "", name.lower())
+    return name in (*SPLIT_COLUMNS, *_SPLIT_COLUMNS_AT_TIMES) or _FLAG.fullmatch(name) is not None
+
+
+def split_column(
+    columns: Mapping[str, Sequence[str | None]], asked: Collection[str], where: str
+) -> tuple[str, Callable[[str], str]] | None:
+    """The column of a table that tells the split of each row, and the split that a cell of it stands for.
+
+    It is called split or the like; or it is called is_valid or the like and says yes or no; or it is called fold or the
+    like and names splits; or it holds nothing but the names of splits, of one for training and others.
+
+    Args:
+        columns: The cells of each column that may be it, None where there is nothing.
+        asked: Splits that the recipe names.
+        where: The table, for messages.
+
+    Raises:
+        UserError: A column is_valid or the like says something else than yes and no.
+    """
+    values = {name: {cell for cell in cells if cell is not None} for name, cells in columns.items()}
+    roles = {name: {role_of(value) for value in own} for name, own in values.items()}
+    plain = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in columns}
+    names_splits = [
+        name for name in columns if "train" in roles[name] and len(roles[name]) > 1 and None not in roles[name]
+    ]
+    for name in columns:
+        if plain[name] in SPLIT_COLUMNS:
+            return name, str
+    for name in columns:
+        flag = _FLAG.fullmatch(plain[name])
+        if flag is not None and name not in names_splits:
+            odd = sorted(value for value in values[name] if value.lower() not in (*_YES, *_NO))
+            if odd:
+                raise UserError(
+                    f"{where}, column {shown(name)}, says {shown(odd[0])!r}, expected yes or no ({', '.join(_YES)} or "
+                    f"{', '.join(_NO)}), or the names of splits in a column split"
+                )
+            yes = _ROLES[flag["word"]]
+            no = "test" if yes == "train" else "train"
+            return name, lambda cell, yes=yes, no=no: yes if cell.lower() in _YES else no
+    for name in columns:
+        if plain[name] in _SPLIT_COLUMNS_AT_TIMES and (roles[name] - {None} or values[name] & set(asked)):
+            return name, str
+    return (names_splits[0], str) if names_splits else None
 
 
 def stratified_choice(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -123,8 +123,8 @@ def walk(root: str | os.PathLike[str], splits: Collection[str] = ()) -> Found:
     """Look through a folder once; what is below a link is found as well, but nothing twice.
 
     A linked folder is followed unless it leads to a folder that is read anyway: one of the tree itself, one above it,
-    or one that another link has led to. A split may be a link to a folder beside it (train -> images_train), which is
-    then read by the split's name alone.
+    or one that is, or lies in, a folder that another link has led to. A split may be a link to a folder beside it
+    (train -> images_train), which is then read by the split's name alone.
 
     Args:
         root: The folder.
@@ -157,31 +157,50 @@ class _Walker:
         entries = _entries(self.root, self.root)
         links = [entry for entry in entries if entry.is_symlink() and self._is_split(entry.name)]
         renamed = {os.path.realpath(entry.path): role_of(entry.name) for entry in links}
-        waiting = [""]
+        waiting = [(entry.name, "") for entry in self._folders_among(entries, "", "", renamed)][::-1]
         while waiting:
-            prefix = waiting.pop()
-            entries = _entries(f"{self.root}/{prefix[:-1]}", self.root) if prefix else entries
-            folders = [name for entry in entries if (name := self._look(prefix, entry, renamed)) is not None]
-            self.folders += folders
-            waiting += [f"{name}/" for name in reversed(folders)]
+            path, above = waiting.pop()  # `above`: the real folder above, where that lies outside of the tree
+            real = self._outside(path, above)
+            if real and real in self._followed:
+                self.passed_over.add(LINKS, path)
+                continue
+            self._followed |= {real} if real else set()
+            self.folders.append(path)
+            entries = _entries(f"{self.root}/{path}", self.root)
+            folders = self._folders_among(entries, f"{path}/", real, renamed)
+            waiting += [(f"{path}/{entry.name}", real) for entry in reversed(folders)]
+
+    def _folders_among(
+        self, entries: list[os.DirEntry[str]], prefix: str, real: str, renamed: Mapping[str, Role | None]
+    ) -> list[os.DirEntry[str]]:
+        """Sort in what a folder holds; the folders to look into."""
+        return [entry for entry in entries if self._look(prefix, entry, real, renamed)]
+
+    def _outside(self, path: str, above: str) -> str:
+        """The real path of a folder that lies outside of the tree, which links lead to; "" for all others."""
+        full = f"{self.root}/{path}"
+        if os.path.islink(full):
+            real = os.path.realpath(full)
+            return "" if f"{real}/".startswith(f"{self._real_root}/") else real
+        return above and f"{above}/{path.rpartition('/')[2]}"
 
     def _is_split(self, name: str) -> bool:
         return name in self._splits or role_of(name) is not None
 
-    def _look(self, prefix: str, entry: os.DirEntry[str], renamed: Mapping[str, Role | None]) -> str | None:
-        """Sort in one entry; its path where it is a folder to look into."""
+    def _look(self, prefix: str, entry: os.DirEntry[str], above: str, renamed: Mapping[str, Role | None]) -> bool:
+        """Sort in one entry; whether it is a folder to look into."""
         path = prefix + entry.name
         is_folder = entry.is_dir()
         why = is_hidden(entry.name)
         if why is not None:
             self.passed_over.add(why, path, _files_below(entry.path) if is_folder and not entry.is_symlink() else 1)
-        elif is_folder and not self._follows(prefix, entry, renamed):
+        elif is_folder and not self._follows(prefix, entry, above, renamed):
             self.passed_over.add(LINKS, path)
         elif is_folder:
-            return path
+            return True
         else:
             self._sort_in(path, entry)
-        return None
+        return False
 
     def _sort_in(self, path: str, entry: os.DirEntry[str]) -> None:
         kind = kind_of_file(entry.name)
@@ -200,20 +219,18 @@ class _Walker:
             if ending_of(entry.name) in HOLDERS:
                 self.holders.append(path)
 
-    def _follows(self, prefix: str, entry: os.DirEntry[str], renamed: Mapping[str, Role | None]) -> bool:
+    def _follows(self, prefix: str, entry: os.DirEntry[str], above: str, renamed: Mapping[str, Role | None]) -> bool:
         """Whether what is below a folder is not read elsewhere."""
         if not entry.is_symlink():
             if prefix or os.path.realpath(entry.path) not in renamed:
                 return True
             return role_of(entry.name) not in (None, renamed[os.path.realpath(entry.path)])  # val may be train
         real = os.path.realpath(entry.path)
-        above = f"{self._real_root}/".startswith(f"{real.rstrip('/')}/")
-        inside = f"{real}/".startswith(f"{self._real_root}/")
-        if above or real in self._followed or (inside and (prefix or not self._is_split(entry.name))):
+        start = f"{real.rstrip('/')}/"
+        inside = start.startswith(f"{self._real_root}/")
+        if f"{self._real_root}/".startswith(start) or f"{above}/".startswith(start):  # a folder above
             return False
-        if not inside:
-            self._followed.add(real)
-        return True
+        return not inside or not (prefix or not self._is_split(entry.name))
 
 
 def _entries(folder: str, root: str) -> list[os.DirEntry[str]]:
