@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import sys
@@ -48,6 +49,15 @@ class _Stderr:
 
     def __getattr__(self, name: str) -> Any:  # encoding, fileno, ...
         return getattr(sys.stderr, name)
+
+
+def go_on_in_utf8() -> None:
+    """Start the process anew in Python's UTF-8 mode where the locale is another, as LC_ALL=C with PYTHONUTF8=0.
+
+    Names of files and classes are UTF-8 wherever they stand: in folders, recipes, JSON, other people's tables.
+    """
+    if os.name != "nt" and codecs.lookup(sys.getfilesystemencoding()).name != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def open_std_streams() -> None:

@@ -19,6 +19,11 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text came from UTF-8: a byte of a name that is none stands in it as half of a surrogate pair."""
+    return not any(0xD800 <= ord(letter) <= 0xDFFF for letter in text)
+
+
 def shown(name: object, longest: int = _LONGEST) -> str:
     """A file's or a class's name, on one line: what could move the cursor or the line stands as its code.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from illama.data.images import BrokenImage, as_seen, read_image
 from illama.errors import UserError
@@ -44,6 +44,17 @@ def test_orientation_is_undone(orientation: int) -> None:
     read = read_image(_encoded(stored, "PNG", exif=exif))
     assert read.size == seen.size
     assert np.array_equal(np.asarray(read), np.asarray(seen))
+
+
+def test_orientation_in_xmp_is_undone() -> None:
+    """As cameras and editors write it into PNG files."""
+    packet = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    packet += '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    chunk = PngImagePlugin.PngInfo()
+    chunk.add_itxt("XML:com.adobe.xmp", packet)
+    seen = _quarters()
+    stored = seen.transpose(Image.Transpose.ROTATE_90)
+    assert read_image(_encoded(stored, "PNG", pnginfo=chunk)).tobytes() == seen.tobytes()
 
 
 def test_unreadable_exif_is_ignored() -> None:

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 
 from illama.data import look, walk
 from illama.data.class_names import difference, in_order
-from illama.data.formats import FileKind, ending_of, kind_of_file, looks_like_picture
+from illama.data.formats import FileKind, ending_of, fits, kind_of_file, looks_like_picture
+from illama.data.images import BrokenImage
 from illama.data.layout import Layout
 from illama.data.splits import choose_split, role_of, roles_of
 from illama.errors import UserError
 from illama.recipes import DataConfig
 from illama.text import safe_lines, shown
 from tests.data.plain import plain, visible
-from tests.data.zoo import FORMATS, picture
+from tests.data.zoo import FORMATS, picture, shard
 
 FOLDERS = st.sampled_from(
     ["train", "Test", "val", "valid", "cat", "dog", "A", "a", "day1", ".x", "@eaDir", "lost+found"]
@@ -185,8 +186,9 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(tmp_path: Path, monkeyp
     ("name", "role"),
     [
         *((name, "train") for name in ("train", "Training", "TRAIN_SET", "train2017", "trainset", "train-images")),
-        *((name, "validation") for name in ("val", "Valid", "validation", "dev", "val_data", "DEVELOPMENT")),
-        *((name, "test") for name in ("test", "Testing", "test1", "test set", "eval")),
+        *((name, "train") for name in ("trn", "train_imgs", " train ", "TrainDataset")),
+        *((name, "validation") for name in ("val", "Valid", "validation", "dev", "val_data", "DEVELOPMENT", "devel")),
+        *((name, "test") for name in ("test", "Testing", "test1", "test set", "eval", "tst", "Evaluation")),
         *(
             (name, None)
             for name in ("cat", "trained", "trains", "latest", "invalid", "device", "contest", "dataset", "")
@@ -231,6 +233,72 @@ def test_order_and_differences_of_classes() -> None:
     assert difference([], many) == "100 new (c0, c1, c2, ..., c99)"
 
 
+def opened(data: DataConfig, split: str, seed: int = 0) -> list[str]:
+    """Names of the files of a split."""
+    source = look(data).open(split, seed=seed)
+    return [os.path.relpath(source.location(i), str(data.path)) for i in range(len(source))]
+
+
+def test_pictures_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """Whose order the identity of every run's data depends on."""
+    make(tmp_path, {f"{folder}/{name}.png" for folder in ("a2", "a10") for name in ("10", "9", "B", "a")})
+    names = opened(DataConfig(path=str(tmp_path)), "all")
+    assert names == [f"{folder}/{name}.png" for folder in ("a2", "a10") for name in ("9", "10", "a", "B")]
+
+
+def test_what_is_held_out(tmp_path: Path) -> None:
+    """The share is rounded, depends on the seed, and is what both of its names open; training has all the rest."""
+    make(tmp_path, {f"{kind}/{k}.png" for kind in ("cat", "dog") for k in range(18)})
+    data = DataConfig(path=str(tmp_path), val_fraction=0.15)
+    held = opened(data, "eval")
+    assert len(held) == 5
+    assert held == opened(data, "auto") != opened(data, "eval", seed=1)
+    assert sorted([*held, *opened(data, "train")]) == sorted(opened(DataConfig(path=str(tmp_path)), "all"))
+    split = data.model_copy(update={"path": str(tmp_path / "s"), "train_split": "seen"})
+    make(tmp_path / "s", {f"{name}/{kind}/{k}.png" for name in ("seen", "new") for kind in "ab" for k in range(9)})
+    assert len(opened(split, "seen")) == len(opened(split, "train")) == 15
+    with pytest.raises(UserError, match=r"has no split 'vaal'; it has no splits at all"):
+        opened(DataConfig(path=str(tmp_path / "s" / "new")), "vaal")
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, {"cat/1.png", "dog/2.png"})
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert len(look(DataConfig(path=f"~/{tmp_path.name}")).open("all")) == 2
+
+
+def test_larger_pictures_than_the_recipe_says_are_broken(tmp_path: Path) -> None:
+    for kind in ("cat", "dog"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "1.png").write_bytes(picture(1))
+    layout = look(DataConfig(path=str(tmp_path), max_image_pixels=40 * 40))
+    assert layout.open("all").read(0).size == (40, 40)
+    with pytest.raises(BrokenImage, match=r"40 x 40 pixels are more than data.max_image_pixels=1599"):
+        layout.asked_for(DataConfig(path=str(tmp_path), max_image_pixels=40 * 40 - 1)).open("all").read(0)
+
+
+def test_layouts_that_need_no_advice(tmp_path: Path) -> None:
+    """A note on deeper classes where all pictures of a class lie in one folder, or some above it, would mislead."""
+    for name, files in (("one", {"cat/a/1.png", "dog/b/2.png"}), ("above", {"cat/1.png", "cat/a/2.png", "dog/3.png"})):
+        make(tmp_path / name, files)
+        layout = look(DataConfig(path=str(tmp_path / name)))
+        layout.open("all")
+        assert not layout.notes
+    make(tmp_path / "deep", {"cat/a/1.png", "cat/b/2.png", "dog/3.png"})
+    layout = look(DataConfig(path=str(tmp_path / "deep")))
+    layout.open("all")
+    assert "data.class_depth=2" in layout.notes[0]
+
+
+def test_what_is_passed_over_counts_once(tmp_path: Path) -> None:
+    members = [("x.png", picture(1)), ("x.cls", "0"), ("y.png", picture(2)), ("y.cls", "1"), ("notes.md", "")]
+    shard("train-0.tar", *members)(tmp_path)
+    layout = look(DataConfig(path=str(tmp_path)))
+    for _ in range(2):
+        layout.open("train")
+    assert layout.passed_over.total == 1
+
+
 def test_foreign_names_are_shown_on_one_line() -> None:
     assert shown("a\x1b[31m\nb\u202ec\x7f\u2028") == r"a\x1b[31m\x0ab\u202ec\x7f\u2028"
     assert shown(os.fsdecode(b"caf\xe9.png")) == r"caf\xe9.png"
@@ -249,4 +317,8 @@ def test_files_are_told_apart_by_their_names_and_then_by_content() -> None:
     for name, kind in kinds.items():
         assert kind_of_file(name) is kind, name
     assert ending_of("a.tar.GZ") == ".gz"
+    for head in (b"II+\0", b"MM\0+", *(b"\0\0\0\x1cftyp" + brand for brand in (b"mif1", b"msf1", b"heic", b"avif"))):
+        assert looks_like_picture(head.ljust(32, b"\0")), head
+    assert fits("MPO", ".jpg")
+    assert not fits("MPO", ".png")
     assert not looks_like_picture(b"BM is no picture, though it begins like one")

@@ -406,6 +406,35 @@ FOLDERS = (
         r"give data.path=\S*/train.csv if that lists them",
         code=2,
     ),
+    Case(
+        "a picture of a split that lies beside its classes",
+        put("train/1.png", "train/a/2.png", "emu/3.png"),
+        None,
+        "1 such files.; move it into one|lies outside of a class folder",
+        code=2,
+    ),
+    Case(
+        "validation and test without training",
+        put("seg_val/1.png", "seg_test/2.png"),
+        {"": {1: "seg_val", 2: "seg_test"}},
+    ),
+    Case("pictures in one folder of their own each", put("cat/a/1.png", "dog/b/2.png"), TWO),
+    Case(
+        "some pictures one folder deeper",
+        put("cat/1.png", "cat/a/2.png", "dog/3.png"),
+        {"": {1: "cat", 2: "cat", 3: "dog"}},
+    ),
+    Case(
+        "classes in upper and lower case",
+        put("Zebra/1.png", "ant/2.png", "Bee/3.png"),
+        {"": {1: "Zebra", 2: "ant", 3: "Bee"}},
+        order=("ant", "Bee", "Zebra"),
+    ),
+    Case(
+        "training and test alone",
+        put("train/cat/1.png", "train/dog/2.png", "test/dog/3.png"),
+        {"train": {1: "cat", 2: "dog"}, "test": {3: "dog"}},
+    ),
 )
 
 # what tools leave behind
@@ -605,6 +634,29 @@ LINKED = (
             lambda root: (root / "cat").symlink_to("../pool/cat", target_is_directory=True),
         ),
         {"": {1: "a", 12: "cat"}},
+        passed_over=1,
+    ),
+    Case(
+        "a link to a folder whose name begins like the data set's",
+        also(put("a/1.png"), lambda root: put("12.png", start=12)(root.parent / "zo"), link("b", "../zo")),
+        {"": {1: "a", 12: "b"}},
+    ),
+    Case(
+        "a link named like a split inside of a class",
+        also(put("train/cat/1.png", "train/dog/2.png"), link("train/cat/val", "../dog")),
+        {"train": {1: "cat", 2: "dog"}},
+        passed_over=1,
+    ),
+    Case(
+        "two splits that are links to one folder beside them",
+        also(put("pool/cat/1.png", "pool/dog/2.png"), link("train", "pool"), link("val", "pool")),
+        {"train": {1: "cat", 2: "dog"}, "val": {1: "cat", 2: "dog"}},
+        passed_over=1,
+    ),
+    Case(
+        "a hidden link",
+        also(put("cat/1.png", "dog/2.png"), outside(".more", "x.png", "y.png")),
+        TWO,
         passed_over=1,
     ),
 )
@@ -1016,6 +1068,42 @@ PARQUET = (
         PARQUET_SEEN,
         passed_over=2,
     ),
+    Case(
+        "bytes and the path that they came from",
+        one_table([{"bytes": picture(n), "path": f"/home/me/{n}.png"} for n in (1, 2)]),
+        PARQUET_SEEN,
+    ),
+    Case(
+        "eleven names by number",
+        one_table(
+            cells(1, 2, 3),
+            (2, 10, 1),
+            {"label": {"_type": "ClassLabel", "names": {str(n): f"c{n}" for n in range(11)}}},
+        ),
+        {"train": {1: "c2", 2: "c10", 3: "c1"}},
+    ),
+    Case(
+        "a split's folder inside of another's", both("test/train/0000.parquet", "test/test/0000.parquet"), TABLES_SEEN
+    ),
+    Case(
+        "a label beside another numbering",
+        one_table(cells(1, 2), (0, 1), {"coarse": {"_type": "ClassLabel", "names": ["x", "y"]}}, coarse=[1, 0]),
+        {"train": {1: "0", 2: "1"}},
+        "column label is taken; there are also coarse",
+    ),
+    Case(
+        "channels first in three rows",
+        one_table([np.stack([np.full((3, 40), 10 * n)] * 3, -1).tolist() for n in (1, 2)]),
+        PARQUET_SEEN,
+    ),
+    Case(
+        "levels below 0",
+        one_table([[[-1] * 4] * 4, pixels(2, 40, 40)]),
+        {"train": {0: "cat", 2: "dog"}},
+        "its pixels go from -1 to -1, expected 0 to 255",
+        broken=1,
+        code=2,
+    ),
 )
 
 
@@ -1230,6 +1318,22 @@ SHARDS = (
         code=2,
     ),
     Case("a banner beside the shards", also(one_shard(*A, *B), put("banner.png")), PARQUET_SEEN),
+    Case("a number beside JSON without one", one_shard(*A, ("a.json", '{"width": 9}'), *B), PARQUET_SEEN),
+    Case(
+        "an empty first line of names",
+        also(shard("train-0.tar", *A, *B), write("classes.txt", "\ncat\ndog\n")),
+        None,
+        "line 1 is empty",
+        code=2,
+    ),
+    Case("endings of members in capitals", one_shard(("a.PNG", picture(1)), ("a.CLS", "0"), *B), PARQUET_SEEN),
+    Case("shards far below", also(one_shard(*A, *B), shard("old/train/train-1.tar", *A)), PARQUET_SEEN),
+    Case(
+        "a member that is about the shard",
+        one_shard(("__meta__/x.png", picture(9)), *A, *B),
+        PARQUET_SEEN,
+        passed_over=1,
+    ),
 )
 
 
@@ -1631,6 +1735,42 @@ LISTS = (
         ),
         {"train": {1: "cat", 2: "dog"}, "test": {3: "cat"}},
         path="list.parquet",
+    ),
+    listed("blanks after the separators", ("file", " label"), ("img/1.png", " cat"), ("img/2.png ", "dog ")),
+    listed("a mark of UTF-8 and no header", *ROWS, options={"start": "\ufeff"}),
+    listed("a list in capitals", ("file", "label"), *ROWS, options={"name": "LIST.CSV"}),
+    listed(
+        "the same names in images/ and beside the table",
+        ("file", "label"),
+        ("1.png", "cat"),
+        ("2.png", "dog"),
+        build=put("1.png", "2.png", "images/1.png", "images/2.png"),
+    ),
+    listed(
+        "a name with a backslash",
+        ("file", "label"),
+        ("a\\1.png", "cat"),
+        ("2.png", "dog"),
+        build=put("a\\1.png", "2.png"),
+    ),
+    listed(
+        "the same row in two splits",
+        ("file", "label", "split"),
+        (*ROWS[0], "train"),
+        (*ROWS[1], "train"),
+        (*ROWS[0], "train"),
+        (*ROWS[0], "val"),
+        seen={"train": {1: "cat", 2: "dog"}, "val": {1: "cat"}},
+        passed_over=1,
+    ),
+    listed(
+        "is_train with yes and no",
+        ("file", "label", "is_train"),
+        (*ROWS[0], "yes"),
+        (*ROWS[1], "yes"),
+        ("img/3.png", "cat", "no"),
+        build=put("img/1.png", "img/2.png", "img/3.png"),
+        seen={"train": {1: "cat", 2: "dog"}, "test": {3: "cat"}},
     ),
 )
 

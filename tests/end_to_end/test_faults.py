@@ -285,7 +285,7 @@ def test_a_data_set_that_goes_and_comes_back(workers: int, pictures: Path, tmp_p
     assert f"48 training images in a row cannot be read, the first: {pictures / 'train'}" in problem
     assert "No such file or directory; see to it that the data set is there" in problem
     assert saved_step(tmp_path / "run") >= 9
-    assert f"{pictures} does not exist" in train(tmp_path, *words).end().problem()
+    assert f"{pictures}, is not there; give its place with --data to go on" in train(tmp_path, *words).end().problem()
     (tmp_path / "elsewhere").rename(pictures)
     train(tmp_path, *words).end().fine()
     assert_same_run(tmp_path / "whole", tmp_path / "run")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from illama.cli.main import main
 from tests.pictures import paint, tiny_words
 
 CLASSES = (
@@ -99,3 +100,31 @@ def test_every_command(odd: Path, tmp_path: Path) -> None:
         assert "<b>x" not in content
     predicted = json.loads((tmp_path / "predict.json").read_text(encoding="utf-8"))
     assert len(predicted) == 3 * len(CLASSES) == text.count(" %\n")
+
+
+def test_a_folder_that_the_locale_does_not_know(tmp_path: Path) -> None:
+    """Python is told that names are ASCII: the command goes on in UTF-8 all the same."""
+    data = paint(tmp_path / "d\u00fc", dict.fromkeys(("Bär", "Ähre"), 5))
+    words = ["data", "check", str(data), "--json", "-"]
+    command = [sys.executable, "-m", "illama", *words]
+    done = subprocess.run(command, capture_output=True, env=os.environ | C_LOCALE, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["classes"] == ["B\u00e4r", "\u00c4hre"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["data", "check", "PATH", "data.class_depth=2"], ["train", "cifar10_micro", "--data", "PATH"]],
+    ids=["check", "train"],
+)
+def test_a_folder_that_is_not_utf8(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = os.fsdecode(b"caf\xe9")
+    paint(tmp_path / folder, {"cat": 5, "dog": 5})
+    assert main([folder if word == "PATH" else word for word in words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("illama: error: ")
+    assert "caf\\xe9" in err
+    assert "is not UTF-8; rename" in err

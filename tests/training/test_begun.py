@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from illama.cli.main import main
+from illama.data import look
 from illama.errors import Stopped, UserError
-from illama.recipes import Recipe, load_recipe
+from illama.evaluation.data_identity import DataIdentity, tensors_id
+from illama.evaluation.origin import marks
+from illama.evaluation.subject import open_subject
+from illama.recipes import DataConfig, Recipe, load_recipe
 from illama.training.begun import Origin
 from illama.training.loop import Run, train
 from illama.training.runs import read_run
@@ -215,6 +222,26 @@ def test_an_older_run_compares_what_it_knows(
     refused(tiny(tmp_path / "d"), old, expected)
 
 
+def test_an_older_run_with_broken_images_goes_on(old: Path, tmp_path: Path) -> None:
+    with (old / "metrics.jsonl").open("a") as log:
+        log.write(json.dumps({"kind": "eval", "step": 4, "epoch": 1, "count": 6, "skipped": 2}) + "\n")
+    goes_on(tiny(tmp_path / "d"), old)
+
+
+def test_an_older_run_knows_its_start_by_its_command(
+    stopped: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny(paint(tmp_path / "d", SPLITS))
+    train(recipe, tmp_path / "start", device="cpu")
+    run = stopped(recipe, tmp_path / "run", init_from=tmp_path / "start")
+    (run / "origin.json").unlink()
+    known = json.loads((run / "environment.json").read_text())
+    known["command"] = ["illama", "train", "x", f"--init-from={tmp_path / 'start'}"]
+    (run / "environment.json").write_text(json.dumps(known))
+    refused(recipe, run, "does not say that it was begun with --init-from", init_from=tmp_path / "d")
+    goes_on(recipe, run, init_from=tmp_path / "start")
+
+
 def test_a_class_order_that_changed_is_refused(old: Path, tmp_path: Path) -> None:
     """Earlier versions numbered A and a by chance; what a run was begun with counts."""
     (old / "classes.json").write_text(json.dumps(["dog", "cat"]))
@@ -353,6 +380,104 @@ def test_an_older_run_says_when_it_may_be_wrong(held: Path, tmp_path: Path, caps
     count, said = evaluated(held, tmp_path / "moved", capsys, tmp_path)
     assert count == 24
     assert "ATTENTION: right only if this is the data that the run was trained on" in said
+
+
+@pytest.mark.parametrize(("added", "removed"), [(1, 0), (7, 0), (0, 5), (3, 3)])
+def test_pictures_that_come_and_go_do_not_change_what_is_judged(
+    added: int, removed: int, held: Path, tmp_path: Path
+) -> None:
+    """The recipe's fraction would choose others, most of them trained on; the list does not."""
+    for i in range(added):
+        Image.new("RGB", (20, 20), (9, 9, i)).save(tmp_path / "d" / "cat" / f"a{i}.png")
+    for i in range(removed):
+        (tmp_path / "d" / "cat" / f"{i}.png").unlink()
+    origin = Origin.read(held)
+    assert origin is not None
+    for data in (None, str(tmp_path / "d")):
+        source = open_subject(held, data=data, device="cpu").source
+        assert 0 < len(source) <= 24
+        assert set(marks(source)) <= set(origin.held_out)
+        assert "found by name and content" in source.description
+
+
+def test_changed_data_without_a_list_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = paint(tmp_path / "d", {f"{split}/{name}": 8 for split in ("train", "val") for name in ("cat", "dog")})
+    train(tiny(data), tmp_path / "run", device="cpu")
+    (data / "val" / "cat" / "0.png").unlink()
+    (data / "train" / "dog" / "0.png").unlink()
+    for words, said in (
+        ([], "ATTENTION: not the images that the run was judged by: 16 images were there, 15 are"),
+        (["--split", "train"], "ATTENTION: not the images that the run was trained on: 16 images were there, 15 are"),
+    ):
+        assert main(["eval", str(tmp_path / "run"), *words, "--device", "cpu"]) == 0
+        assert said in capsys.readouterr().out
+
+
+def test_weights_alone_are_judged_by_all_that_is_given(
+    held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["convert", str(held), str(tmp_path / "w.safetensors")]) == 0
+    other = paint(tmp_path / "other", {"cat": 5, "dog": 5})
+    count, said = evaluated(tmp_path / "w.safetensors", other, capsys, tmp_path)
+    assert count == 10
+    assert "ATTENTION: if the network was trained on this data, it saw most of these images" in said
+
+
+def test_a_run_whose_data_is_gone_says_how_to_go_on(
+    held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "d").rename(tmp_path / "dd")
+    with pytest.raises(UserError, match=r"the data of .*run, .*/d, is not there; give its place with --data to go on"):
+        train(tiny(tmp_path / "d", "data.val_fraction=0.6"), held, device="cpu")
+    with pytest.raises(UserError, match=r"/d does not exist; did you mean .*/dd\?"):
+        train(tiny(tmp_path / "d", "data.val_fraction=0.6"), tmp_path / "new", device="cpu")
+
+
+def test_a_run_through_a_link(held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "link.safetensors").symlink_to(held / "checkpoints" / "last" / "model.safetensors")
+    (tmp_path / "d").rename(tmp_path / "moved")
+    assert evaluated(tmp_path / "link.safetensors", tmp_path / "moved", capsys, tmp_path)[0] == 24
+
+
+def test_only_what_was_held_out_is_listed(stopped: Callable[..., Path], tmp_path: Path) -> None:
+    run = stopped(tiny(paint(tmp_path / "d", SPLITS)), tmp_path / "run")
+    assert (run / "origin.json").is_file()
+    assert not (run / "held_out.csv").exists()
+
+
+def test_names_that_are_no_text_are_found_again(stopped: Callable[..., Path], tmp_path: Path) -> None:
+    data = paint(tmp_path / "d", WHOLE)
+    for file in list(data.glob("*/*.png")):
+        file.rename(file.with_name(os.fsdecode(b"\xff" + file.name.encode())))
+    recipe = tiny(data, "data.val_fraction=0.6")
+    goes_on(recipe, stopped(recipe, tmp_path / "run"))
+
+
+def test_marks_and_identities_stay_what_they_are(tmp_path: Path) -> None:
+    """Runs of earlier versions are compared with them."""
+    for number, kind in enumerate(("cat", "dog"), start=1):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / f"{number}.png").write_bytes(b"picture %d" % number)
+    source = look(DataConfig(path=str(tmp_path))).open("all")
+    assert marks(source)[0] == ("1.png", 9, "2741648cb8cc16805ebc5355eb28a8d8")
+    found = DataIdentity.of(source)
+    assert [found.images, found.labels[:12], found.names[:12], found.content[:12]] == [
+        2,
+        "9d34149fbd1f",
+        "53ff547d1100",
+        "bf9257112076",
+    ]
+    assert found.difference(replace(found, labels="")) == "some images are of another class than they were"
+    (tmp_path / "cat" / "1.png").unlink()
+    (tmp_path / "cat" / "1.png").symlink_to("nowhere")
+    assert DataIdentity.of(source).images == 2
+    assert marks(source)[0] == ("1.png", -1, "")
+
+
+def test_weights_are_the_same_in_any_order() -> None:
+    state = {"a": torch.ones(2), "b": torch.zeros(3)}
+    assert tensors_id(state) == tensors_id(dict(reversed(state.items())))
+    assert tensors_id(state) != tensors_id({"a": torch.ones(2), "b": torch.ones(3)})
 
 
 def test_data_that_is_gone_is_asked_for(held: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from cyclopts import App, CycloptsError
 
 import illama
 from illama.cli.memory import keep_freed_memory
-from illama.console import open_std_streams
+from illama.console import go_on_in_utf8, open_std_streams
 from illama.environment import asked
 from illama.errors import Stopped, ToldElsewhere, UserError
 from illama.text import safe_lines
@@ -70,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    if arguments is None:
+        go_on_in_utf8()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

@@ -6,7 +6,7 @@ import json as json_format
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from illama.cli.options import Json
 from illama.cli.output import STDOUT, check_targets, write_result
@@ -81,9 +81,11 @@ def _recipe(run: RunStatus) -> list[str]:
     if run.recipe is None:
         return []
     start = [] if run.start is None else [f"from {shown(run.start)}"]
+    from illama.recipes.load import override
+
     if run.changes is None:
         return [f"{run.recipe} (own recipe)", *start]
-    changes = [f"{change.key}={_typed(change.new)}" for change in run.changes]
+    changes = [shown(override(change.key, change.new)) for change in run.changes]
     return [run.recipe, *start, *(changes or ["as packaged"])]
 
 
@@ -107,7 +109,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _name(path: Path, directory: Path) -> str:
-    return path.name or str(path.resolve()) if path == directory else str(path.relative_to(directory))
+    return shown(path.name or path.resolve() if path == directory else path.relative_to(directory))
 
 
 def _tail(text: str, width: int) -> str:
@@ -130,8 +132,3 @@ def _age(seconds: float | None) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{seconds:.0f} s ago"
-
-
-def _typed(value: Any) -> str:
-    """A value as it is typed in an override."""
-    return value if isinstance(value, str) else json_format.dumps(value, ensure_ascii=False, separators=(",", ":"))

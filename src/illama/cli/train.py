@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from illama.cli.options import Device
+from illama.text import shown
 
 if TYPE_CHECKING:
     from illama.training.loop import TrainResult
@@ -56,4 +57,4 @@ def train_command(
 def summary(result: TrainResult) -> str:
     """The outcome of a run in one line."""
     at = f" at softness {result.softness:g}, {result.top1_causal:.2f} % at softness 0" if result.softness else ""
-    return f"test accuracy {result.top1:.2f} %{at} after {result.steps} steps, {result.run_dir}"
+    return f"test accuracy {result.top1:.2f} %{at} after {result.steps} steps, {shown(result.run_dir)}"

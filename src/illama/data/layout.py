@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import difflib
 import importlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -193,13 +195,27 @@ def open_source(
     return look(data).open(split, in_chans=in_chans, classes=classes, seed=seed)
 
 
+def look_alike(path: Path) -> str:
+    """What a path that does not exist may have meant, as a question; "" where nothing beside it is called alike."""
+    with contextlib.suppress(OSError):
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), n=1)
+        return f"did you mean {shown(path.parent / near[0])}?" if near else ""
+    return ""
+
+
+def is_gone(data: DataConfig) -> bool:
+    """Whether the place of a data set does not exist; that of the hub's is a cache, which need not."""
+    return data.path is not None and not data.name.startswith("hfds/") and not Path(data.path).expanduser().exists()
+
+
 def needed_path(data: DataConfig) -> Path:
     """The data set's folder or file; an error when it is not given or does not exist."""
     if not data.path:  # "" is no short name of the current folder
         raise UserError(f"data set {data.name!r} needs a path; give data.path=FOLDER")
     path = Path(data.path).expanduser()
     if not path.exists():
-        raise UserError(f"data.path {shown(data.path)} does not exist")
+        near = look_alike(path)
+        raise UserError(f"data.path {shown(data.path)} does not exist{f'; {near}' if near else ''}")
     return path
 
 

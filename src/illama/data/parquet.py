@@ -217,6 +217,7 @@ class ParquetLayout(Layout):
         notes = [f"column {shown(self._rows_of[0])} is the split"] if self._rows_of else []
         notes += [note for own in files.values() if (note := missing_parts([f.name for f in own], shown(path)))]
         super().__init__(data, "parquet", shown(path), splits, passed_over, notes)
+        self.how_to_split = "name the files for splits (train.parquet, val.parquet)"
 
     def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> Source:
         files, pyarrow = self._files["" if self._rows_of else split or ""], _pyarrow()

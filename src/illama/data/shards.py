@@ -157,6 +157,7 @@ class ShardLayout(Layout):
         only = only_split(shards, data.train_split, data.eval_split)
         shards = shards if only is None else {"": shards[only]}
         super().__init__(data, "shards", shown(path), [split for split in shards if split], passed_over)
+        self.how_to_split = "write shards of each split (train-0000.tar, val-0000.tar)"
         self._path = path
         self._shards = shards
         self._stated = stated

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from illama.models import ILlama
 
 Numbering = Literal["model", "data"]
+_WHOLE = {"val_fraction": 0.0, "max_train_images": None, "max_eval_images": None}  # of a data set that is another
 NO_DATA = "these weights do not say which data they were trained on; give it with --data"
 
 
@@ -63,7 +64,7 @@ class Subject:
         seed: Decides which images `data` carves out and keeps.
         numbering: Whose classes number the labels: the model's, or the data set's own where images alone count.
         given: Images from elsewhere than `data`.
-        trained_on: The run's own data section with the place of `data`, where that is another than the run's.
+        trained_on: The run's own data section with the place of `data`; None where the weights belong to no run.
         origin: What the run was begun with, where it says so.
     """
 
@@ -97,15 +98,29 @@ class Subject:
         """
         if self.given is not None:
             return self.given
-        moved = self._own_images_elsewhere() if self.trained_on is not None and self.split == "eval" else None
-        return self._open(self.layout, self.split) if moved is None else moved
+        own = self._own_images(self.trained_on) if self.trained_on is not None and self.split == "eval" else None
+        source = self._open(self.layout, self.split) if own is None else own
+        if self.trained_on is None and self.data is not None and self.data.val_fraction == 0 and self._held_out_share():
+            source.description += "; ATTENTION: if the network was trained on this data, it saw most of these images"
+        if self.split == "train" and self.origin is not None and self.data == self.trained_on:
+            from illama.evaluation.data_identity import DataIdentity
+
+            changed = self.origin.train.difference(DataIdentity.of(source))
+            if changed is not None:
+                source.description += f"; ATTENTION: not the images that the run was trained on: {changed}"
+        return source
+
+    def _held_out_share(self) -> float:
+        """The share that the recipe of the weights held out of its own data."""
+        recipe = self.meta.recipe or {}
+        return float(recipe.get("data", {}).get("val_fraction") or 0)
 
     def _open(self, layout: Layout, split: str) -> Source:
         classes: Sequence[str] | None = (self.meta.classes or None) if self.numbering == "model" else None
         return layout.open(split, in_chans=self.meta.config.in_chans, classes=classes, seed=self.seed)
 
-    def _own_images_elsewhere(self) -> Source | None:
-        """The images that the run was judged by, in a data set at another place; None where that is another data set.
+    def _own_images(self, trained_on: DataConfig) -> Source | None:
+        """The images that the run was judged by, in a data set that moved or changed; None where it is another one.
 
         They are the run's own where its recipe chooses the same ones there, or where those that it held out are found.
         What the run trained on must not be counted among them without a word.
@@ -113,23 +128,27 @@ class Subject:
         from illama.evaluation.data_identity import DataIdentity
         from illama.evaluation.origin import held_out_again
 
-        assert self.trained_on is not None
-        held_out = self.trained_on.val_fraction > 0
-        layout = self.layout.asked_for(self.trained_on)
-        if self.origin is None and not (held_out and not layout.splits):
+        layout, moved = self.layout.asked_for(trained_on), self.data != trained_on
+        if self.origin is None and not (moved and trained_on.val_fraction > 0 and not layout.splits):
             return None
+        changed = None
         with contextlib.suppress(UserError):
             source = self._open(layout, "eval")
             if self.origin is None:
                 source.description += "; ATTENTION: right only if this is the data that the run was trained on"
                 return source
-            if self.origin.eval.difference(DataIdentity.of(source)) is None:
-                source.description += "; the images that the run was judged by"
+            changed = self.origin.eval.difference(DataIdentity.of(source))
+            if changed is None:
+                source.description += "; the images that the run was judged by" if moved else ""
+                return source
+            if not self.origin.held_out and not moved:
+                source.description += f"; ATTENTION: not the images that the run was judged by: {changed}"
                 return source
         if self.origin is None or not self.origin.held_out:
             return None
         with contextlib.suppress(UserError):
-            whole = self._open(self.layout, "train" if layout.splits else "auto")
+            whole_of = self.layout.data.model_copy(update=_WHOLE)
+            whole = self._open(self.layout.asked_for(whole_of), "train" if layout.splits else "auto")
             found = held_out_again(whole, self.origin.held_out)
             if found is not None:
                 return found
@@ -225,6 +244,7 @@ def open_subject(
         UserError: Checkpoint, data, device or batch size cannot be used.
     """
     from illama.data import EvalTransform  # imported here: the training loop evaluates too
+    from illama.data.layout import is_gone
     from illama.device import resolve_device
 
     if batch_size is not None and batch_size < 1:
@@ -239,11 +259,11 @@ def open_subject(
     if recipe is not None and run is not None:
         recipe = _where_it_was(recipe, run)
     chosen = None if recipe is None and data is None else choose_data(recipe, data)
-    if data is None and chosen is not None and _is_gone(chosen):
+    if data is None and chosen is not None and is_gone(chosen):
         raise UserError(
             f"the data of {checkpoint} lay in {shown(chosen.path)}, which is not there; give it with --data"
         )
-    elsewhere = recipe is not None and data is not None and chosen is not None and chosen.path != recipe.data.path
+    has_run = run is not None and recipe is not None and chosen is not None
     return Subject(
         model=model,
         meta=meta,
@@ -256,14 +276,9 @@ def open_subject(
         split=split or "eval",
         seed=0 if recipe is None else recipe.seed,
         numbering=numbering,
-        trained_on=recipe.data.model_copy(update={"path": chosen.path}) if elsewhere and recipe and chosen else None,
+        trained_on=recipe.data.model_copy(update={"path": chosen.path}) if has_run and recipe and chosen else None,
         origin=None if run is None else Origin.read(run),
     )
-
-
-def _is_gone(data: DataConfig) -> bool:
-    """Whether the place of a data set does not exist; that of the hub's is a cache, which need not."""
-    return data.path is not None and not data.name.startswith("hfds/") and not Path(data.path).expanduser().exists()
 
 
 def _where_it_was(recipe: Recipe, run: Path) -> Recipe:
@@ -300,19 +315,19 @@ def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:
             raise UserError(NO_DATA)
         return recipe.data
     base = DataConfig() if recipe is None else recipe.data
-    whole = {"val_fraction": 0.0, "max_eval_images": None}
     if given and Path(given).expanduser().exists():
         if base.path is not None and Path(base.path).expanduser().resolve() == Path(given).expanduser().resolve():
             return base
         name = "auto" if base.name == "digits" else base.name
-        return base.model_copy(update={"name": name, "path": given} | whole)
+        return base.model_copy(update={"name": name, "path": given} | _WHOLE)
     if given == "digits" or given.partition("/")[0] in ("torch", "hfds", "wds"):
         path = None if given == "digits" else base.path
-        return base.model_copy(update={"name": given, "path": path} | whole)
-    raise UserError(
-        f"data {given!r} does not exist and is no data set's name; give a folder, a parquet file, or a name such as "
-        "digits, torch/cifar10, hfds/..., wds/..."
-    )
+        return base.model_copy(update={"name": given, "path": path} | _WHOLE)
+    from illama.data.layout import look_alike
+
+    kinds = "give a folder, a list of files, a parquet file, or a name such as digits, torch/cifar10, hfds/..., wds/..."
+    hint = look_alike(Path(given).expanduser()) or kinds
+    raise UserError(f"data {given!r} does not exist and is no data set's name; {hint}")
 
 
 def needed_transform(meta: Meta, checkpoint: Path | str) -> dict[str, object]:

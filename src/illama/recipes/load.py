@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -19,6 +20,7 @@ from illama.recipes.explain import Problem, find_problems, hint, raise_problems
 from illama.recipes.rules import flatten
 from illama.recipes.schema import DataConfig, Recipe, without_auto
 from illama.registry import closest
+from illama.text import is_utf8, shown
 
 Tree = dict[str, Any]
 
@@ -70,6 +72,10 @@ def edit_data(data: DataConfig, overrides: Sequence[str]) -> DataConfig:
     Raises:
         UserError: A key of another section, or one with a problem; the message lists all of them.
     """
+    if not overrides:
+        return data
+    if not is_utf8(data.path or ""):
+        raise UserError(f"data {shown(data.path)} has a name that is not UTF-8; rename it (convmv does)")
     edits, problems = parse_overrides(overrides)
     problems += [
         (key, "only keys of the section data count here (data.class_depth=2)") for key in edits if key != "data"
@@ -88,7 +94,8 @@ def override(key: str, value: object) -> str:
         key: Dotted key.
         value: One of JSON's types.
     """
-    return f"{key}={value if isinstance(value, str) and _is_plain(value) else json.dumps(value, ensure_ascii=False)}"
+    plain = isinstance(value, str) and _is_plain(value)
+    return f"{key}={value if plain else json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"
 
 
 def overridden_keys(overrides: Sequence[str]) -> set[str]:
@@ -175,7 +182,11 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[Tree, list[Problem]]:
         key, equals, value = text.partition("=")
         key = key.strip()
         if not equals or not key:
-            problems.append((text, f"an override is key=value; {hint(key)}"))
+            meant = f"did you mean --data {shown(text)}?" if os.path.exists(text) else hint(key)
+            problems.append((shown(text), f"an override is key=value; {meant}"))
+            continue
+        if not is_utf8(value):
+            problems.append((key, f"{shown(value)} is not UTF-8; rename the file or the folder (convmv does)"))
             continue
         try:
             parsed = yaml_text.parse(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,8 +83,8 @@ def short_run(steps_per_epoch: int, epochs: int) -> str | None:
     if steps >= FEW_STEPS:
         return None
     return (
-        f"ATTENTION: only {steps} steps in {epochs} epochs ({steps_per_epoch} in each), too few to learn much; give "
-        "more schedule.epochs, or a smaller train.total_batch"
+        f"ATTENTION: only {steps} steps in {epochs} epochs ({steps_per_epoch} in each), few for a network that begins "
+        "anew; more schedule.epochs make more, in another folder (--out)"
     )
 
 
@@ -110,10 +111,11 @@ def _smaller_batch(recipe: Recipe, images: int, num_devices: int) -> dict[str, A
     how, optimizer = recipe.train, recipe.optimizer
     changes: dict[str, Any] = {"train.total_batch": total}
     changes |= {f"train.{key}": None for key in ("device_batch", "accumulation") if getattr(how, key) is not None}
-    if total != optimizer.lr_batch and optimizer.lr_scaling is None:
-        changes["optimizer.lr_scaling"] = "linear"
-    lr = optimizer.lr * total / optimizer.lr_batch
-    if changes.get("optimizer.lr_scaling", optimizer.lr_scaling) == "linear" and lr < optimizer.min_lr:
+    lr = optimizer.lr * total / optimizer.lr_batch if optimizer.lr_scaling == "linear" else optimizer.lr
+    if total != optimizer.lr_batch and optimizer.lr_scaling is None:  # Adam's rule: Malladi et al., arXiv 2205.10287
+        lr = float(f"{optimizer.lr * math.sqrt(total / optimizer.lr_batch):.2g}")
+        changes |= {"optimizer.lr": lr, "optimizer.lr_scaling": "none"}
+    if lr < optimizer.min_lr:
         changes["optimizer.min_lr"] = 0.0
     return changes
 

@@ -15,6 +15,7 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from illama.checkpoint import Saver
+from illama.data.layout import is_gone
 from illama.data.rng import Purpose, seed_global
 from illama.device import only_repeatable, resolve_precision
 from illama.distributed import ALONE, Vote, World, join_world
@@ -23,6 +24,7 @@ from illama.evaluation.data_identity import DataIdentity, names_id
 from illama.evaluation.origin import Origin
 from illama.recipes import Recipe
 from illama.recipes.rules import flatten
+from illama.text import shown
 from illama.training.begun import compare_with_begun
 from illama.training.console import summary
 from illama.training.figures import draw_curves
@@ -118,6 +120,9 @@ class Run:
         self.precision = resolve_precision(recipe.train.precision, device)
         self.begun = world.lead(lambda: check_run_folder(run_dir, recipe))
         start = None if self.begun else init_from
+        if self.begun and is_gone(recipe.data):
+            where = shown(recipe.data.path)
+            raise UserError(f"the data of {shown(run_dir)}, {where}, is not there; give its place with --data to go on")
         self.parts = parts = world.agree(lambda: prepare(recipe, device, start, world))
         self.recipe = recipe = parts.recipe
         self.plan, self.schedules, self.model = parts.plan, parts.schedules, parts.model

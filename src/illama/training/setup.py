@@ -89,10 +89,11 @@ def prepare(recipe: Recipe, device: torch.device, init_from: Path | None, world:
         *fitted.layout.explain(train_source.classes),
         *(train_source.description, train_loader.description, eval_source.description),
     ]
-    notes += filter(None, [short_run(train_loader.steps_per_epoch, recipe.schedule.epochs)])
     torch.manual_seed(recipe.seed)
     model, start = ILlama(recipe.model), None
-    if init_from is not None:
+    if init_from is None:
+        notes += filter(None, [short_run(train_loader.steps_per_epoch, recipe.schedule.epochs)])
+    else:
         start, report = start_from(init_from, model, train_source.classes)
         notes.append(f"starting from {shown(start.name)} ({shown(start.given)}): {report}")
     return Parts(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,6 +12,7 @@ from illama.matmul_rate import DTYPES
 from illama.models.complexity import parameters
 from illama.models.config import ModelConfig
 from illama.recipes import BatchPlan, Recipe, list_recipes, load_recipe, recipe_diff
+from illama.recipes.load import override
 from illama.text import shown
 
 
@@ -53,7 +52,7 @@ def overrides(recipe: Recipe) -> str:
     if recipe.name not in list_recipes():
         return "own recipe"
     changes = recipe_diff(load_recipe(recipe.name), recipe)
-    return " ".join(f"{change.key}={_typed(change.new)}" for change in changes) or "as packaged"
+    return " ".join(shown(override(change.key, change.new)) for change in changes) or "as packaged"
 
 
 def attention_backend(config: ModelConfig, device: torch.device, precision: Precision, *, training: bool) -> str:
@@ -95,7 +94,3 @@ def _devices(device: torch.device, count: int) -> str:
 def _batch(plan: BatchPlan) -> str:
     devices = f"{plan.num_devices} device{'s' if plan.num_devices > 1 else ''}"
     return f"{plan.total_batch} images ({devices} x {plan.device_batch} x {plan.accumulation} accumulated)"
-
-
-def _typed(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
