@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from illama.data.images import BrokenImage, as_seen, read_image
+from illama.data.images import PILLOW_IN_OUR_HANDS, BrokenImage, as_seen, read_image
 from illama.errors import UserError
 
 
@@ -162,6 +162,14 @@ def test_every_cut_of_a_file_is_noticed() -> None:
 def test_other_channel_counts_are_refused() -> None:
     with pytest.raises(UserError, match="in_chans is 4"):
         read_image(b"", 4)
+
+
+def test_one_reader_that_ends_leaves_the_others_their_limit() -> None:
+    with PILLOW_IN_OUR_HANDS:
+        with PILLOW_IN_OUR_HANDS:
+            pass
+        assert Image.MAX_IMAGE_PIXELS is None
+    assert Image.MAX_IMAGE_PIXELS is not None
 
 
 def test_no_warning_leaks_and_the_filters_come_back() -> None:

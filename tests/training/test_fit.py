@@ -11,8 +11,9 @@ import pytest
 
 from illama.checkpoint import load_model
 from illama.cli.main import main
+from illama.errors import UserError
 from illama.recipes import load_recipe
-from illama.training.fit import FEW_STEPS, short_run
+from illama.training.fit import FEW_STEPS, fit_to_data, short_run
 from illama.training.loop import Run
 from tests.pictures import paint, tiny, tiny_words
 
@@ -132,6 +133,49 @@ def test_numbers_of_classes_that_mean_nothing(value: str, tmp_path: Path, capsys
     said = capsys.readouterr().err
     assert "model.num_classes" in said
     assert "Traceback" not in said
+
+
+def test_recipes_that_fit_are_left_alone(tmp_path: Path) -> None:
+    """A step of exactly all images; a split of any name to evaluate on; a test split alone."""
+    data = paint(tmp_path / "d", {f"{split}/{name}": 2 for split in ("train", "later", "test") for name in ("a", "b")})
+    assert len(fit_to_data(tiny(data, "data.eval_split=later")).train) == 4
+    assert fit_to_data(tiny(data)).evaluated.description.startswith(f"folder {data}, split test")
+    with pytest.raises(UserError, match=r"its 4 training images are fewer than the 8 of one step"):
+        fit_to_data(tiny(data, "train.total_batch=8"))
+
+
+def test_the_recipes_seed_holds_out(tmp_path: Path) -> None:
+    data = paint(tmp_path / "d", {"a": 20, "b": 20})
+    chosen = []
+    for seed in (0, 3):
+        fitted = fit_to_data(tiny(data, "data.val_fraction=0.3", f"seed={seed}"))
+        same = fitted.layout.open("eval", seed=seed, in_chans=3)
+        names = [same.location(i) for i in range(len(same))]
+        assert names == [fitted.evaluated.location(i) for i in range(len(fitted.evaluated))]
+        chosen.append(names)
+    assert chosen[0] != chosen[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "proposes", "leaves"),
+    [
+        (["optimizer.lr_batch=64", "optimizer.lr=0.8"], ["optimizer.lr=0.2", "optimizer.lr_scaling=none"], ["min_lr"]),
+        (["optimizer.lr_batch=64", "optimizer.min_lr=0.1", "optimizer.lr=0.2"], ["optimizer.min_lr=0.0"], []),
+        (["optimizer.lr_batch=64", "optimizer.lr_scaling=linear"], [], ["optimizer.lr=", "lr_scaling=none"]),
+        (["optimizer.lr_batch=4"], ["train.total_batch=4"], ["optimizer."]),
+    ],
+)
+def test_a_smaller_batch_gets_its_learning_rate(
+    changes: list[str], proposes: list[str], leaves: list[str], tmp_path: Path
+) -> None:
+    """The square root of the batch's share, as Adam needs it; what the recipe says about scaling stays."""
+    data = paint(tmp_path / "d", {f"{split}/{name}": 20 for split in ("train", "val") for name in ("a", "b")})
+    with pytest.raises(UserError) as refused:
+        fit_to_data(tiny(data, "train.total_batch=64", *changes))
+    for word in proposes:
+        assert word in str(refused.value)
+    for word in leaves:
+        assert word not in str(refused.value)
 
 
 # steps, and looking without training
