@@ -1,4 +1,4 @@
-"""What tests read of a run folder."""
+"""What tests read of a run folder, and a run that stops half-way."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
+
+from illama.errors import Stopped
+from illama.recipes import Recipe
+from illama.training.loop import Run, train
 
 TIMED = ("images_per_s", "data_wait", "mfu", "memory_gb")  # depend on the clock and the machine
 
@@ -35,3 +40,21 @@ def distance(one: Path, other: Path, file: str = "model.safetensors") -> float:
     a, b = weights(one, file=file), weights(other, file=file)
     apart = sum(float((a[name].double() - b[name].double()).square().sum()) for name in a)
     return (apart / sum(float(a[name].double().square().sum()) for name in a)) ** 0.5
+
+
+def stopped_run(recipe: Recipe, out: Path, *, step: int = 6, **more: Any) -> Path:
+    """Train into `out` up to a step, and end there as by a signal: saved, to be continued."""
+    end_of_step = Run._end_of_step
+
+    def ends(self: Run, at: int, *rest: Any) -> None:
+        end_of_step(self, at, *rest)
+        if at == step:
+            self._save(rest[-1])
+            self.keeper.saver.close()
+            raise Stopped("as by a signal")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_end_of_step", ends)
+        with pytest.raises(Stopped):
+            train(recipe, out, device="cpu", **more)
+    return out

@@ -17,7 +17,7 @@ from PIL import Image
 
 from illama.cli.main import main
 from illama.data import look
-from illama.errors import Stopped, UserError
+from illama.errors import UserError
 from illama.evaluation.data_identity import DataIdentity, tensors_id
 from illama.evaluation.origin import marks
 from illama.evaluation.subject import open_subject
@@ -26,7 +26,7 @@ from illama.training.begun import Origin
 from illama.training.loop import Run, train
 from illama.training.runs import read_run
 from tests.pictures import paint, tiny, tiny_words
-from tests.runs import records, same_weights
+from tests.runs import records, same_weights, stopped_run
 
 SPLITS = {"train/cat": 8, "train/dog": 8, "val/cat": 4, "val/dog": 4}
 WHOLE = {"cat": 20, "dog": 20}
@@ -38,26 +38,8 @@ def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """A run that ends after step 6 of 12, as by a signal."""
-
-    def begin(recipe: Recipe, out: Path, **more: Any) -> Path:
-        step = Run._end_of_step
-
-        def ends(self: Run, at: int, *rest: Any) -> None:
-            step(self, at, *rest)
-            if at == 6:
-                self._save(rest[-1])
-                self.keeper.saver.close()
-                raise Stopped("as by a signal")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Run, "_end_of_step", ends)
-            with pytest.raises(Stopped):
-                train(recipe, out, device="cpu", **more)
-        return out
-
-    return begin
+def stopped() -> Callable[..., Path]:
+    return stopped_run
 
 
 def goes_on(recipe: Recipe, run: Path, **more: Any) -> None:

@@ -30,6 +30,8 @@ from illama.disk import make_folder, to_disk
 from illama.errors import UserError
 
 META_FILE = "meta.json"
+_SUMMED = (".safetensors", ".pt")  # endings of files that have to have a sum
+_SUM = re.compile(r"[0-9a-f]{64}")
 FILE_SUMS, OWN_SUM = "sha256", "sha256_of_meta"  # keys of meta.json
 Writer = Callable[[Path], None]
 
@@ -110,7 +112,13 @@ def read_meta(folder: Path, *, verify: bool = True) -> dict[str, Any]:
         DamagedError: A file is missing or not what was saved; the message names it.
     """
     meta = stated_meta(folder)
-    for name, expected in meta[FILE_SUMS].items():
+    sums = meta[FILE_SUMS]
+    if not sums or not all(_SUM.fullmatch(str(one)) and "/" not in name for name, one in sums.items()):
+        raise DamagedError(folder / META_FILE, "does not list the files with their checksums")
+    for file in _files(folder):
+        if file.suffix in _SUMMED and file.name not in sums:
+            raise DamagedError(file, f"has no checksum in {META_FILE}")
+    for name, expected in sums.items():
         file = folder / name
         if not file.is_file():
             raise DamagedError(file, "is missing")
@@ -205,6 +213,13 @@ def _swap(folder: Path, previous: Path | None) -> None:
             target.rename(source)
         raise
     to_disk(folder.parent)
+
+
+def _files(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise DamagedError(folder, f"cannot be read ({error.strerror or error})") from None
 
 
 def _is_whole(folder: Path) -> bool:

@@ -62,18 +62,28 @@ class Origin:
         eval: Its evaluation images.
         held_out: Marks of the images that `data.val_fraction` set aside; () without.
         start: Weights that it started from; None for a network that was newly initialised.
+        run: SHA-256 of all that decides the run's numbers, taken once, when it began: its checkpoints bear it. None for
+            a run of a version without.
     """
 
     train: DataIdentity
     eval: DataIdentity
     held_out: tuple[Mark, ...] = ()
     start: Start | None = None
+    run: str | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, train: Source, evaluated: Source, start: Start | None) -> Origin:
         """That of a run which is about to begin."""
         held_out = tuple(marks(evaluated)) if recipe.data.val_fraction > 0 else ()
-        return cls(DataIdentity.of(train), DataIdentity.of(evaluated), held_out, start)
+        identities = DataIdentity.of(train), DataIdentity.of(evaluated)
+        decides = [
+            recipe.with_data_path(None).to_dict(),
+            *(train.classes, *(one.to_dict() for one in identities)),
+            None if start is None else start.tensors,
+        ]
+        run = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return cls(*identities, held_out, start, run)
 
     def files(self) -> dict[str, bytes]:
         """What stands in the run's folder, by name."""
@@ -82,6 +92,7 @@ class Origin:
             "train": self.train.to_dict(),
             "eval": self.eval.to_dict(),
             "start": None if self.start is None else asdict(self.start),
+            "run": self.run,
         }
         found = {ORIGIN_FILE: utf8(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")}
         if self.held_out:
@@ -104,7 +115,8 @@ class Origin:
             plain: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             start = None if plain["start"] is None else Start(**plain["start"])
             held_out = tuple(_read_marks(run_dir / HELD_OUT_FILE))
-            return cls(DataIdentity(**plain["train"]), DataIdentity(**plain["eval"]), held_out, start)
+            identities = DataIdentity(**plain["train"]), DataIdentity(**plain["eval"])
+            return cls(*identities, held_out, start, plain.get("run"))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{file} or {HELD_OUT_FILE} beside it is damaged ({error}); take both from a copy of the run, or "

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from illama.checkpoint import Checkpoint, Meta, Saver, kept_tag, load_checkpoint, newest_checkpoint
 from illama.data import EvalTransform
+from illama.data.class_names import difference
 from illama.errors import UserError
-from illama.recipes import Recipe
+from illama.evaluation.origin import Origin
+from illama.recipes import Recipe, parse_recipe
+from illama.training.run_folder import changed_keys
+from illama.training.saved_state import demand_fitting
 from illama.training.state import TrainState
 
 
@@ -23,6 +28,7 @@ class Keeper:
         transform: How evaluation looks at images.
         state: What is saved and restored.
         saver: Writes in the background, on rank 0.
+        total_steps: Optimizer steps of the whole run.
         final_softness: Softness that the run ends with; the best checkpoint is judged at it.
     """
 
@@ -32,6 +38,7 @@ class Keeper:
     transform: EvalTransform
     state: TrainState
     saver: Saver
+    total_steps: int
     final_softness: float
 
     def save(self, epoch: int, *, best: bool = False, keep: bool = False) -> None:
@@ -49,6 +56,7 @@ class Keeper:
         state, weights, average = self.state.to_dict(), self.state.weights(), self.state.average_weights()
         if not self.state.world.is_main:
             return
+        state["run"] = self._run
         tags = [("best", self._meta(self.final_softness, epoch))] if best else []
         tags.append(("last", self._meta(float(self.state.model.softness), epoch)))
         kept = [kept_tag(self.state.progress.step)] if keep else []
@@ -86,7 +94,28 @@ class Keeper:
         saved = load_checkpoint(self.run_dir, tag, verify=False)  # rank 0 has compared the checksums
         if saved is None:
             raise UserError(f"no checkpoint {tag} is seen in {self.run_dir}; the folder must lie on a shared disk")
+        demand_fitting(saved, self.state, self.total_steps)
+        self._demand_own(saved)
         return saved
+
+    @cached_property
+    def _run(self) -> str | None:
+        """The run's name for itself, which its checkpoints bear; runs of earlier versions have none."""
+        origin = Origin.read(self.run_dir)
+        return None if origin is None else origin.run
+
+    def _demand_own(self, saved: Checkpoint) -> None:
+        """A checkpoint says which recipe, classes and run it belongs to: those of this run."""
+        where = f"{saved.path} is of another run"
+        undo = f"take the run's own from a copy, or delete {saved.path} to do without"
+        listed = changed_keys(parse_recipe(saved.meta.recipe or {}, f"the recipe in {saved.path}"), self.recipe)
+        if listed:
+            raise UserError(f"{where}; its recipe differs: {listed}; {undo}")
+        changed = difference(saved.meta.classes, self.classes)
+        if changed is not None:
+            raise UserError(f"{where}; its classes differ: {changed}; {undo}")
+        if self._run is not None and saved.training_state.get("run") != self._run:
+            raise UserError(f"{where} of the same recipe, begun with other data or other start weights; {undo}")
 
     def _meta(self, softness: float, epoch: int) -> Meta:
         return Meta(

@@ -144,7 +144,8 @@ class Run:
         self.guard = LossGuard(device, self.state.optimizer, world)
         self.meter = StepMeter(recipe.model, device, self.precision, world.size)
         transform, saver = parts.eval_loader.transform, Saver(run_dir)
-        self.keeper = Keeper(run_dir, recipe, parts.classes, transform, self.state, saver, self._final_softness())
+        total, softness = self.schedules.total_steps, self._final_softness()
+        self.keeper = Keeper(run_dir, recipe, parts.classes, transform, self.state, saver, total, softness)
         self.last_eval: dict[str, Any] = {}
         self.skipped: dict[str, str] = {}
 

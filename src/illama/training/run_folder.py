@@ -49,14 +49,19 @@ def check_run_folder(run_dir: Path, recipe: Recipe) -> bool:
     if not (run_dir / RECIPE_FILE).is_file():
         raise UserError(f"{run_dir} exists and is not a run; give another folder with --out")
     begun = has_checkpoint(run_dir)
-    changed = [one for one in recipe_diff(load_recipe(run_dir / RECIPE_FILE), recipe) if one.key not in _FREE]
-    if changed and begun:
-        listed = ", ".join(f"{key} ({before!r} -> {after!r})" for key, before, after in changed)
+    listed = changed_keys(load_recipe(run_dir / RECIPE_FILE), recipe)
+    if listed and begun:
         raise UserError(
             f"{run_dir} holds a run of another recipe; changed: {listed}; "
             "give the same recipe to continue it, or another folder with --out for a new run"
         )
     return begun
+
+
+def changed_keys(before: Recipe, now: Recipe) -> str:
+    """The keys in which two recipes differ, with their values; "" where they make the same run."""
+    changes = [one for one in recipe_diff(before, now) if one.key not in _FREE]
+    return ", ".join(f"{key} ({old!r} -> {new!r})" for key, old, new in changes)
 
 
 def write_run_folder(

@@ -42,7 +42,10 @@ def load_weights(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
-    """`load_state_dict` of whole tensors into an optimizer whose parameters may be sharded."""
+    """`load_state_dict` of whole tensors into an optimizer whose parameters may be sharded.
+
+    Moments alone are taken over: the hyperparameters of the groups are the recipe's, whatever the file says.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state = {
         number: {
@@ -51,4 +54,4 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -
         }
         for number, entry in saved["state"].items()
     }
-    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
