@@ -117,7 +117,7 @@ CASES: dict[str, tuple[dict[str, Tensor], str]] = {
     ),
     "a grid of many narrow rows": (
         wrong(ILLAMA, pos_embed=torch.zeros(1).expand(1, 3000**2 + 1, 4)),
-        "9000000 patches has far more or larger tensors",
+        "has a side of more than 32768 pixels",
     ),
     "no size at all": (wrong(VIT, patch_embed__proj__weight=torch.zeros(192, 3, 0, 16)), "patch_size: 0 is not"),
     "numbers without scales": (

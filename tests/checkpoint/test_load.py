@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from illama.checkpoint import Meta, load_model, save_checkpoint, save_weights
 from illama.errors import UserError
@@ -64,13 +67,34 @@ def test_a_description_that_contradicts_the_weights(tmp_path: Path, model: ILlam
         load_model(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("edits", [{"depth": 10**8}, {"num_classes": 10**15}, {"img_size": 2 * 10**7}])
+@pytest.mark.parametrize("edits", [{"depth": 4000}, {"num_classes": 10**6}, {"img_size": 32000}])
 def test_a_description_of_something_enormous_is_refused_at_once(
     tmp_path: Path, model: ILlama, meta: Meta, edits: dict[str, int]
 ) -> None:
     enormous = dataclasses.replace(meta, config=dataclasses.replace(meta.config, **edits))  # type: ignore[arg-type]
     save_weights(tmp_path / "w.safetensors", model.state_dict(), enormous)
     with pytest.raises(UserError, match="contradicts its own description: a network of depth"):
+        load_model(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("edits", "said"),
+    [
+        ({"in_chans": 2**62}, "in_chans: 4611686018427387904 is more than the 1024"),
+        ({"patch_size": 2**20, "img_size": 2**20}, "patch_size: 1048576 is more than the 32768"),
+        ({"img_size": [2**40, 2**40]}, "img_size: .* has a side of more than 32768 pixels"),
+        ({"depth": 10**8}, "depth: 100000000 is more than the 4096"),
+        ({"num_classes": 10**15}, "num_classes: 1000000000000000 is more than the 1000000"),
+        ({"embed_dim": 10**30}, "embed_dim"),
+    ],
+)
+def test_numbers_that_no_network_has_are_refused_by_name(
+    edits: dict[str, Any], said: str, tmp_path: Path, model: ILlama, meta: Meta
+) -> None:
+    plain = json.loads(meta.to_json())
+    plain["config"] |= edits
+    save_file(model.state_dict(), tmp_path / "w.safetensors", metadata={"illama": json.dumps(plain)})
+    with pytest.raises(UserError, match=rf"w.safetensors.*{said}"):
         load_model(tmp_path / "w.safetensors")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import threading
 import warnings
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from illama.data.images import PILLOW_IN_OUR_HANDS, BrokenImage, as_seen, read_image
+from illama.data.images import PILLOW_IN_OUR_HANDS, BrokenImage, as_seen, read_head, read_image
+from illama.data.picture import open_picture
 from illama.errors import UserError
 
 
@@ -223,3 +225,34 @@ def test_messy_pixels(shared_data: Path) -> None:
             np.asarray(read_image(folder / name).resize((24, 18)), np.float32) for name in (turned, upright)
         )
         assert np.abs(first - second).mean() < 10
+
+
+# what would cost minutes or all memory
+
+
+def test_only_regular_files_of_a_sane_size_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "folder.png").mkdir()
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(40 << 30)
+    for name, why in (
+        ("pipe", "it is no regular file"),
+        ("zero", "it is no regular file"),
+        ("folder", "Is a directory|no regular file"),
+        ("sparse", "42,949,672,960 bytes are more than a picture's file may have"),
+    ):
+        for read in (read_image, lambda file: read_head(file, 99)):
+            with pytest.raises(BrokenImage, match=why):
+                read(tmp_path / f"{name}.png")
+
+
+def test_a_jpeg_file_of_endless_scans_is_refused() -> None:
+    """The same scan again and again: each goes over all pixels."""
+    whole = _encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG", progressive=True)
+    assert read_image(whole).size == (64, 64)
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    endless = whole[:-2] + scan * 200 + whole[-2:]
+    for read in (read_image, lambda content: open_picture(content, 3).image()):
+        with pytest.raises(BrokenImage, match="more scans than any camera or encoder writes"):
+            read(endless)

@@ -299,6 +299,22 @@ def test_what_is_passed_over_counts_once(tmp_path: Path) -> None:
     assert layout.passed_over.total == 1
 
 
+def test_patterns_of_endless_shards_are_refused(tmp_path: Path) -> None:
+    shard("train-0.tar", ("x.png", picture(1)), ("x.cls", "0"), ("y.png", picture(2)), ("y.cls", "1"))(tmp_path)
+    layout = look(DataConfig(path=str(tmp_path)))
+    assert len(layout.open("train-{0..0}.tar")) == 2
+    for pattern in (
+        "train-{0..9999999}.tar",
+        "{0..9999}{0..9999}.tar",
+        "{0..9}" * 30 + ".tar",
+        "{0..999999999999}.tar",
+    ):
+        with pytest.raises(UserError, match=r"stands for .* shards, more than 1,000,000"):
+            layout.open(pattern)
+    with pytest.raises(UserError, match="stands for no shard"):
+        layout.open("train-{5..0}.tar")
+
+
 def test_foreign_names_are_shown_on_one_line() -> None:
     assert shown("a\x1b[31m\nb\u202ec\x7f\u2028") == r"a\x1b[31m\x0ab\u202ec\x7f\u2028"
     assert shown(os.fsdecode(b"caf\xe9.png")) == r"caf\xe9.png"

@@ -128,7 +128,7 @@ def test_wrong_settings_are_refused() -> None:
     with pytest.raises(UserError, match="'squash' is not one of crop, warp, none"):
         EvalTransform((8, 8), mode="squash")  # type: ignore[arg-type]
     for values in ({"std": (0.5, 0.0, 0.5)}, {"crop_pct": 0.0}, {"crop_pct": 1.5}):
-        with pytest.raises(UserError, match="are to be above 0"):
+        with pytest.raises(UserError, match=r"std .* at least 1e-06"):
             EvalTransform((8, 8), **values)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="finite numbers"):
         EvalTransform((8, 8), mean=(0.5, float("nan"), 0.5))

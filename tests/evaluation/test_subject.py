@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from illama.checkpoint import load_model, save_weights
 from illama.errors import UserError
+from illama.evaluation.predict import predict
+from illama.evaluation.run import evaluate
 from illama.evaluation.subject import choose_data, open_subject
-from illama.recipes import load_recipe
+from illama.recipes import DataConfig, load_recipe
 
 
 def test_the_whole_evaluation_split_counts_elsewhere(tmp_path: Path) -> None:
@@ -43,3 +47,55 @@ def test_a_sample_is_chosen_by_the_seed_and_keeps_the_order_of_the_source(digits
     assert len(subject.sample(9999).labels) == len(subject.source)
     with pytest.raises(UserError, match="the number of images must be at least 1; got 0"):
         subject.sample(0)
+
+
+def test_weights_that_somebody_sent_open_nothing(digits_run: Path, tmp_path: Path) -> None:
+    """Their recipe may name any folder, pattern or hub; a run folder of one's own may be opened as it says."""
+    model, meta = load_model(digits_run)
+    secret = tmp_path / "secret"
+    (secret / "a").mkdir(parents=True)
+    names = {"name": "auto", "path": str(secret), "eval_split": "x-{0..999999999}.tar", "class_depth": 2, "workers": 9}
+    for data in (names, {"name": "wds/x", "path": "/"}, {"name": "hfds/some/where"}, {"name": "torch/cifar10"}):
+        assert meta.recipe is not None
+        sent = dataclasses.replace(meta, recipe={**meta.recipe, "data": {**meta.recipe["data"], **data}})
+        save_weights(tmp_path / "w.safetensors", model.state_dict(), sent)
+        with pytest.raises(UserError, match=r"belongs to no run here, .* is not opened; give the data with --data"):
+            open_subject(tmp_path / "w.safetensors", device="cpu")
+        given = open_subject(tmp_path / "w.safetensors", data=str(secret), device="cpu").data
+        assert given == DataConfig(path=str(secret), class_depth=data.get("class_depth", 1))
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), meta)
+    assert len(open_subject(tmp_path / "w.safetensors", device="cpu").source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"img_size": [40000, 40000]}, "no height and width of 1 to 32768 pixels"),
+        ({"img_size": [16, 16]}, r"prepares images of \(16, 16\) pixels in 1 channels, but its network takes \(8, 8\)"),
+        ({"std": [1e-300]}, "std .* at least 1e-06"),
+        ({"crop_pct": 1e-9}, "crop_pct 1e-09 is to be from 0.01"),
+        ({"img_size": ["8", 8]}, "no height and width"),
+    ],
+)
+def test_images_are_prepared_as_the_network_takes_them(
+    changes: dict[str, Any], said: str, digits_run: Path, tmp_path: Path
+) -> None:
+    model, meta = load_model(digits_run)
+    sent = dataclasses.replace(meta, eval_transform={**(meta.eval_transform or {}), **changes})
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), sent)
+    with pytest.raises(UserError, match=said):
+        open_subject(tmp_path / "w.safetensors", device="cpu")
+
+
+def test_answers_that_are_no_numbers_are_refused(digits_run: Path, tmp_path: Path) -> None:
+    """Finite weights whose products are not."""
+    model, meta = load_model(digits_run)
+    with torch.no_grad():
+        model.head.weight.fill_(3e38)
+        model.norm.weight.fill_(3e38)
+    save_weights(tmp_path / "w.safetensors", model.state_dict(), meta)
+    with pytest.raises(UserError, match="answers with NaN or infinity; these weights cannot be judged"):
+        evaluate(tmp_path / "w.safetensors", data="digits", device="cpu")
+    Image.new("L", (8, 8), 90).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match="answers with NaN; these weights cannot be used"):
+        predict(tmp_path / "w.safetensors", tmp_path / "x.png", device="cpu")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -121,7 +123,7 @@ def test_all_problems_come_in_one_message(small: Path) -> None:
     assert lines["optimizer.betas"].startswith("allowed: a list of 2 values, each 0 to 1 (1 excluded), given")
     assert lines["train.loss"] == 'allowed: auto, cross_entropy or soft_target, given "bce"'
     assert lines["train.compile"] == "allowed: true or false, given 1"
-    assert lines["schedule.epochs"] == "allowed: whole numbers at least 1, given 1.5"
+    assert lines["schedule.epochs"] == "allowed: whole numbers 1 to 1000000, given 1.5"
     assert lines["schedule.softness.value"] == "allowed: 0 to 1, given -1"
     assert lines["seed"].startswith("an override is key=value")
     assert lines["data.path"].startswith("not a YAML value")
@@ -259,3 +261,42 @@ def test_recipes_built_in_python_obey_the_same_rules(small: Path) -> None:
         recipe.seed = 3  # type: ignore[misc]
     with pytest.raises(ValidationError, match="less than or equal to 1"):
         SoftnessConfig(value=2)
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{below}'] * 9)}]\n" for below, name in pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (BOMB, r"\*a: aliases are not read"),
+        ("model: &m\n  depth: *m\n", "aliases are not read"),
+        ("seed: " + "[" * 100_000, "brackets too deep"),
+        ("seed: " + "{a: " * 5_000, "brackets too deep"),
+        ("seed: 2026-13-45\n", "month must be in 1..12"),
+        ("seed: 2026-02-30 25:61:61\n", "hour must be|day is out of range"),
+        ("seed: " + "9" * 5_000 + "\n", "a number of more than 1000 digits"),
+        ("seed: 0x" + "f" * 5_000 + "\n", "Exceeds the limit .4300 digits."),
+        ("seed: 190:20:30:" + "1:" * 400 + "1\n", "seed: allowed"),
+        ("? [1, 2]\n: 3\n", "unhashable|keys must be"),
+        ('seed: "\\ud800"\n', "."),
+        ("seed: !!python/object/apply:os.system [id]\n", "could not determine a constructor"),
+        ("x" * (2 << 20), "longer than 1048576 characters"),
+        ("seed: .inf\n", "seed: allowed"),
+        ("\0", "special characters are not allowed"),
+    ],
+)
+def test_hostile_files_are_told_in_one_line_at_once(small: Path, tmp_path: Path, text: str, told: str) -> None:
+    file = tmp_path / "hostile.yaml"
+    file.write_text(small.read_text() + text)
+    line = message(file)
+    assert "\n" not in line
+    assert len(line) < 5_000
+    assert re.search(told, line), line
+
+
+@pytest.mark.parametrize("key", ["schedule.epochs", "schedule.warmup_epochs", "schedule.softness.cutoff_epochs"])
+def test_endless_runs_are_refused(small: Path, key: str) -> None:
+    assert f"{key}: allowed: whole numbers" in message(small, f"{key}={10**30}")

@@ -91,5 +91,5 @@ def _corner_lines(schedules: Schedules, *, with_steps: bool) -> Iterator[str]:
 
 def _corners(value: Callable[[int], float], bend: int, total: int) -> list[int]:
     """First and last step and, where the value changes, the two steps around the bend."""
-    steps = sorted({0, bend - 1, bend, total - 1} & set(range(total)))
+    steps = sorted(step for step in {0, bend - 1, bend, total - 1} if 0 <= step < total)
     return steps if len({value(step) for step in steps}) > 1 else [0, total - 1]

@@ -17,16 +17,17 @@ from __future__ import annotations
 import io
 import logging
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from illama.data.formats import LFS_POINTER, looks_like_picture, readable_formats
+from illama.data.jpeg import has_endless_scans
 from illama.errors import UserError
 from illama.text import shown
 
@@ -37,6 +38,7 @@ _ORIENTATION_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.
 _ORIENTATION_FORMATS = frozenset({"TIFF", "MPO"})
 # A larger image is not decoded: a few bytes can claim any size. Pillow's own limit.
 MAX_PIXELS = 178_956_970
+LARGEST_FILE = 1 << 30  # bytes; a sparse file of any size costs its maker nothing
 Span = tuple[float, float]  # the values that become 0 and 255; the first may be the larger one
 # Tags of TIFF files: number of bits, meaning of 0, type of values, and the ranges that a file may state.
 _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
@@ -95,6 +97,8 @@ def read_image(
         name, content = where or os.fspath(file), read_bytes(file, where)
     if not content:
         raise BrokenImage(name, "the file is empty")
+    if has_endless_scans(content):
+        raise BrokenImage(name, "a JPEG file of more scans than any camera or encoder writes; save it again")
     with PILLOW_IN_OUR_HANDS:
         try:
             with Image.open(io.BytesIO(content), formats=readable_formats()) as image:
@@ -119,10 +123,7 @@ def read_bytes(file: str | os.PathLike[str], where: str | None = None) -> bytes:
     Raises:
         BrokenImage: It is missing or unreadable.
     """
-    try:
-        return Path(file).read_bytes()
-    except (OSError, ValueError) as error:  # a NUL in the name
-        raise BrokenImage(where or os.fspath(file), getattr(error, "strerror", None) or str(error)) from None
+    return _read(file, where or os.fspath(file), None)[1]
 
 
 def read_head(file: str | os.PathLike[str], length: int) -> tuple[int, bytes]:
@@ -131,11 +132,27 @@ def read_head(file: str | os.PathLike[str], length: int) -> tuple[int, bytes]:
     Raises:
         BrokenImage: It is missing or unreadable.
     """
+    return _read(file, os.fspath(file), length)
+
+
+def _read(file: str | os.PathLike[str], where: str, length: int | None) -> tuple[int, bytes]:
+    """Size of a regular file, and its first bytes (None: all of them)."""
     try:
-        with open(file, "rb") as opened:
-            return os.fstat(opened.fileno()).st_size, opened.read(length)
-    except (OSError, ValueError) as error:
-        raise BrokenImage(os.fspath(file), getattr(error, "strerror", None) or str(error)) from None
+        with open(file, "rb", opener=_open_at_once) as opened:
+            found = os.fstat(opened.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise BrokenImage(where, "it is no regular file")
+            if found.st_size > LARGEST_FILE:
+                why = f"{found.st_size:,} bytes are more than a picture's file may have ({LARGEST_FILE:,})"
+                raise BrokenImage(where, why)
+            return found.st_size, opened.read(LARGEST_FILE if length is None else length)
+    except (OSError, ValueError) as error:  # a NUL in the name
+        raise BrokenImage(where, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe that nobody writes to would be waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def check_channels(in_chans: int) -> None:

@@ -29,6 +29,7 @@ _UPRIGHT = (
     b"\x12\x01\x03\x00\x01\x00\x00\x00\x01\x00",
     b'tiff:Orientation="1"',
 )
+_MOST_SCANS = 100  # encoders write about ten, and one or two for a thumbnail
 _KEPT_BYTES = 64 << 20
 _kept = threading.local()
 
@@ -55,7 +56,7 @@ def plain_jpeg(content: bytes) -> PlainJpeg | None:
     while at + 4 <= len(content) and content[at] == 0xFF:
         marker = content[at + 1]
         if marker == _SCAN:
-            return frame
+            return None if has_endless_scans(content) else frame
         if marker == 0xFF or marker in _WITHOUT_LENGTH or marker == _END:
             return None
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
@@ -70,6 +71,11 @@ def plain_jpeg(content: bytes) -> PlainJpeg | None:
                 return None
         at = end
     return None
+
+
+def has_endless_scans(content: bytes) -> bool:
+    """Whether a JPEG file goes over its picture so often that a few bytes cost minutes."""
+    return content.startswith(b"\xff\xd8\xff") and content.count(b"\xff\xda") > _MOST_SCANS
 
 
 def _may_be_turned(segment: bytes) -> bool:

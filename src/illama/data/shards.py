@@ -8,6 +8,7 @@ need not follow each other.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import tarfile
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from illama.data.formats import FileKind, kind_of_file, pointer_hint, remedy
-from illama.data.images import BrokenImage, read_image
+from illama.data.images import LARGEST_FILE, BrokenImage, read_image
 from illama.data.layout import Layout, needed_folder, needed_path
 from illama.data.source import MOST_CLASSES, Source, number_classes
 from illama.data.splits import missing_parts, only_split, split_in_name
@@ -37,6 +38,8 @@ OPEN_FILES = 256  # of one process; systems allow 1024 and more
 NO_IMAGE, NO_KEY = "samples without a picture", "files whose names have no key and ending"
 LINKED = "pictures that are links or sparse in the tar file; write it with their content (tar --hard-dereference -h)"
 SECOND = "further pictures of a sample (.jpg before .png)"
+MOST_SHARDS = 1_000_000
+_RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _LONGEST_LABEL = 1 << 20  # bytes
 _MOST_PADDING = 1 << 20  # bytes of zeros at the end of a tar file; tar writes up to 10 kB
 
@@ -112,6 +115,9 @@ class ShardSource(Source):
 
     def encoded(self, i: int) -> bytes:
         member = self._members[i]
+        if member.size > LARGEST_FILE:
+            why = f"{member.size:,} bytes are more than a picture's file may have ({LARGEST_FILE:,})"
+            raise BrokenImage(self.location(i), why)
         try:
             return self._files.read(member.shard, member.start, member.size)
         except OSError as error:
@@ -247,15 +253,21 @@ def _listed(path: Path) -> tuple[dict[str, list[Path]], dict[Path, int]]:
 
 
 def _expand(pattern: str) -> list[str]:
-    """train-{000..002}.tar as the three names it stands for."""
-    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if found is None:
-        return [pattern]
-    width = len(found[1])
-    numbers = range(int(found[1]), int(found[2]) + 1)
-    return [
-        name for n in numbers for name in _expand(f"{pattern[: found.start()]}{n:0{width}}{pattern[found.end() :]}")
-    ]
+    """train-{000..002}.tar as the three names it stands for.
+
+    Raises:
+        UserError: It stands for too many.
+    """
+    count = math.prod(max(0, int(last) - int(first) + 1) for first, last in _RANGE.findall(pattern))
+    if count > MOST_SHARDS:
+        raise UserError(f"{shown(pattern)} stands for {count:,} shards, more than {MOST_SHARDS:,}; give fewer")
+    names = [pattern]
+    while (found := _RANGE.search(names[0])) is not None:
+        numbers = [f"{n:0{len(found[1])}}" for n in range(int(found[1]), int(found[2]) + 1)]
+        names = [_RANGE.sub(number, name, count=1) for name in names for number in numbers]
+        if not names:
+            raise UserError(f"{shown(pattern)} stands for no shard: the first number is above the last")
+    return names
 
 
 @dataclass

@@ -14,6 +14,8 @@ from PIL import Image
 
 from illama.data.images import as_seen, check_channels
 from illama.errors import UserError
+from illama.models.config import LEAST_CROP, LEAST_STD, MOST_PIXELS
+from illama.text import shown
 
 if TYPE_CHECKING:
     from illama.recipes.schema import Recipe
@@ -67,10 +69,13 @@ class EvalTransform:
         values = (self.crop_pct, *self.mean, *self.std)
         if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
             raise UserError(f"crop_pct, mean and std are to be finite numbers; given {values}")
-        if not 0 < self.crop_pct <= 1 or any(value <= 0 for value in self.std):
+        if not LEAST_CROP <= self.crop_pct <= 1 or any(value < LEAST_STD for value in self.std):
             raise UserError(
-                f"crop_pct {self.crop_pct} and std {self.std} are to be above 0, and crop_pct no more than 1"
+                f"crop_pct {self.crop_pct} is to be from {LEAST_CROP} to 1, and std {self.std} at least {LEAST_STD}"
             )
+        sides = self.img_size
+        if len(sides) != 2 or not all(type(side) is int and 1 <= side <= MOST_PIXELS for side in sides):
+            raise UserError(f"img_size {shown(sides, 60)} is no height and width of 1 to {MOST_PIXELS} pixels")
         if len(self.mean) != self.in_chans or len(self.std) != self.in_chans:
             raise UserError(
                 f"data.mean and data.std have {len(self.mean)} and {len(self.std)} values; "

@@ -69,7 +69,6 @@ def predict(
     Raises:
         UserError: Checkpoint or device cannot be used, or a path, folder or pattern has no image.
     """
-    from illama.data import EvalTransform
     from illama.device import resolve_device  # imported here: the training loop evaluates too
 
     if top_k < 1:
@@ -77,7 +76,7 @@ def predict(
     files = find_images([images] if isinstance(images, str | Path) else images)[0]
     target = resolve_device(device)
     model, meta = load_model(checkpoint, target)
-    transform = EvalTransform.from_dict(needed_transform(meta, checkpoint))
+    transform = needed_transform(meta, checkpoint)
     names = meta.classes or tuple(str(i) for i in range(meta.config.num_classes))
     limit = (meta.recipe or {}).get("data", {}).get("max_image_pixels", MAX_PIXELS)
     found: list[Prediction] = []
@@ -87,6 +86,8 @@ def predict(
             if readable:
                 batch = transform.normalize(torch.stack(list(readable.values())), target)
                 probabilities = torch.softmax(model(batch).float(), dim=1)
+                if not bool(torch.isfinite(probabilities).all()):
+                    raise UserError(f"{shown(checkpoint)} answers with NaN; these weights cannot be used")
                 best, order = (t.cpu() for t in probabilities.topk(min(top_k, len(names)), dim=1))
                 for path, row, row_best in zip(readable, order.tolist(), best.tolist(), strict=True):
                     broken[path] = Prediction(path, tuple(names[i] for i in row), tuple(row_best))

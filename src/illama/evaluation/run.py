@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,5 +71,7 @@ def evaluate(
         if keep is not None and target_file is not None:
             saved = kept_logits(subject, keep, result.skipped, world)
             world.main_only(lambda: saved.save(target_file))
+    if not math.isfinite(result.loss):
+        raise UserError(f"{subject.weights} answers with NaN or infinity; these weights cannot be judged")
     description = subject.source.description
     return dataclasses.replace(result, classes=subject.meta.classes, data=description, weights=subject.weights)

@@ -243,7 +243,6 @@ def open_subject(
     Raises:
         UserError: Checkpoint, data, device or batch size cannot be used.
     """
-    from illama.data import EvalTransform  # imported here: the training loop evaluates too
     from illama.data.layout import is_gone
     from illama.device import resolve_device
 
@@ -258,7 +257,13 @@ def open_subject(
     recipe = None if meta.recipe is None else parse_recipe(meta.recipe, f"the recipe in {checkpoint}")
     if recipe is not None and run is not None:
         recipe = _where_it_was(recipe, run)
-    chosen = None if recipe is None and data is None else choose_data(recipe, data)
+    own = recipe if run is not None or recipe is None else _without_places(recipe)
+    if recipe is not None and own is not recipe and data is None:
+        raise UserError(
+            f"{checkpoint} belongs to no run here, and what its recipe names ({shown(recipe.data.path, 80)}) is not "
+            "opened; give the data with --data"
+        )
+    chosen = None if recipe is None and data is None else choose_data(own, data)
     if data is None and chosen is not None and is_gone(chosen):
         raise UserError(
             f"the data of {checkpoint} lay in {shown(chosen.path)}, which is not there; give it with --data"
@@ -269,7 +274,7 @@ def open_subject(
         meta=meta,
         name=meta.source or Path(checkpoint).stem if recipe is None else recipe.name,
         weights=_named(file, meta),
-        transform=EvalTransform.from_dict(needed_transform(meta, checkpoint)),
+        transform=needed_transform(meta, checkpoint),
         device=target,
         batch_size=batch_size or (256 if recipe is None else recipe.train.eval_batch),
         data=chosen,
@@ -279,6 +284,17 @@ def open_subject(
         trained_on=recipe.data.model_copy(update={"path": chosen.path}) if has_run and recipe and chosen else None,
         origin=None if run is None else Origin.read(run),
     )
+
+
+def _without_places(recipe: Recipe) -> Recipe:
+    """The recipe of weights that somebody may have sent: it must not decide which files are opened.
+
+    The digits, which are in the package, are the one data set that it may name; itself for those.
+    """
+    if recipe.data.name == "digits":
+        return recipe
+    kept = {name: getattr(recipe.data, name) for name in ("class_depth", "image_column", "label_column")}
+    return recipe.model_copy(update={"data": DataConfig(**kept)})
 
 
 def _where_it_was(recipe: Recipe, run: Path) -> Recipe:
@@ -330,12 +346,24 @@ def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:
     raise UserError(f"data {given!r} does not exist and is no data set's name; {hint}")
 
 
-def needed_transform(meta: Meta, checkpoint: Path | str) -> dict[str, object]:
-    """The evaluation transform that travels with the weights."""
+def needed_transform(meta: Meta, checkpoint: Path | str) -> EvalTransform:
+    """The evaluation transform that travels with the weights.
+
+    Raises:
+        UserError: There is none, or it does not prepare images as the network takes them.
+    """
+    from illama.data import EvalTransform
+
     if meta.eval_transform is None:
         raise UserError(
             f"{checkpoint} does not say how its images are to be resized and normalised; put its "
             f"preprocessor_config.json beside it, or say it: illama convert {checkpoint} FILE.safetensors --transform "
             "imagenet (or half)"
         )
-    return meta.eval_transform
+    transform, config = EvalTransform.from_dict(meta.eval_transform), meta.config
+    if (transform.img_size, transform.in_chans) != (config.height_width, config.in_chans):
+        raise UserError(
+            f"{checkpoint} prepares images of {transform.img_size} pixels in {transform.in_chans} channels, but its "
+            f"network takes {config.height_width} in {config.in_chans}; fetch or convert it again"
+        )
+    return transform

@@ -115,10 +115,12 @@ class ModelConfig:
     def problems(self) -> list[tuple[str, str]]:
         """All that is wrong, as (field, what is allowed); empty for a usable configuration."""
         wrong = list(_wrong_choices(self))
-        for field, least in _LEAST.items():
+        for field, (least, most) in _RANGES.items():
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 wrong.append((field, f"{value!r} is not a whole number of at least {least}"))
+            elif value > most:
+                wrong.append((field, f"{value} is more than the {most} that a network may have"))
         for field in ("drop_path", "drop_rate"):
             value = getattr(self, field)
             if not isinstance(value, int | float) or not 0 <= value < 1:
@@ -132,7 +134,9 @@ class ModelConfig:
     def _wrong_shapes(self) -> list[tuple[str, str]]:
         wrong = []
         sides = self.height_width
-        if len(sides) != 2 or any(not isinstance(s, int) or s < 1 or s % self.patch_size for s in sides):
+        if len(sides) == 2 and any(isinstance(s, int) and s > MOST_PIXELS for s in sides):
+            wrong.append(("img_size", f"{self.img_size!r} has a side of more than {MOST_PIXELS} pixels"))
+        elif len(sides) != 2 or any(not isinstance(s, int) or s < 1 or s % self.patch_size for s in sides):
             wrong.append(
                 (
                     "img_size",
@@ -160,7 +164,17 @@ class ModelConfig:
         return plain
 
 
-_LEAST = {"patch_size": 1, "in_chans": 1, "num_classes": 0, "embed_dim": 1, "depth": 1, "num_heads": 1}
+# A number in somebody's file must not become an allocation: far above all networks, far below all memory.
+MOST_PIXELS = 1 << 15  # of a side of the input
+LEAST_STD, LEAST_CROP = 1e-6, 0.01  # of how images are prepared: below them values and sizes are endless
+_RANGES = {
+    "patch_size": (1, MOST_PIXELS),
+    "in_chans": (1, 1 << 10),
+    "num_classes": (0, 1_000_000),
+    "embed_dim": (1, 1 << 16),
+    "depth": (1, 1 << 12),
+    "num_heads": (1, 1 << 12),
+}
 
 
 def _wrong_choices(config: ModelConfig) -> list[tuple[str, str]]:

@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from illama.models.config import ModelConfig
+from illama.models.config import LEAST_CROP, LEAST_STD, MOST_PIXELS, ModelConfig
 from illama.recipes import yaml_text
 from illama.recipes.rules import broken_rules, flatten
 
 Count = Annotated[int, Field(ge=1)]
+Epochs = Annotated[int, Field(ge=0, le=1_000_000)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 AtLeastZero = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
@@ -76,9 +77,9 @@ class DataConfig(Section):
     """Seconds without an image after which the decoding processes are started anew; 0 waits for ever."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel, of values from 0 to 1, subtracted before the model."""
-    std: tuple[AboveZero, ...] = IMAGENET_STD
+    std: tuple[Annotated[float, Field(ge=LEAST_STD)], ...] = IMAGENET_STD
     """Deviation of each channel, divided by after subtraction."""
-    crop_pct: float = Field(default=0.875, gt=0, le=1)
+    crop_pct: float = Field(default=0.875, ge=LEAST_CROP, le=1)
     """Evaluation at 33 to 383 px resizes the shorter side to size / crop_pct and crops the centre; other sizes
     do without: warped to the size from 384 px on, taken as they are up to 32 px."""
 
@@ -92,7 +93,7 @@ class AugmentConfig(Section):
     """Area of a resized crop as a share of the image's, least and most."""
     crop_ratio: tuple[AboveZero, AboveZero] = (0.75, 4 / 3)
     """Width / height of a resized crop, least and most."""
-    crop_padding: int = Field(default=4, ge=0)
+    crop_padding: int = Field(default=4, ge=0, le=MOST_PIXELS)
     """Pixels added on each side before a padded crop."""
     hflip: Rate = 0.5
     """Probability of a horizontal flip."""
@@ -152,7 +153,7 @@ class SoftnessConfig(Section):
     """`soft`: falls to 0 at `cutoff_epochs`; `standard`: `value` for the whole run."""
     shape: Literal["constant", "linear"] = "constant"
     """`soft` only: stays at `value` until the cutoff, or falls linearly to 0 there."""
-    cutoff_epochs: int = Field(default=0, ge=0)
+    cutoff_epochs: Epochs = 0
     """`soft` only: epochs until the mask is causal; 0 is causal from the start."""
     value: Rate = 1.0
     """Softness at the start."""
@@ -165,16 +166,16 @@ class DropPathConfig(Section):
     """The whole run, only before `cutoff_epochs`, or only from there on."""
     shape: Literal["constant", "linear"] = "constant"
     """`early` only: constant until the cutoff, or falling linearly to 0 there."""
-    cutoff_epochs: int = Field(default=0, ge=0)
+    cutoff_epochs: Epochs = 0
     """`early` and `late` only: the epoch of the change."""
 
 
 class ScheduleConfig(Section):
     """Everything that changes with the optimizer step."""
 
-    epochs: Count
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)]
     """Passes over the training images."""
-    warmup_epochs: int = Field(default=0, ge=0)
+    warmup_epochs: Epochs = 0
     """Epochs in which lr rises linearly from 0."""
     softness: SoftnessConfig = SoftnessConfig()
     """The soft mask."""

@@ -13,7 +13,28 @@ _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 
 
+_DEEPEST = 20  # sections in sections; a recipe has three
+_LONGEST = 1 << 20  # characters
+_MOST_DIGITS = 1000  # of a number: Python refuses to convert more than 4,300
+
+
 class _Loader(yaml.SafeLoader):
+    """YAML without what only attacks use: aliases, which may stand for any amount of text, and endless brackets."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor}: aliases are not read", event.start_mark)
+        if self.depth >= _DEEPEST:
+            raise yaml.composer.ComposerError(None, None, "brackets too deep", self.peek_event().start_mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
@@ -42,7 +63,16 @@ def parse(text: str) -> Any:
     Raises:
         yaml.YAMLError: The text is not YAML, or a key stands twice.
     """
-    return json.loads(json.dumps(yaml.load(text, _Loader), default=str))
+    if len(text) > _LONGEST:
+        raise yaml.YAMLError(f"longer than {_LONGEST} characters")
+    if re.search(rf"[0-9_]{{{_MOST_DIGITS}}}", text):
+        raise yaml.YAMLError(f"a number of more than {_MOST_DIGITS} digits")
+    try:
+        plain = json.dumps(yaml.load(text, _Loader), default=str, ensure_ascii=False)
+        plain.encode()  # half of a surrogate pair is no text
+        return json.loads(plain)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # 2026-13-45, {[1]: 2}, ...
+        raise yaml.YAMLError(str(error) or "cannot be read") from None
 
 
 def dump(tree: dict[str, Any]) -> str:
