@@ -31,6 +31,11 @@ def make_folder(folder: Path) -> None:
         to_disk(path.parent)
 
 
+def open_at_once(path: str, flags: int) -> int:
+    """An opener for `open` that does not wait for somebody to write into a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file that appears, or replaces the one of its name, once it is complete and on the disk.
 

@@ -13,6 +13,7 @@ import numpy as np
 from illama.data.progress import WorkProgress
 from illama.errors import UserError
 from illama.evaluation.tensor_file import make_workspace
+from illama.json_text import parse_json
 
 Point = tuple[int, int]  # row (second coordinate) and column (first coordinate)
 
@@ -61,7 +62,7 @@ def description(file: Path) -> dict[str, Any] | None:
     """What a file of `fill_grid` is about; None where there is none yet, or nothing that can be read."""
     try:
         with file.open(encoding="utf-8") as lines:
-            found = json.loads(lines.readline())
+            found = parse_json(lines.readline())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -82,7 +83,7 @@ def _read(file: Path, about: Mapping[str, Any]) -> dict[Point, float]:
         _append(file, about)
         return {}
     try:
-        first, *rest = map(json.loads, lines)
+        first, *rest = map(parse_json, lines)
         points = {(int(each["row"]), int(each["column"])): each["value"] for each in rest}
     except (ValueError, TypeError, KeyError):
         raise UserError(f"{file} is damaged; delete it to compute the grid anew") from None

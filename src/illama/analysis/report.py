@@ -20,6 +20,7 @@ from illama.environment import environment
 from illama.errors import UserError
 from illama.evaluation.subject import Subject
 from illama.evaluation.tensor_file import make_workspace
+from illama.json_text import read_json
 from illama.models.complexity import multiply_adds, parameters
 from illama.report import Block, Bullets, Code, Document, Section, Table, Text, write_document
 
@@ -121,7 +122,7 @@ def summary_table(findings: tuple[Finding, ...]) -> Table:
 def _former_files(folder: Path) -> set[str]:
     """Pictures and tables of the report that stands in the folder."""
     try:
-        names = json.loads((folder / "report.json").read_text(encoding="utf-8"))["files"]
+        names = read_json(folder / "report.json")["files"]
         return {name for name in names if Path(name).name == name and Path(name).suffix in (".svg", ".csv")}
     except (OSError, ValueError, TypeError, KeyError):
         return set()

@@ -34,6 +34,7 @@ from illama.evaluation.robustness import (
 )
 from illama.evaluation.subject import Subject
 from illama.evaluation.tensor_file import make_workspace
+from illama.json_text import read_json
 
 MEMORY_FILE = "robustness.json"
 Labels = list[list[int]]
@@ -110,7 +111,7 @@ class _Memory:
     def _read(self) -> dict[str, Any]:
         assert self._file is not None
         try:
-            known = json.loads(self._file.read_text(encoding="utf-8"))
+            known = read_json(self._file)
             if not isinstance(known, dict):
                 raise ValueError("no JSON object")
         except FileNotFoundError:

@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 
 from illama.disk import make_folder, to_disk
 from illama.errors import UserError
+from illama.json_text import read_json
 
 META_FILE = "meta.json"
 _SUMMED = (".safetensors", ".pt")  # endings of files that have to have a sum
@@ -134,7 +135,7 @@ def stated_meta(folder: Path) -> dict[str, Any]:
         DamagedError: It is missing, or differs from its own sum.
     """
     try:
-        meta = dict(json.loads((folder / META_FILE).read_text()))
+        meta = dict(read_json(folder / META_FILE))
         own = meta.pop(OWN_SUM, None)  # checkpoints of illama 0.1.0 have none
         sums = dict(meta[FILE_SUMS])
     except (OSError, ValueError, KeyError, TypeError):

@@ -6,7 +6,6 @@ class names, and the evaluation transform.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from illama.errors import UserError
+from illama.json_text import read_json
 from illama.models.config import ModelConfig
 from illama.registry import closest
 
@@ -86,7 +86,7 @@ def described(file: Path) -> Described | None:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not readable JSON ({str(error).splitlines()[0]}); fetch or copy it again") from None
     if not isinstance(content, dict):

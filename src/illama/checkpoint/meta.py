@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from illama.errors import UserError
+from illama.json_text import parse_json
 from illama.models.config import ModelConfig
 
 FORMAT_VERSION = 1
@@ -61,7 +62,7 @@ class Meta:
         from pydantic import TypeAdapter, ValidationError
 
         try:
-            plain = json.loads(text)
+            plain = parse_json(text)
         except (ValueError, RecursionError):
             plain = None
         if not isinstance(plain, Mapping) or not isinstance(plain.get("config"), Mapping):

@@ -28,6 +28,7 @@ from PIL import Image, ImageOps
 
 from illama.data.formats import LFS_POINTER, looks_like_picture, readable_formats
 from illama.data.jpeg import has_endless_scans
+from illama.disk import open_at_once
 from illama.errors import UserError
 from illama.text import shown
 
@@ -138,7 +139,7 @@ def read_head(file: str | os.PathLike[str], length: int) -> tuple[int, bytes]:
 def _read(file: str | os.PathLike[str], where: str, length: int | None) -> tuple[int, bytes]:
     """Size of a regular file, and its first bytes (None: all of them)."""
     try:
-        with open(file, "rb", opener=_open_at_once) as opened:
+        with open(file, "rb", opener=open_at_once) as opened:
             found = os.fstat(opened.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise BrokenImage(where, "it is no regular file")
@@ -148,11 +149,6 @@ def _read(file: str | os.PathLike[str], where: str, length: int | None) -> tuple
             return found.st_size, opened.read(LARGEST_FILE if length is None else length)
     except (OSError, ValueError) as error:  # a NUL in the name
         raise BrokenImage(where, getattr(error, "strerror", None) or str(error)) from None
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """A pipe that nobody writes to would be waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def check_channels(in_chans: int) -> None:

@@ -6,7 +6,6 @@ data/train-00000-of-1.parquet, plain_text/train-00000-of-1.parquet, default/trai
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from bisect import bisect_right
@@ -36,6 +35,7 @@ from illama.data.splits import (
 from illama.data.table import text_of
 from illama.data.walk import NO_PICTURES, Found, PassedOver, Reason
 from illama.errors import UserError
+from illama.json_text import parse_json
 from illama.text import shown
 
 if TYPE_CHECKING:
@@ -409,7 +409,7 @@ def _first_line(error: Exception) -> str:
 def _features(schema: Any) -> dict[str, Any]:
     """Columns as the `huggingface` entry of the schema describes them; empty where there is none that can be read."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
     return {name: one for name, one in features.items() if isinstance(one, dict)} if isinstance(features, dict) else {}

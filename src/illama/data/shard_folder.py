@@ -24,6 +24,7 @@ from typing import Any
 from illama.data.shard_plan import ShardPlan
 from illama.disk import to_disk
 from illama.errors import UserError
+from illama.json_text import parse_json
 
 PLAN_FILE, JOURNAL_FILE = "_plan.jsonl.gz", "_shards.jsonl"
 INFO_FILE, CLASSES_FILE, SUMS_FILE = "_info.json", "classes.txt", "SHA256SUMS"
@@ -62,7 +63,7 @@ def read_journal(folder: Path) -> list[FinishedShard]:
     noted = []
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
         try:
-            noted.append(FinishedShard(**json.loads(line)))
+            noted.append(FinishedShard(**parse_json(line)))
         except (ValueError, TypeError):
             continue
     return noted

@@ -21,6 +21,7 @@ import numpy as np
 from illama.data.folder import FolderLayout, look_at_folder
 from illama.data.splits import is_training
 from illama.errors import UserError
+from illama.json_text import parse_json
 from illama.recipes.schema import DataConfig
 
 _FORMAT = 1
@@ -213,14 +214,14 @@ def read_plan(file: Path) -> ShardPlan:
     """
     try:
         with gzip.open(file, "rt", encoding="utf-8") as lines:
-            head: dict[str, Any] = json.loads(next(lines))
+            head: dict[str, Any] = parse_json(next(lines))
             if head["format"] != _FORMAT:
                 raise UserError(
                     f"{file} is of format {head['format']}, this version writes {_FORMAT}; use a new folder"
                 )
             splits = []
             for split in head["splits"]:
-                rows = [json.loads(next(lines)) for _ in range(split["images"])]
+                rows = [parse_json(next(lines)) for _ in range(split["images"])]
                 columns = [np.array([row[k] for row in rows], dtype=np.int64) for k in (1, 2, 3)]
                 splits.append(PlannedSplit(split["name"], split["folder"], [row[0] for row in rows], *columns))
     except (OSError, EOFError, ValueError, KeyError, TypeError, StopIteration) as error:

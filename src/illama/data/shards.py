@@ -7,7 +7,6 @@ need not follow each other.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -29,6 +28,7 @@ from illama.data.source import MOST_CLASSES, Source, number_classes
 from illama.data.splits import missing_parts, only_split, split_in_name
 from illama.data.walk import NO_PICTURES, SPECIAL, Found, PassedOver, is_hidden
 from illama.errors import UserError
+from illama.json_text import parse_json, read_json
 from illama.text import shown
 
 if TYPE_CHECKING:
@@ -242,7 +242,7 @@ def _listed(path: Path) -> tuple[dict[str, list[Path]], dict[Path, int]]:
         if not (path / name).is_file():
             continue
         try:
-            splits: dict[str, Any] = json.loads((path / name).read_text(encoding="utf-8")).get("splits", {})
+            splits: dict[str, Any] = read_json(path / name).get("splits", {})
             shards = {key: [path / str(file) for file in value["filenames"]] for key, value in splits.items()}
             lengths = {key: [int(n) for n in value.get("shard_lengths") or ()] for key, value in splits.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -413,7 +413,7 @@ def _label(content: bytes, ending: str, where: str) -> int | None:
     """The class number that a member holds; None for a JSON without "label"."""
     try:
         text = content.decode()
-        value = text if ending == ".cls" else json.loads(text).get("label")
+        value = text if ending == ".cls" else parse_json(text).get("label")
         if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError
         return None if value is None else int(value)

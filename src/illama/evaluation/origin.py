@@ -27,6 +27,7 @@ from illama.data.source import Source, SubsetSource
 from illama.disk import utf8
 from illama.errors import UserError
 from illama.evaluation.data_identity import DataIdentity, image_name
+from illama.json_text import read_json
 
 if TYPE_CHECKING:
     from illama.recipes import Recipe
@@ -112,7 +113,7 @@ class Origin:
         if not file.is_file():
             return None
         try:
-            plain: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            plain: dict[str, Any] = read_json(file)
             start = None if plain["start"] is None else Start(**plain["start"])
             held_out = tuple(_read_marks(run_dir / HELD_OUT_FILE))
             identities = DataIdentity(**plain["train"]), DataIdentity(**plain["eval"])

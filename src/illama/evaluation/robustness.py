@@ -6,7 +6,6 @@ Letters: N images, C = 1000 classes of ImageNet-1K.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from illama.data.layout import open_source
 from illama.data.source import Source, number_classes
 from illama.errors import UserError
 from illama.evaluation.metrics import Scores
+from illama.json_text import read_json
 from illama.recipes import DataConfig
 from illama.registry import Registry
 
@@ -138,7 +138,7 @@ def read_real(path: Path) -> list[list[int]]:
         UserError: The file is missing, or no list of as many lists of classes.
     """
     try:
-        labels = json.loads(path.read_text(encoding="utf-8"))
+        labels = read_json(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}; give ImageNet-ReaL's real.json") from None
     except ValueError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from illama.checkpoint.resolve import resolve
 from illama.distributed import ALONE, World
 from illama.errors import UserError
 from illama.evaluation.origin import Origin, run_of
+from illama.json_text import read_json
 from illama.recipes import DataConfig, Recipe, parse_recipe
 from illama.text import shown
 
@@ -303,7 +303,7 @@ def _where_it_was(recipe: Recipe, run: Path) -> Recipe:
     if path is None or Path(path).expanduser().is_absolute() or Path(path).exists():
         return recipe
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        folder = json.loads((run / "environment.json").read_text(encoding="utf-8"))["working_folder"]
+        folder = read_json(run / "environment.json")["working_folder"]
         return recipe.with_data_path(str(Path(folder) / path))
     return recipe
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from illama.disk import make_folder, replace_file
 from illama.errors import UserError
+from illama.json_text import parse_json
 
 
 def write_tensors(path: Path, key: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -58,7 +59,7 @@ def read_tensors(path: Path, key: str, what: str) -> tuple[dict[str, Tensor], di
     if key not in header:
         raise UserError(f"{path} holds no {what}: its header has no description {key!r}; make it")
     try:
-        about: dict[str, Any] = json.loads(header[key])
+        about: dict[str, Any] = parse_json(header[key])
     except ValueError:
         raise UserError(f"{path}: the description in its header is damaged; make it") from None
     return tensors, about

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from illama.json_text import read_json
 from illama.reproduce.plan import PlannedRun, PlannedStudy
 from illama.reproduce.study import METRICS, Claim, Collapse, Comparison, Cure, Metric, Row
 from illama.reproduce.verdicts import (
@@ -232,4 +232,4 @@ def command(run: PlannedRun) -> str:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path)

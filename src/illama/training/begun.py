@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from illama.disk import utf8
 from illama.errors import UserError
 from illama.evaluation.data_identity import DataIdentity
 from illama.evaluation.origin import Origin, Start
+from illama.json_text import parse_json, read_json
 from illama.recipes import Recipe, load_recipe
 from illama.text import shown
 from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE, write_files
@@ -58,7 +58,7 @@ def _pairs(begun: Origin, now: Origin) -> tuple[tuple[str, DataIdentity, DataIde
 def _read_classes(run_dir: Path) -> list[str]:
     file = run_dir / CLASSES_FILE
     try:
-        classes = json.loads(file.read_text(encoding="utf-8"))
+        classes = read_json(file)
         if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
             return classes
     except (OSError, ValueError):
@@ -70,7 +70,7 @@ def _compare_with_log(run_dir: Path, steps_per_epoch: int, eval_images: int, und
     """For a run that did not keep its data's identity: the numbers that its log tells."""
     for line in reversed(_lines(run_dir / METRICS_FILE)):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             before, now = round(record["step"] / record["epoch"]), steps_per_epoch
             what = "steps in an epoch"
             if before == now and record.get("kind") == "eval":
@@ -111,7 +111,7 @@ def _compare_start(run_dir: Path, begun: Origin | None, given: Start | None, ini
 def _words(run_dir: Path) -> list[str]:
     """The words of the command that began a run."""
     try:
-        words = json.loads((run_dir / ENVIRONMENT_FILE).read_text(encoding="utf-8"))["command"]
+        words = read_json(run_dir / ENVIRONMENT_FILE)["command"]
         return [word.partition("=")[2] or word for word in words]
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return []

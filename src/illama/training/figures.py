@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import yaml
 
 from illama.disk import replace_file
 from illama.errors import UserError
+from illama.json_text import parse_json
 from illama.report.palette import BLUE, GREEN, GREY, ORANGE
 from illama.text import shown
 from illama.training.runs import start_of
@@ -82,12 +82,12 @@ def draw_curves(run_dir: Path) -> Path:
 
 
 def read_metrics(path: Path) -> tuple[Curves, Curves]:
-    """Columns of the "train" and of the "eval" lines of a metrics.jsonl; a line that was cut off is left out.
+    """Columns of the "train" and of the "eval" lines of a metrics.jsonl; lines that are damaged are left out.
 
     A value that a line lacks is NaN, so that all columns of a kind are equally long.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
+    records = [record for line in lines if (record := _parsed(line)) is not None]
     kinds = ([r for r in records if r["kind"] == kind] for kind in ("train", "eval"))
     train, evals = (
         {key: [r.get(key, math.nan) for r in kept] for key in dict.fromkeys(k for r in kept for k in r if k != "kind")}
@@ -96,11 +96,20 @@ def read_metrics(path: Path) -> tuple[Curves, Curves]:
     return train, evals
 
 
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A whole line of the log; None for one that a crash cut off, or that something damaged."""
+    try:
+        record = parse_json(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and "kind" in record else None
+
+
 def published_curves(recipe_name: str) -> Curves | None:
     """The authors' curve for a recipe, at the ends of epochs 1, 2, ...; None where they published none."""
     if recipe_name not in PUBLISHED_RUNS:
         return None
-    stored = json.loads(files("illama.recipes").joinpath("published_curves.json").read_text(encoding="utf-8"))
+    stored = parse_json(files("illama.recipes").joinpath("published_curves.json").read_text(encoding="utf-8"))
     rows = stored["runs"][PUBLISHED_RUNS[recipe_name]]
     curves = {name: list(column) for name, column in zip(stored["columns"], zip(*rows, strict=True), strict=True)}
     curves["epoch"] = [epoch + 1 for epoch in curves["epoch"]]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from illama.errors import UserError
+from illama.json_text import parse_json
 
 try:
     import fcntl
@@ -131,7 +132,7 @@ def _self() -> dict[str, Any]:
 
 def _read(handle: int) -> dict[str, Any]:
     try:
-        return dict(json.loads(os.pread(handle, 4096, 0)))
+        return dict(parse_json(os.pread(handle, 4096, 0)))
     except (OSError, ValueError, TypeError):  # its owner is about to write it
         return {}
 

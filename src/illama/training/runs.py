@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import time
@@ -19,6 +18,7 @@ from illama.checkpoint.folder import DamagedError, current, read_meta
 from illama.checkpoint.tags import BEST, LAST, ORIGIN_FILE, PREVIOUS, checkpoint_folder, has_checkpoint, kept_tags
 from illama.environment import launch_words, typed_command
 from illama.errors import UserError
+from illama.json_text import parse_json, read_json
 from illama.recipes import Change, list_recipes, load_recipe, yaml_text
 from illama.recipes.rules import flatten
 from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE
@@ -159,7 +159,7 @@ def _with_state(status: RunStatus, recipe: Record) -> RunStatus:
 def start_of(run_dir: Path) -> str | None:
     """What the weights that a run started from are called; None for new ones, or where that is not known."""
     try:
-        start = json.loads((run_dir / ORIGIN_FILE).read_text(encoding="utf-8"))["start"]
+        start = read_json(run_dir / ORIGIN_FILE)["start"]
         return None if start is None else str(start["name"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
@@ -198,7 +198,7 @@ def _records(file: Path) -> Iterator[Record]:
 
 def _parsed(line: str) -> Record | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and {"step", "epoch"} <= record.keys() else None
@@ -268,7 +268,7 @@ def _command(path: Path, data: str | None) -> str:
     """
     own = shlex.join(["illama", "train", str(path / RECIPE_FILE), "--out", str(path)])
     try:
-        typed = json.loads((path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        typed = read_json(path / ENVIRONMENT_FILE)
         command, folder = typed_command(typed), typed.get("working_folder") or os.getcwd()
         own = shlex.join(["illama", *launch_words(typed), *shlex.split(own)[1:]])
         place = None if data is None else os.path.join(folder, os.path.expanduser(data))
