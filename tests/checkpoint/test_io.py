@@ -10,12 +10,22 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
 
 from illama import disk
-from illama.checkpoint import Meta, folder, io, load_checkpoint, newest_checkpoint, save_checkpoint, save_weights
+from illama.checkpoint import (
+    Meta,
+    folder,
+    io,
+    load_checkpoint,
+    load_model,
+    newest_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
 from illama.checkpoint.io import read_safetensors
 from illama.errors import UserError
 from illama.models import ILlama
@@ -278,6 +288,37 @@ def test_what_counts_is_on_disk_first(
         ("rename", "runs/x/checkpoints/last"),
         ("sync", "runs/x/checkpoints"),
     ]
+
+
+@pytest.mark.parametrize("instant", ["between the renames", "after the header was read"])
+def test_a_save_beside_a_read_is_not_seen(
+    instant: str, tmp_path: Path, model: ILlama, meta: Meta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file that was found is gone for a moment, or another one when its tensors are read: never a mixture."""
+    save(tmp_path, model, meta, 1)
+    last, gone = tmp_path / "checkpoints" / "last", tmp_path / "checkpoints" / "gone"
+    original, calls = io.safe_open, []
+
+    def opened(path: Path, **options: str) -> object:
+        calls.append(path)
+        if len(calls) == 1 and instant == "between the renames":
+            last.rename(gone)
+            Timer(0.03, lambda: gone.rename(last)).start()
+        file = original(path, **options)
+        if len(calls) == 1:
+            with torch.no_grad():
+                model.norm.weight.fill_(2.0)
+            save(tmp_path, model, meta, 2)
+        return file
+
+    monkeypatch.setattr(io, "safe_open", opened)
+    found, told = load_model(tmp_path)
+    assert len(calls) > 1
+    if instant == "between the renames":
+        assert told.step == 1
+    else:
+        assert told.step == 2
+        assert bool((found.norm.weight == 2).all())
 
 
 def test_an_interrupted_first_save_is_no_checkpoint(

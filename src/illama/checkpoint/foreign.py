@@ -10,6 +10,7 @@ import argparse
 import errno
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from illama.checkpoint.io import read_safetensors
+from illama.checkpoint.io import is_of_a_run, read_safetensors
 from illama.checkpoint.meta import Meta
 from illama.errors import UserError
 
@@ -48,12 +49,13 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], Meta | None]:
             are no plain arrays.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.is_file() and not is_of_a_run(path):
         raise UserError(f"there is no weights file {path}")
     if path.suffix not in (".safetensors", *PICKLE_ENDINGS):
         raise UserError(f"{path} does not end in .safetensors, {', '.join(PICKLE_ENDINGS)}: not a weights file")
     state: dict[str, Tensor]
     meta: Meta | None
+    file_size = sys.maxsize if path.suffix == ".safetensors" else path.stat().st_size  # it compares them itself
     if path.suffix == ".safetensors":
         state, meta = read_safetensors(path)
     else:
@@ -61,7 +63,7 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], Meta | None]:
     for name, tensor in state.items():
         if not name.isprintable() or len(name) > LONGEST_NAME:
             raise UserError(f"{path}: {name[:40]!a} is no parameter's name; fetch or copy the file again")
-        oddity = _oddity(tensor, path)
+        oddity = _oddity(tensor, file_size)
         if oddity is not None:
             raise UserError(f"{path}: {name} is {oddity}, but weights are plain arrays; save them dense, on the CPU")
     # Plain tensors: a pickle can give a parameter attributes that hide its methods.
@@ -127,7 +129,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _oddity(tensor: Tensor, path: Path) -> str | None:
+def _oddity(tensor: Tensor, file_size: int) -> str | None:
     """Why a tensor cannot be taken as an array of numbers; None if it can."""
     if tensor.layout != torch.strided or tensor.is_nested:
         return "sparse or nested"
@@ -135,7 +137,7 @@ def _oddity(tensor: Tensor, path: Path) -> str | None:
         return "quantized"
     if tensor.is_meta:
         return "without values (of the meta device)"
-    if tensor.nbytes > max(path.stat().st_size, MOST_REPEATED_BYTES):
+    if tensor.nbytes > max(file_size, MOST_REPEATED_BYTES):
         return "larger than the file"
     return None
 

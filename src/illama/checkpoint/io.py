@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from illama.checkpoint.folder import FILE_SUMS, DamagedError, Writer, current, link_folder, read_meta, replace_folder
 from illama.checkpoint.meta import Meta
-from illama.checkpoint.tags import LAST, PREVIOUS, checkpoint_folder, has_checkpoint, newest_checkpoint
+from illama.checkpoint.tags import CHECKPOINTS, LAST, PREVIOUS, checkpoint_folder, has_checkpoint, newest_checkpoint
 from illama.checkpoint.tensors import compact, map_tensors, tensor_bytes
 from illama.errors import UserError
 
@@ -32,6 +33,7 @@ MODEL_FILE = "model.safetensors"
 EMA_FILE = "ema.safetensors"
 STATE_FILE = "training_state.pt"
 META_KEY = "illama"  # of the safetensors header
+_TRIES, _PAUSE_S = 20, 0.01  # of a read that a save comes between; it takes two renames
 LONGEST_REASON = 160  # characters of what a library says of a file
 _log = logging.getLogger("illama.checkpoint")
 
@@ -69,16 +71,38 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Meta | None]:
     Raises:
         UserError: Not a safetensors file, or cut short.
     """
-    try:
-        with safe_open(path, framework="pt") as file:  # once: a training run may put another file in its place
-            header = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0][:LONGEST_REASON]
-        reason = reason if reason.isprintable() else type(error).__name__  # it may quote the file's bytes
+    for left in reversed(range(_TRIES if is_of_a_run(path) else 1)):
+        before, problem = _identity(path), None
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError, RuntimeError) as error:  # the last one of torch, which maps the file
+            problem = error
+        if left and (before is None or _identity(path) != before):  # a training run put another in its place
+            time.sleep(_PAUSE_S)
+            continue
+        break
+    if problem is not None:
+        reason = str(problem).splitlines()[0][:LONGEST_REASON]
+        reason = reason if reason.isprintable() else type(problem).__name__  # it may quote the file's bytes
         raise UserError(f"{path} is not a readable safetensors file ({reason}); fetch or copy it again") from None
     meta = Meta.from_json(header[META_KEY], str(path)) if META_KEY in header else None
     return state, meta
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Whether a weights file lies in a run's checkpoint, which a run that trains replaces as a whole."""
+    return path.absolute().parent.parent.name == CHECKPOINTS
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file it is; None where there is none at this instant."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def save_checkpoint(

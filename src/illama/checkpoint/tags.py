@@ -14,6 +14,7 @@ from typing import NamedTuple
 from illama.checkpoint.folder import DamagedError, current, read_meta, stated_meta
 from illama.errors import UserError
 
+CHECKPOINTS = "checkpoints"  # the folder of them in a run's
 LAST, PREVIOUS, BEST = "last", "previous", "best"
 # Beside `checkpoints`: what the run was begun with, see illama.evaluation.origin.
 ORIGIN_FILE, HELD_OUT_FILE = "origin.json", "held_out.csv"
@@ -34,7 +35,7 @@ class Newest(NamedTuple):
 
 def checkpoint_folder(run_dir: Path, tag: str) -> Path:
     """Where the checkpoint with that tag stands in a run's folder."""
-    return Path(run_dir) / "checkpoints" / tag
+    return Path(run_dir) / CHECKPOINTS / tag
 
 
 def kept_tag(step: int) -> str:
@@ -44,7 +45,7 @@ def kept_tag(step: int) -> str:
 
 def kept_tags(run_dir: Path) -> list[str]:
     """Tags of the checkpoints that are kept for good, by step."""
-    return sorted(path.name for path in (Path(run_dir) / "checkpoints").glob("step-*") if path.is_dir())
+    return sorted(path.name for path in (Path(run_dir) / CHECKPOINTS).glob("step-*") if path.is_dir())
 
 
 def has_checkpoint(run_dir: Path) -> bool:

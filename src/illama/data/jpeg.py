@@ -21,6 +21,7 @@ from PIL import Image, features
 # Start-of-frame markers of Huffman-coded baseline, extended and progressive pictures.
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})
 _WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})
+_PROGRESSIVE = 0xC2
 _APP1, _APP2, _SCAN, _END = 0xE1, 0xE2, 0xDA, 0xD9
 # The orientation entry of EXIF in either byte order, and that of XMP: any, and those that say "upright".
 _ORIENTATION = re.compile(rb"\x01\x12\x00|\x12\x01.\x00|rientation", re.DOTALL)
@@ -52,11 +53,13 @@ def plain_jpeg(content: bytes) -> PlainJpeg | None:
     """The header of a plain JPEG file; None where Pillow is to read the bytes, whatever they are."""
     if content[:3] != b"\xff\xd8\xff":
         return None
-    at, frame = 2, None
+    at, frame, progressive = 2, None, False
     while at + 4 <= len(content) and content[at] == 0xFF:
         marker = content[at + 1]
         if marker == _SCAN:
-            return None if has_endless_scans(content) else frame
+            components = 1 if frame is not None and frame.is_grey else 3
+            is_only = not progressive and content[at + 4 : at + 5] == bytes([components])
+            return frame if is_only or not has_endless_scans(content) else None
         if marker == 0xFF or marker in _WITHOUT_LENGTH or marker == _END:
             return None
         end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
@@ -66,6 +69,7 @@ def plain_jpeg(content: bytes) -> PlainJpeg | None:
         if marker == _APP2 and segment.startswith(b"MPF\0"):  # several pictures
             return None
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            progressive = marker == _PROGRESSIVE
             frame = _frame(segment) if marker in _FRAMES and frame is None else None
             if frame is None:
                 return None
