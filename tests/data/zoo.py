@@ -1630,6 +1630,13 @@ LISTS = (
         code=2,
     ),
     listed(
+        "a label called y beside an x, asked for",
+        ("file", "x", "y"),
+        ("img/1.png", "2", "cat"),
+        ("img/2.png", "2", "dog"),
+        data={"label_column": "y"},
+    ),
+    listed(
         "coordinates",
         ("file", "x", "y", "kind"),
         ("img/1.png", "2", "3", "cat"),

@@ -118,7 +118,7 @@ def _roles(path: Path, table: Table, data: DataConfig) -> tuple[Table, list[int]
         files = [i for i in pictured if i not in labels][:1] or ([] if table.has_header or labels else [0])
     if not labels and data.label_column is None and len(table.columns) == 2 and len(files) == 1:
         labels = [i for i in (0, 1) if i not in (*files, *pictured)]
-    if "x" in map(plain, table.columns):  # a place in the picture
+    if "x" in map(plain, table.columns) and data.label_column is None:  # a place in the picture
         labels = [i for i in labels if plain(table.columns[i]) != "y"]
     for places, what, key in ((files, "file", "image_column"), (labels, "label", "label_column")):
         if not places:
