@@ -25,12 +25,12 @@ def resolve_device(name: str | None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type not in DEVICES:
-            raise NotImplementedError
-        torch.empty(1, device=device)
+        if device.type in DEVICES:
+            torch.empty(1, device=device)
+            return device
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"device {name!r} cannot be used on this machine; give cpu, cuda, cuda:N or mps") from None
-    return device
+        pass
+    raise UserError(f"device {name!r} cannot be used on this machine; give cpu, cuda, cuda:N or mps")
 
 
 def has_fast_bf16(device: torch.device) -> bool:

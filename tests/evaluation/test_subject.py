@@ -95,7 +95,8 @@ def test_answers_that_are_no_numbers_are_refused(digits_run: Path, tmp_path: Pat
         model.norm.weight.fill_(3e38)
     save_weights(tmp_path / "w.safetensors", model.state_dict(), meta)
     with pytest.raises(UserError, match="answers with NaN or infinity; these weights cannot be judged"):
-        evaluate(tmp_path / "w.safetensors", data="digits", device="cpu")
+        evaluate(tmp_path / "w.safetensors", data="digits", device="cpu", save_logits=tmp_path / "l.safetensors")
+    assert not (tmp_path / "l.safetensors").exists()
     Image.new("L", (8, 8), 90).save(tmp_path / "x.png")
     with pytest.raises(UserError, match="answers with NaN; these weights cannot be used"):
         predict(tmp_path / "w.safetensors", tmp_path / "x.png", device="cpu")

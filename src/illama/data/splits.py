@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from illama.data.table import plain
 from illama.errors import UserError
 from illama.text import shown
 
@@ -169,7 +170,7 @@ def missing_parts(files: Sequence[str], where: str) -> str | None:
 
 def is_split_column(name: str) -> bool:
     """Whether a column of that name may tell the split of a row."""
-    name = re.sub(r"[^a-z0-9]", "", name.lower())
+    name = plain(name)
     return name in (*SPLIT_COLUMNS, *_SPLIT_COLUMNS_AT_TIMES) or _FLAG.fullmatch(name) is not None
 
 
@@ -191,15 +192,14 @@ def split_column(
     """
     values = {name: {cell for cell in cells if cell is not None} for name, cells in columns.items()}
     roles = {name: {role_of(value) for value in own} for name, own in values.items()}
-    plain = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in columns}
     names_splits = [
         name for name in columns if "train" in roles[name] and len(roles[name]) > 1 and None not in roles[name]
     ]
     for name in columns:
-        if plain[name] in SPLIT_COLUMNS:
+        if plain(name) in SPLIT_COLUMNS:
             return name, str
     for name in columns:
-        flag = _FLAG.fullmatch(plain[name])
+        flag = _FLAG.fullmatch(plain(name))
         if flag is not None and name not in names_splits:
             odd = sorted(value for value in values[name] if value.lower() not in (*_YES, *_NO))
             if odd:
@@ -211,7 +211,7 @@ def split_column(
             no = "test" if yes == "train" else "train"
             return name, lambda cell, yes=yes, no=no: yes if cell.lower() in _YES else no
     for name in columns:
-        if plain[name] in _SPLIT_COLUMNS_AT_TIMES and (roles[name] - {None} or values[name] & set(asked)):
+        if plain(name) in _SPLIT_COLUMNS_AT_TIMES and (roles[name] - {None} or values[name] & set(asked)):
             return name, str
     return (names_splits[0], str) if names_splits else None
 

@@ -68,10 +68,10 @@ def evaluate(
         keep = None if target_file is None else KeptLogits()
         shown = progress and world.is_main
         result = evaluate_model(subject.model, loader, classes, progress=shown, world=world, keep=keep)
+        if not math.isfinite(result.loss):
+            raise world.error(f"{subject.weights} answers with NaN or infinity; these weights cannot be judged")
         if keep is not None and target_file is not None:
             saved = kept_logits(subject, keep, result.skipped, world)
             world.main_only(lambda: saved.save(target_file))
-    if not math.isfinite(result.loss):
-        raise UserError(f"{subject.weights} answers with NaN or infinity; these weights cannot be judged")
     description = subject.source.description
     return dataclasses.replace(result, classes=subject.meta.classes, data=description, weights=subject.weights)
