@@ -11,7 +11,7 @@ INSTALL = UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install -q --python $(BIN)/pyth
 # Without byte code every process compiles every library again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test test-faults test-kernels check format clean
+.PHONY: help quickstart test test-faults test-fuzz test-kernels check format clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
@@ -37,9 +37,16 @@ quickstart: .venv/run.stamp
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2
 
-# Kills, full disks, damaged files, lost processes: the short form is part of `make test`, this is the long one.
+# Kills, signals, full disks, damaged files, processes that are lost or were given different things: the short form is part of `make test`, this is the long one.
 test-faults: .venv/dev.stamp
-	$(BIN)/python -m pytest -n 2 -rP -m "faults or not faults" tests/end_to_end/test_kill.py tests/end_to_end/test_faults.py
+	$(BIN)/python -m pytest -n 2 -rP -m "faults or not faults" $(addprefix tests/end_to_end/test_,kill.py faults.py \
+	  ranks.py signals.py process_ends.py)
+
+# Damaged inputs of every kind, 10,000 of them (CASES=1000 for fewer); ILLAMA_FUZZ_SEED=random for others than always.
+# A slice of it is part of `make test`. What fails is kept in build/fuzz/failures, with the command that repeats it.
+CASES ?= 10000
+test-fuzz: .venv/dev.stamp
+	$(BIN)/python -m tests.fuzz --cases $(CASES)
 
 # Triton is 0.7 GB, so only its own tests install it: in its interpreter on any CPU, then compiled for a GPU that need not
 # be there.

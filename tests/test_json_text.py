@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from illama.cli.main import main
-from illama.json_text import parse_json, read_json
+from illama.json_text import as_json, parse_json, read_json
 from illama.training.figures import read_metrics
 from illama.training.loop import Run, train
 from tests.pictures import paint, tiny
@@ -60,3 +61,13 @@ def test_a_damaged_line_of_the_log_is_left_out(tmp_path: Path) -> None:
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"kind": "tra')
     assert read_metrics(tmp_path / "metrics.jsonl")[0] == {"step": [1, 2], "loss": [2.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    "name", ["\u202egnp", "\x7f", "\x1b[31m", "a\nb", "\u2028", "\udcff", "\U000e0001", "日本 é", "😀", "\u00ad"]
+)
+def test_json_holds_names_as_they_are_and_a_terminal_shows_them(name: str) -> None:
+    text = as_json({name: [name, 1.5, None]})
+    assert json.loads(text) == {name: [name, 1.5, None]}
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert not name.isprintable() or name in text

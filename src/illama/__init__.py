@@ -11,7 +11,8 @@ from illama.timm_bridge import register_with_timm
 if TYPE_CHECKING:
     from illama.attention import soft_causal_attention
     from illama.checkpoint import load_model
-    from illama.evaluation import evaluate, predict
+    from illama.evaluation.predict import predict
+    from illama.evaluation.run import evaluate
     from illama.models import ILlama, ModelConfig
     from illama.recipes import load_recipe
     from illama.training import train

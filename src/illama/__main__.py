@@ -1,7 +1,40 @@
-"""`python -m illama`: the command line."""
+"""The command line: `illama`, `python -m illama`."""
 
+import atexit
+import contextlib
+import os
 import sys
 
-from illama.cli.main import main
+from illama.interrupt import Interrupted, deaf, last_words, listen
 
-sys.exit(main())
+
+def start() -> None:
+    """Run the command that was typed, and end with its exit code. A signal is answered from here on."""
+    try:
+        listen()
+        from illama.cli.main import main
+
+        code = main()
+    except Interrupted:
+        code = last_words(sys.argv[1:])
+    deaf()
+    if "torch.distributed" in sys.modules and os.environ.get("WORLD_SIZE", "1") != "1":
+        _end_at_once(code)
+    sys.exit(code)
+
+
+def _end_at_once(code: int) -> None:
+    """End without taking the interpreter apart.
+
+    Threads of a process group that something still holds (torch's own caches, a failed run's objects) may then let go
+    of their tensors, for which they need an interpreter: they hang, or crash the process after all its work.
+    """
+    atexit._run_exitfuncs()  # of decoding processes, temporary folders
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    start()

@@ -5,13 +5,15 @@ Processes are started by `torchrun` (or `illama launch`), which tells each of th
 
 from __future__ import annotations
 
-import os
+import gc
+import hashlib
+import pickle
 import re
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,12 +21,10 @@ import torch.distributed as dist
 
 from illama.device import resolve_device
 from illama.errors import ToldElsewhere, UserError
-from illama.text import shown
+from illama.rendezvous import PATIENCE, Place, difference, meet
 
 T = TypeVar("T")
-# A process that waits longer than this for the others takes them for lost.
-PATIENCE = timedelta(minutes=30)
-_SETTLE_S = 0.1
+_LOOK_S = 0.02  # at most, between two looks whether the others have answered
 # How gloo and NCCL say that somebody else is gone.
 _LOST = re.compile(
     r"gloo|NCCL|Connection (closed|reset|refused)|Timed out|Broken pipe|recvValue|TCPStore", re.IGNORECASE
@@ -68,17 +68,15 @@ class World:
         """The value of each process, in the order of ranks, on every process."""
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
-        return values
+        packed = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        sizes = _all_gather(torch.tensor([len(packed)]), self.size)[:, 0].tolist()
+        packed = torch.nn.functional.pad(packed, (0, max(sizes) - len(packed)))
+        rows = _all_gather(packed, self.size)
+        return [pickle.loads(row[:size].numpy().tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
     def broadcast(self, value: T) -> T:
         """The value of rank 0."""
-        if self.size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0)
-        return values[0]
+        return self.gather(value if self.is_main else None)[0]  # type: ignore[return-value]
 
     def wait(self) -> None:
         """Go on when all are here."""
@@ -90,10 +88,15 @@ class World:
 
     def main_only(self, work: Callable[[], T]) -> T | None:
         """Rank 0 does the work and has the result, the others None; all get its UserError."""
-        return self.agree(lambda: work() if self.is_main else None)
+        return self.agree(lambda: work() if self.is_main else None, by_each=False)
 
-    def agree(self, work: Callable[[], T]) -> T:
-        """Each does the work; where one meets a UserError all end with it, instead of waiting for that one."""
+    def agree(self, work: Callable[[], T], *, by_each: bool = True) -> T:
+        """Each does the work; where one meets a UserError all end with it, instead of waiting for that one.
+
+        Args:
+            work: No collective, and calls none.
+            by_each: Whether an error that not all of them met says which process did.
+        """
         if self.size == 1:
             return work()
         result, problem = None, None
@@ -101,9 +104,11 @@ class World:
             result = work()
         except UserError as error:
             problem = str(error)
-        problems = [each for each in self.gather(problem) if each is not None]
-        if problems:
-            raise self.error(problems[0])
+        problems = self.gather(problem)
+        met = [rank for rank, each in enumerate(problems) if each is not None]
+        if met:
+            whose = f"process {met[0]}: " if 0 < len(met) < self.size and by_each else ""
+            raise self.error(f"{whose}{problems[met[0]]}")
         return result  # type: ignore[return-value]
 
     def demand_same(self, mine: Mapping[str, Any]) -> None:
@@ -115,15 +120,16 @@ class World:
         Raises:
             UserError: The first that differs, with the processes and their values.
         """
-        all_of_them = self.gather(dict(mine))
-        for name, value in all_of_them[0].items():
-            other = next((rank for rank, one in enumerate(all_of_them) if one.get(name) != value), None)
-            if other is not None:
-                theirs = all_of_them[other][name]
-                raise self.error(
-                    f"the processes were given different things: {name} is {shown(value)} for process 0 and "
-                    f"{shown(theirs)} for process {other}; give all of them the same command, recipe and data"
-                )
+        if self.size == 1:
+            return
+        digest = hashlib.sha256(pickle.dumps([(name, str(value)) for name, value in mine.items()])).digest()
+        if len(set(self.gather(digest))) == 1:
+            return
+        first, *others = self.gather({name: str(value) for name, value in mine.items()})
+        for rank, other in enumerate(others, 1):
+            said = difference(first, other, 0, rank)
+            if said is not None:
+                raise self.error(said)
 
     def error(self, message: str) -> UserError:
         """A UserError that every process raises, and rank 0 alone tells."""
@@ -175,57 +181,129 @@ class Vote:
 
 def under_launcher() -> bool:
     """Whether `torchrun` or another launcher started this as one of several processes."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return Place.of_environment().size > 1
 
 
 def is_main_process() -> bool:
     """Whether this process, of however many, is the one that prints results."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return Place.of_environment().rank == 0
 
 
 def local_size() -> int:
     """Processes of this run on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return Place.of_environment().local_size
 
 
 @contextmanager
-def join_world(device: str | None) -> Iterator[tuple[World, torch.device]]:
+def join_world(device: str | None, given: Mapping[str, Any] | None = None) -> Iterator[tuple[World, torch.device]]:
     """Join the other processes of the run, if there are any, and choose this one's device.
 
     Args:
         device: As for `resolve_device`. Of several processes on CUDA each takes the GPU of its local rank.
+        given: What this process was given, by what it is; nothing begins where others were given something else.
 
     Raises:
-        UserError: No such device, or one GPU named for several processes.
+        UserError: No such device, one GPU named for several processes, or the processes were given different things.
     """
-    if not under_launcher():
+    place = Place.of_environment()
+    if place.size == 1:
         yield ALONE, resolve_device(device)
         return
-    mine = _own_device(device)
     joined = not dist.is_initialized()  # a caller's own script may have
     if joined:
-        backend = "cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE, device_id=mine if mine.type == "cuda" else None)
+        mine = _meet_and_join(place, device, given or {})
+        world = World(place.rank, place.size, place.local_size)
+    else:
+        world = World(dist.get_rank(), dist.get_world_size(), place.local_size)
+        mine = world.agree(lambda: _own_device(device, place))
+        world.demand_same({**(given or {}), "the kind of device": mine.type})
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), local_size()), mine
-        dist.barrier()
+        yield world, mine
+        with suppress(dist.DistError, RuntimeError):  # what was to be done together is done
+            world.wait()
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they hold the model, and it the group
+        raise
     finally:
         if joined:
-            # gloo's threads need Python's lock to let go of the last tensors, and the end of the group waits for these
-            # threads with the lock held: they must be through before.
-            time.sleep(_SETTLE_S)
-            dist.destroy_process_group()
+            _leave()
 
 
-def _own_device(name: str | None) -> torch.device:
+def _leave() -> None:
+    """End the group.
+
+    Its end waits for gloo's threads, and these need Python's lock to let go of the last tensors. torch gives the lock
+    away where Python has the last word on the group; where C++ has it, as the reducer of a model under DDP does, it
+    keeps the lock, and both wait for ever. A group that outlives this call has threads that need the lock after the
+    interpreter's end, and crash (`illama.__main__` ends without one). So what holds the group goes first.
+    """
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def cannot_join(problem: str) -> UserError:
+    """Tell the other processes of the run, which wait for this one, that it cannot begin.
+
+    Args:
+        problem: Why, in words for a person.
+
+    Returns:
+        What to raise: another process may have told already what it is.
+    """
+    place = None
+    try:
+        place = Place.of_environment()
+        if place.size == 1:
+            return UserError(problem)
+        meet(place, {}, problem)
+    except ToldElsewhere as elsewhere:
+        return elsewhere
+    except UserError:  # its own problem, or nobody is there to be told
+        pass
+    return UserError(problem if place is None else f"process {place.rank}: {problem}")
+
+
+def _meet_and_join(place: Place, device: str | None, given: Mapping[str, Any]) -> torch.device:
+    try:
+        mine, problem = _own_device(device, place), None
+    except UserError as error:
+        mine, problem = torch.device("cpu"), str(error)
+    store = meet(place, {**given, "the kind of device": mine.type}, problem)
+    backend = "cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend,
+        timeout=PATIENCE,
+        store=store,
+        rank=place.rank,
+        world_size=place.size,
+        device_id=mine if mine.type == "cuda" else None,
+    )
+    return mine
+
+
+def _all_gather(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    """One row of each process, on the CPU. Waits in Python, where a signal is heard meanwhile."""
+    device = "cpu" if "cpu" in dist.get_backend_config() else "cuda"  # of a group that the caller's script has made
+    mine = tensor.to(device)
+    rows = torch.empty((size, *mine.shape), dtype=mine.dtype, device=device)
+    work = dist.all_gather(list(rows), mine, async_op=True)
+    pause = _LOOK_S / 64
+    while not work.is_completed():
+        time.sleep(pause)
+        pause = min(2 * pause, _LOOK_S)
+    work.wait()
+    return rows.cpu()
+
+
+def _own_device(name: str | None, place: Place) -> torch.device:
     if name is not None and ":" in name:
-        raise UserError(f"--device {name} names one device for {os.environ['WORLD_SIZE']} processes; give cuda or cpu")
+        raise UserError(f"--device {name} names one device for {place.size} processes; give cuda or cpu")
     device = resolve_device(name)
     if device.type == "mps":
         raise UserError("several processes need CUDA or the CPU; give --device cpu")
     if device.type == "cpu":
         return device
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = place.local_rank
     if local >= torch.cuda.device_count():
         raise UserError(
             f"process {local} of this machine has no GPU of its own ({torch.cuda.device_count()} GPUs); "

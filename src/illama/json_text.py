@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
-from illama.disk import open_at_once
+from illama.given_file import read_given
+from illama.text import escaped
 
-LARGEST = 1 << 30  # bytes of a file: more is no description of anything
+
+def as_json(values: Any, *, allow_nan: bool = True) -> str:
+    """Plain values as JSON over several lines, for files and for stdout.
+
+    Names stand in their letters, and what a terminal would act upon as its escape: a program reads back what was there.
+    """
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=allow_nan)
+    return escaped(text, lambda number: f"\\u{number:04x}" if number < 0x10000 else _pair(number)) + "\n"
+
+
+def _pair(number: int) -> str:
+    """A letter beyond 16 bits as JSON escapes it."""
+    return json.dumps(chr(number))[1:-1]
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -32,8 +43,4 @@ def read_json(path: Path) -> Any:
         OSError: It cannot be read.
         ValueError: It is no regular file, far too large, no UTF-8, or no JSON.
     """
-    with open(path, "rb", opener=open_at_once) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST:
-            raise ValueError("no regular file" if found.st_size <= LARGEST else f"{found.st_size:,} bytes are too many")
-        return parse_json(file.read(LARGEST).decode())
+    return parse_json(read_given(path).decode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 
 # Unicode's categories that a terminal may act upon, or that change the order of what is read: controls, format and
 # direction marks, halves of surrogate pairs (bytes of a name that are no text), line and paragraph separators.
@@ -33,17 +34,41 @@ def shown(name: object, longest: int = _LONGEST) -> str:
     """
     text = str(name)
     if not text.isprintable():
-        text = "".join(_code(letter) if unicodedata.category(letter) in _UNSHOWN else letter for letter in text)
+        text = "".join(_code(ord(letter)) if _is_unshown(letter) else letter for letter in text)
     return text if len(text) <= longest else f"{text[: longest // 2]}...{text[-longest // 2 :]}"
 
 
 def safe_lines(text: str) -> str:
-    """A message of several lines as a terminal may have it."""
+    """A text of several lines as a terminal may have it."""
     return "\n".join(shown(line, len(line) * 10 + 1) for line in text.split("\n"))
 
 
-def _code(letter: str) -> str:
-    number = ord(letter)
+def as_message(text: str) -> str:
+    """A message as a terminal may have it; lines that follow the first are indented.
+
+    So no name that holds a line's end can pass for another message.
+    """
+    first, *others = safe_lines(text).split("\n")
+    return "\n".join([first, *(line if line.startswith(" ") or not line else f"  {line}" for line in others)])
+
+
+def escaped(text: str, code: Callable[[int], str]) -> str:
+    """A text of lines in which what a terminal may act upon stands as its code; line ends stay.
+
+    Args:
+        text: Any.
+        code: From a letter's number to what is to stand for it.
+    """
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return "".join(code(ord(letter)) if letter != "\n" and _is_unshown(letter) else letter for letter in text)
+
+
+def _is_unshown(letter: str) -> bool:
+    return unicodedata.category(letter) in _UNSHOWN
+
+
+def _code(number: int) -> str:
     if 0xDC80 <= number <= 0xDCFF:  # a byte that is no text
         return f"\\x{number - 0xDC00:02x}"
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"

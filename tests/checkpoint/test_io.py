@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -265,11 +266,11 @@ def test_what_counts_is_on_disk_first(
     tmp_path: Path, model: ILlama, meta: Meta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files, then the folder that lists them, then the rename, then the folder around; new folders likewise."""
-    run, happened = tmp_path / "runs" / "x", []
+    run, happened, fresh = tmp_path / "runs" / "x", [], re.compile("new-[0-9a-f]{16}")
     synced, rename = folder.to_disk, Path.rename
 
     def to_disk(path: Path) -> None:
-        happened.append(("sync", str(path.relative_to(tmp_path))))
+        happened.append(("sync", fresh.sub("new-XX", str(path.relative_to(tmp_path)))))
         synced(path)
 
     def renamed(self: Path, target: Path) -> Path:
@@ -280,7 +281,7 @@ def test_what_counts_is_on_disk_first(
     monkeypatch.setattr(disk, "to_disk", to_disk)
     monkeypatch.setattr(Path, "rename", renamed)
     save(run, model, meta, 1)
-    new = "runs/x/checkpoints/.last.new"
+    new = "runs/x/checkpoints/.last.new-XX"
     assert happened == [
         *(("sync", path) for path in (".", "runs", "runs/x", "runs/x/checkpoints")),
         *(("sync", f"{new}/{file}") for file in ("model.safetensors", "training_state.pt", "meta.json")),
@@ -338,7 +339,7 @@ def test_a_failing_second_rename_puts_the_old_one_back(
     original = Path.rename
 
     def rename(self: Path, target: Path) -> Path:
-        if self.name == ".last.new":
+        if self.name.startswith(".last.new-"):
             raise OSError(errno.EIO, "Input/output error")
         return original(self, target)
 

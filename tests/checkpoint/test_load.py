@@ -98,6 +98,18 @@ def test_numbers_that_no_network_has_are_refused_by_name(
         load_model(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("key", ["recipe", "eval_transform"])
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity", "[{}, [1, 1e400]]"])
+def test_numbers_that_are_not_finite_are_refused_wherever_they_stand(
+    key: str, number: str, tmp_path: Path, model: ILlama, meta: Meta
+) -> None:
+    """JSON as Python reads it has them, and as illama writes it has not."""
+    text = meta.to_json().replace(f'"{key}": ', f'"{key}": {{"odd": {number}}}, "x": ', 1)
+    save_file(model.state_dict(), tmp_path / "w.safetensors", metadata={"illama": text})
+    with pytest.raises(UserError, match=r"w.safetensors.*not finite"):
+        load_model(tmp_path / "w.safetensors")
+
+
 def test_class_names_are_as_many_as_the_head_has(tmp_path: Path, model: ILlama, meta: Meta) -> None:
     save_weights(tmp_path / "w.safetensors", model.state_dict(), dataclasses.replace(meta, classes=("ant", "bee")))
     with pytest.raises(UserError, match="it names 2 classes, the head has 3"):

@@ -16,6 +16,7 @@ from scipy.io import savemat
 
 from illama.data import write_shards as module
 from illama.data.shard_plan import make_plan
+from illama.text import shown
 from tests.cli.conftest import Run
 from tests.cli.test_main import one_line
 
@@ -188,6 +189,17 @@ def test_names_that_are_no_utf8_are_shown(folder: Path) -> None:
     assert done.returncode == 2
     assert "\\xff.png: the file is empty" in done.stdout
     assert "1 of 8 images are broken" in one_line(done.stderr)
+
+
+@pytest.mark.parametrize("split", ["train\u202egnp", "train\x1b[31m", "train\x7f"])
+def test_splits_are_shown_as_names_are(run: Run, folder: Path, split: str) -> None:
+    """They come from the cells of a list."""
+    pictures = sorted(path.relative_to(folder) for path in folder.rglob("*.*") if path.is_file())[:4]
+    rows = [f"{name},{'ab'[i % 2]},{('train', split)[i // 2]}" for i, name in enumerate(pictures)]
+    (folder / "list.csv").write_text("\n".join(["file,label,split", *rows]) + "\n")
+    _, out, err = run("data", "check", folder / "list.csv")
+    assert split not in out + err
+    assert shown(split) in out
 
 
 def test_a_quick_look_reads_no_image(run: Run, folder: Path, tmp_path: Path) -> None:

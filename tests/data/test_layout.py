@@ -23,7 +23,7 @@ from illama.data.layout import Layout
 from illama.data.splits import choose_split, role_of, roles_of
 from illama.errors import UserError
 from illama.recipes import DataConfig
-from illama.text import safe_lines, shown
+from illama.text import as_message, safe_lines, shown
 from tests.data.plain import plain, visible
 from tests.data.zoo import FORMATS, picture, shard
 
@@ -321,6 +321,7 @@ def test_foreign_names_are_shown_on_one_line() -> None:
     assert shown("日本 é ²") == "日本 é ²"
     assert shown("x" * 1000) == "x" * 150 + "..." + "x" * 150
     assert safe_lines("a\n\x1b]0;b\x07") == "a\n\\x1b]0;b\\x07"
+    assert as_message("a\nillama: error: \x1b\n\n  c") == "a\n  illama: error: \\x1b\n\n  c"
 
 
 def test_files_are_told_apart_by_their_names_and_then_by_content() -> None:

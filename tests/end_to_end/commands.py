@@ -95,12 +95,15 @@ class Command:
         words: What follows `illama`.
         folder: Where it may leave what it says.
         mere_owner: Whether folder modes bind it even if the test runs as root.
+        before: Called in the process before the command.
     """
 
-    def __init__(self, *words: object, folder: Path, mere_owner: bool = False) -> None:
+    def __init__(
+        self, *words: object, folder: Path, mere_owner: bool = False, before: Callable[[], Any] | None = None
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="command", dir=folder))
         self._board = _board(self._folder, "w+")
-        arguments = ([str(word) for word in words], self._folder, mere_owner)
+        arguments = ([str(word) for word in words], self._folder, mere_owner, before)
         self._process = _FORKED.Process(target=_run, args=arguments)
         self._process.start()
 
@@ -206,7 +209,7 @@ def _board(folder: Path, mode: Any) -> Any:
     return np.memmap(folder / "board", np.int64, mode, shape=(3,))
 
 
-def _run(words: list[str], folder: Path, mere_owner: bool) -> None:
+def _run(words: list[str], folder: Path, mere_owner: bool, before: Callable[[], Any] | None) -> None:
     torch.set_num_threads(1)
     # what a command that was not forked here has: this system's default comes first
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
@@ -215,6 +218,8 @@ def _run(words: list[str], folder: Path, mere_owner: bool) -> None:
     _report_on(_board(folder, "r+"))
     if mere_owner and os.geteuid() == 0:
         _give_up_roots_rights()
+    if before is not None:
+        before()
     sys.exit(main(words))
 
 

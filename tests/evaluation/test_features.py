@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,8 +16,9 @@ from safetensors.numpy import load_file
 from illama.data.source import SubsetSource
 from illama.errors import UserError
 from illama.evaluation.data_identity import data_id, weights_id
-from illama.evaluation.features import Features, Pooled, _pooled, cached_features, collect_blocks, collect_features
+from illama.evaluation.features import KEY, Features, Pooled, _pooled, cached_features, collect_blocks, collect_features
 from illama.evaluation.subject import Subject, open_subject
+from illama.evaluation.tensor_file import read_tensors, write_tensors
 from illama.models import ILlama
 from tests.analysis.common import KINDS, every_kind, network, some_images
 
@@ -150,6 +152,35 @@ def test_bad_files_are_refused_in_one_line(subject: Subject, tmp_path: Path) -> 
         Features.load(path)
     with pytest.raises(UserError, match="cannot write"):
         collect_features(subject).save(tmp_path / "absent" / "f.safetensors")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        *({"classes": "ab"}, {"classes": [1, 2]}, {"block": "x"}, {"block": 1.5}, {"tokens": "all"}, {"identity": []}),
+        *({"weights": None}, {"data": ["d"]}, {"skipped": ["a"]}, {"skipped": {"a": None}}, {"more": 1}),
+    ],
+)
+def test_fields_of_another_kind_are_refused(subject: Subject, tmp_path: Path, edit: dict[str, Any]) -> None:
+    path = tmp_path / "f.safetensors"
+    collect_features(subject).save(path)
+    tensors, about = read_tensors(path, KEY, "features")
+    write_tensors(path, KEY, tensors, about)
+    assert Features.load(path).classes == subject.source.classes
+    write_tensors(path, KEY, tensors, about | edit)
+    with pytest.raises(UserError, match="another version of illama"):
+        Features.load(path)
+
+
+@pytest.mark.parametrize("name", ["values", "labels", "positions"])
+def test_tensors_of_another_kind_are_refused(subject: Subject, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "f.safetensors"
+    collect_features(subject).save(path)
+    tensors, about = read_tensors(path, KEY, "features")
+    for other in (tensors[name].double(), tensors[name][None], tensors[name].flatten()[0], tensors[name].half()):
+        write_tensors(path, KEY, tensors | {name: other.contiguous()}, about)
+        with pytest.raises(UserError, match="another version of illama"):
+            Features.load(path)
 
 
 def test_a_block_that_does_not_exist_is_named(subject: Subject) -> None:

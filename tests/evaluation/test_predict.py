@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,8 +12,11 @@ import pytest
 from PIL import Image
 
 import illama
+from illama.checkpoint import save_weights
+from illama.checkpoint.foreign import read_weights
+from illama.checkpoint.io import find_weights
 from illama.errors import UserError
-from illama.evaluation.predict import BATCH, find_images
+from illama.evaluation.predict import BATCH, find_images, predict
 
 
 @pytest.fixture
@@ -146,3 +150,16 @@ def test_the_messy_set(digits_run: Path, shared_data: Path) -> None:
     found = illama.predict(digits_run, paths, device="cpu")
     for entry, one in zip(manifest, found, strict=True):
         assert (one.problem is None) == entry["readable"], (entry["file"], one.problem)
+
+
+@pytest.mark.parametrize(
+    "data", ["x", None, [], {"max_image_pixels": "x"}, {"max_image_pixels": 10**30}, {"max_image_pixels": -1}]
+)
+def test_a_recipe_in_the_weights_that_is_none_is_refused(digits_run: Path, tmp_path: Path, data: object) -> None:
+    state, meta = read_weights(find_weights(digits_run))
+    assert meta is not None
+    assert meta.recipe is not None
+    save_weights(tmp_path / "w.safetensors", state, dataclasses.replace(meta, recipe=meta.recipe | {"data": data}))
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    with pytest.raises(UserError, match=r"w\.safetensors.*data"):
+        predict(tmp_path / "w.safetensors", tmp_path / "x.png")

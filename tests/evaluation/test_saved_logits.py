@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import illama
@@ -85,6 +86,36 @@ def test_another_header_is_refused(tmp_path: Path, header: str) -> None:
     save_file(arrays, path, metadata={"illama_logits": header})
     words = {"no json": "header is damaged", '{"format_version": 99}': "update illama"}
     _refused(path, words.get(header, "does not describe logits"))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"classes": "abcd"},
+        {"classes": [["a"], "b", "c", "d"]},
+        {"classes": None},
+        {"data": 3},
+        {"weights": ["w"]},
+        {"network_id": None},
+        {"softness": "x"},
+        {"softness": -1},
+        {"softness": 1e300},
+        {"softness": True},
+        {"skipped": [["a", "b"]]},
+        {"skipped": {"a": 1}},
+        {"more": 1},
+    ],
+)
+def test_fields_of_another_kind_are_refused(tmp_path: Path, edit: dict[str, object]) -> None:
+    path, saved = tmp_path / "file.safetensors", some_logits()
+    saved.save(path)
+    with safe_open(path, framework="np") as file:
+        header = json.loads(file.metadata()["illama_logits"])
+    arrays = {name: getattr(saved, name) for name in ("logits", "targets", "indices")}
+    save_file(arrays, path, metadata={"illama_logits": json.dumps(header)})
+    assert same(SavedLogits.load(path), saved)
+    save_file(arrays, path, metadata={"illama_logits": json.dumps(header | edit)})
+    _refused(path, "does not describe logits")
 
 
 def _refused(path: Path, words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_all_problems_come_in_one_message(small: Path) -> None:
     assert lines["augmnt"] == "unknown key; did you mean augment?"
     assert lines["augment.hflip"] == "allowed: 0 to 1, given 3"
     assert lines["augment.randaugment"] == 'allowed: text like rand-m9-mstd0.5-inc1 or null, given "strong"'
-    assert lines["data.workers"] == 'allowed: whole numbers at least 0 or auto, given "many"'
+    assert lines["data.workers"] == 'allowed: whole numbers 0 to 1024 or auto, given "many"'
     assert lines["model.embed_dim"] == 'allowed: a whole number, given "wide"'
     assert lines["model.drop_path"] == "2 is not a rate from 0 to 1 (1 excluded)"
     assert lines["model.fnn"] == "unknown key; did you mean model.ffn?"
@@ -186,7 +187,7 @@ def test_missing_keys_and_wrong_sections_are_named(tmp_path: Path) -> None:
     lines = {line.split()[0]: line.split(maxsplit=1)[1] for line in message(file).splitlines()[1:]}
     assert lines == {
         "model.variant": "unknown model variant 'tny'; did you mean tiny?",
-        "optimizer.lr_batch": "missing; allowed: whole numbers at least 1",
+        "optimizer.lr_batch": "missing; allowed: whole numbers 1 to 2147483647",
         "schedule": "allowed: a section of keys, given 5",
         "train": "missing; the section is required",
     }
@@ -286,6 +287,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("x" * (2 << 20), "longer than 1048576 characters"),
         ("seed: .inf\n", "seed: allowed"),
         ("\0", "special characters are not allowed"),
+        ('name: "a\\0b"\n', "a NUL"),
     ],
 )
 def test_hostile_files_are_told_in_one_line_at_once(small: Path, tmp_path: Path, text: str, told: str) -> None:
@@ -300,3 +302,31 @@ def test_hostile_files_are_told_in_one_line_at_once(small: Path, tmp_path: Path,
 @pytest.mark.parametrize("key", ["schedule.epochs", "schedule.warmup_epochs", "schedule.softness.cutoff_epochs"])
 def test_endless_runs_are_refused(small: Path, key: str) -> None:
     assert f"{key}: allowed: whole numbers" in message(small, f"{key}={10**30}")
+
+
+@pytest.mark.parametrize("key", ["optimizer.lr_batch", "train.total_batch", "data.max_image_pixels", "data.workers"])
+def test_numbers_that_no_machine_holds_are_refused(small: Path, key: str) -> None:
+    for number in (2**31, 10**30, 10**400):
+        assert f"{key}: allowed: whole numbers" in message(small, f"{key}={number}")
+
+
+@pytest.mark.parametrize(
+    "key", ["", ".", "../../x", "model.", ".model", "a\nillama: error: forged", "\x1b[31m", "x" * 1000]
+)
+def test_keys_that_are_no_keys(small: Path, tmp_path: Path, key: str) -> None:
+    """As overrides and as keys of a file: each is told in one line, as it can be shown."""
+    file = tmp_path / "odd.yaml"
+    file.write_text(small.read_text() + json.dumps(key) + ": 1\n")
+    for line in (message(small, f"{key}=1"), message(file)):
+        assert "unknown key" in line or "an override is key=value" in line
+        assert "\n" not in line
+        assert "\x1b" not in line
+        assert len(line) < 1500
+
+
+def test_a_recipe_that_has_no_end(tmp_path: Path) -> None:
+    for size in (5 << 20, 40 << 30):
+        file = tmp_path / "sparse.yaml"
+        with file.open("wb") as opened:
+            opened.truncate(size)
+        assert "bytes are too many" in message(file)

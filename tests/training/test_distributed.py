@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -282,7 +283,11 @@ def test_start_weights_are_compared(tmp_path: Path) -> None:
     ends = in_processes(2, given, [tiny(data)] * 2, tmp_path / "run", starts)
     assert "start weights is" in str(ends[0])
     ends = in_processes(2, given, [tiny(data)] * 2, tmp_path / "run", [starts[0], None])
-    assert "start weights is" in str(ends[0])
+    assert "--init-from is given for process 0 and not given for process 1" in str(ends[0])
+    (tmp_path / "source1").rename(tmp_path / "elsewhere")
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "source1")
+    starts[1] = tmp_path / "elsewhere"
+    assert in_processes(2, given, [tiny(data)] * 2, tmp_path / "run", starts) == [12, 12]
 
 
 def test_gradients_of_shards_can_be_added_up_in_bf16(toy: Callable[..., Recipe], tmp_path: Path) -> None:

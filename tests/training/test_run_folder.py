@@ -6,6 +6,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,15 +15,21 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from illama.checkpoint.tags import has_checkpoint
 from illama.errors import UserError
 from illama.recipes import Recipe, load_recipe
 from illama.training import run_folder, run_lock
+from illama.training.log import RunLog
+from illama.training.loop import Run, train
 from illama.training.run_folder import check_run_folder, write_run_folder
 from illama.training.run_lock import LOCK_FILE, RunLock, lock_holder
+from tests.pictures import paint, tiny
+from tests.runs import records, same_weights
 
 CPU = torch.device("cpu")
 
@@ -165,3 +172,112 @@ def test_a_start_that_was_cut_short_can_be_repeated(
     environment = json.loads((run / "environment.json").read_text())
     assert (environment["command"], environment["working_folder"]) == (sys.argv, str(Path.cwd()))
     assert (environment["processes"], environment["processes_per_machine"]) == (1, 1)
+
+
+@pytest.fixture(scope="module")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return tiny(
+        paint(tmp_path_factory.mktemp("pictures") / "d", {"train/cat": 8, "train/dog": 8, "val/cat": 4, "val/dog": 4}),
+        "train.log_every_steps=1",
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "_draw", lambda self: None)
+        train(tiny_recipe, out, device="cpu")
+    return out
+
+
+def disturbed(recipe: Recipe, run: Path, disturb: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train, with something happening to the folder after the step that follows the first save."""
+    end_of_step, begun = Run._end_of_step, []
+
+    def ends(self: Run, at: int, *rest: Any) -> None:
+        end_of_step(self, at, *rest)
+        if has_checkpoint(run) and not begun:
+            self.keeper.saver.close()
+            begun.append(at)
+            disturb()
+
+    monkeypatch.setattr(Run, "_draw", lambda self: None)
+    monkeypatch.setattr(Run, "_end_of_step", ends)
+    train(recipe, run, device="cpu")
+
+
+@pytest.mark.parametrize("logs", [True, False])
+def test_a_run_that_is_moved_while_it_trains_stops_and_goes_on_elsewhere(
+    logs: bool, tiny_recipe: Recipe, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noticed with the next line of the log, or else with the next save; the old place is not begun anew."""
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    with monkeypatch.context() as patch:
+        if not logs:
+            patch.setattr(RunLog, "write", lambda self, record: None)
+        with pytest.raises(UserError, match="was moved or deleted while it was trained"):
+            disturbed(tiny_recipe, run, lambda: run.rename(moved), patch)
+    assert not run.exists()
+    monkeypatch.setattr(Run, "_draw", lambda self: None)
+    train(tiny_recipe, moved, device="cpu")
+    assert same_weights(moved, undisturbed)
+    assert not logs or records(moved) == records(undisturbed)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_run_that_is_deleted_while_it_trains_stops(
+    anew: bool, tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+
+    def delete() -> None:
+        shutil.rmtree(run)
+        if anew:
+            run.mkdir()
+
+    with pytest.raises(UserError, match="was moved or deleted while it was trained"):
+        disturbed(tiny_recipe, run, delete, monkeypatch)
+    assert run.exists() == anew
+    assert not anew or not list(run.iterdir())
+
+
+def test_a_lock_that_is_deleted_is_put_back(
+    tiny_recipe: Recipe, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    run, refused = tmp_path / "run", []
+    demand_held = RunLock.demand_held
+
+    def held(self: RunLock) -> None:
+        demand_held(self)
+        if refused:
+            return
+        with pytest.raises(UserError, match="is being trained by") as caught:
+            RunLock(run).__enter__()
+        refused.append(caught.value)
+
+    monkeypatch.setattr(RunLock, "demand_held", held)
+    disturbed(tiny_recipe, run, (run / LOCK_FILE).unlink, monkeypatch)
+    assert refused
+    assert "leave it" in caplog.text
+    assert same_weights(run, undisturbed)
+    assert records(run) == records(undisturbed)
+
+
+def test_a_second_run_behind_a_deleted_lock_has_the_folder_for_itself(
+    tiny_recipe: Recipe, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one stops before it writes another line, and the second one ends as if it had been alone."""
+    run = tmp_path / "run"
+
+    def second() -> None:
+        (run / LOCK_FILE).unlink()
+        (tmp_path / "recipe.yaml").write_text(tiny_recipe.to_yaml())
+        command = (sys.executable, "-m", "illama", "train", tmp_path / "recipe.yaml", "--out", run, "--device", "cpu")
+        alone = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, check=True, capture_output=True, env=alone)
+
+    with pytest.raises(UserError, match=r"as well, for its \.lock was deleted: this one stops"):
+        disturbed(tiny_recipe, run, second, monkeypatch)
+    assert same_weights(run, undisturbed)
+    assert records(run) == records(undisturbed)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from illama.json_text import as_json
 from illama.report import Section
 
 
@@ -45,4 +45,4 @@ class Finding:
 
     def json(self) -> str:
         """`values` as JSON; a number that is not finite is a bug of the analysis."""
-        return json.dumps(self.values, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return as_json(self.values, allow_nan=False)

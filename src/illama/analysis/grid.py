@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from illama.data.progress import WorkProgress
+from illama.disk import open_regular, own_file, write_file
 from illama.errors import UserError
 from illama.evaluation.tensor_file import make_workspace
 from illama.json_text import parse_json
@@ -61,7 +63,7 @@ def fill_grid(
 def description(file: Path) -> dict[str, Any] | None:
     """What a file of `fill_grid` is about; None where there is none yet, or nothing that can be read."""
     try:
-        with file.open(encoding="utf-8") as lines:
+        with open(file, encoding="utf-8", opener=open_regular) as lines:
             found = parse_json(lines.readline())
     except (OSError, ValueError):
         return None
@@ -70,14 +72,18 @@ def description(file: Path) -> dict[str, Any] | None:
 
 def _read(file: Path, about: Mapping[str, Any]) -> dict[Point, float]:
     """Points that are known. A new file is begun; a last line that was cut short by a crash is taken away."""
-    if not file.exists():
+    if not os.path.lexists(file):
         make_workspace(file.parent)
         _append(file, about)
         return {}
-    content = file.read_bytes()
+    try:
+        with open(file, "rb", opener=open_regular) as opened:
+            content = opened.read()
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; delete it to compute the grid anew") from None
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
-        file.write_bytes(whole)
+        write_file(file, whole)
     lines = whole.decode(errors="replace").splitlines()
     if not lines:
         _append(file, about)
@@ -94,7 +100,7 @@ def _read(file: Path, about: Mapping[str, Any]) -> dict[Point, float]:
 
 def _append(file: Path, line: Mapping[str, Any]) -> None:
     try:
-        with file.open("a", encoding="utf-8") as open_file:
+        with open(file, "a", encoding="utf-8", opener=own_file) as open_file:
             open_file.write(json.dumps(line, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}") from None

@@ -18,7 +18,7 @@ from illama.analysis.robustness_report import Corrupted, Row, robustness_finding
 from illama.data.imagenet import NUM_CLASSES, wnids
 from illama.data.progress import WorkProgress
 from illama.data.source import Source
-from illama.disk import replace_file
+from illama.disk import write_file
 from illama.errors import UserError
 from illama.evaluation.corruptions import find_corrupted
 from illama.evaluation.data_identity import data_id, network_id
@@ -34,6 +34,7 @@ from illama.evaluation.robustness import (
 )
 from illama.evaluation.subject import Subject
 from illama.evaluation.tensor_file import make_workspace
+from illama.given_file import at_home
 from illama.json_text import read_json
 
 MEMORY_FILE = "robustness.json"
@@ -81,7 +82,7 @@ def robustness(subject: Subject, options: RobustnessOptions, workspace: Path | N
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()
+    return at_home(text)
 
 
 def _is_imagenet(source: Source) -> bool:
@@ -125,7 +126,7 @@ class _Memory:
         text = json.dumps(known, indent=1)
         make_workspace(self._file.parent)
         try:
-            replace_file(self._file, lambda partial: partial.write_text(text, encoding="utf-8"))
+            write_file(self._file, text.encode())
         except OSError as error:
             raise UserError(f"cannot write {self._file}: {error.strerror or error}; give another folder") from error
 

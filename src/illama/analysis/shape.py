@@ -16,6 +16,7 @@ from illama.errors import UserError
 from illama.evaluation.shape_bias import ShapeBias, decisions, shape_bias
 from illama.evaluation.subject import Subject
 from illama.evaluation.verify import wilson
+from illama.given_file import at_home
 from illama.report import Figure, Section, Table, Text, csv_text, svg_bytes
 from illama.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 
@@ -53,7 +54,7 @@ def shape(subject: Subject, options: ShapeOptions, workspace: Path | None = None
     problem = why_not(subject, options)
     if problem is not None or options.cue_conflict is None:
         raise UserError(f"shape bias cannot be measured: {problem}")
-    source = open_cue_conflict(Path(options.cue_conflict).expanduser(), subject.meta.config.in_chans)
+    source = open_cue_conflict(at_home(options.cue_conflict), subject.meta.config.in_chans)
     found = answers(subject, source)
     bias = shape_bias(decisions(found.logits), found.labels, torch.from_numpy(source.textures)[found.positions])
     return finding(bias, source, found.skipped)

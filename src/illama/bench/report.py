@@ -17,6 +17,7 @@ from illama.bench.interleave import Spread
 from illama.bench.load import OTHERS_LIMIT
 from illama.bench.results import Group, Report, Row
 from illama.console import Terminal
+from illama.disk import write_file
 from illama.environment import environment
 from illama.errors import UserError
 from illama.report import terminal_table
@@ -115,7 +116,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
         written = []
         for suffix, content in files.items():
             path = folder / f"{report.what}{suffix}"
-            path.write_bytes(content)
+            write_file(path, content)
             written.append(path)
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written: {error.strerror}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from illama.checkpoint.card import model_card
 from illama.checkpoint.io import save_weights
 from illama.checkpoint.load import as_height_width, load_weights, standard_transform
 from illama.checkpoint.meta import Meta
+from illama.disk import replacing, write_file
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.recipes.load import parse_overrides
@@ -75,6 +75,8 @@ def convert(
         UserError: The source cannot be read, does not fit, or the target cannot be written; then nothing is written.
     """
     target = Path(target)
+    if not target.name:
+        raise UserError(f"{target} is no name of a file; give the new one as NAME.safetensors")
     card = target.with_suffix(".md")
     _check_target(target, card)
     weights = load_weights(source, edits)
@@ -193,16 +195,13 @@ def _transform_at(old: dict[str, Any] | None, source: ModelConfig, config: Model
 
 def _write(target: Path, card: Path, model: ILlama, meta: Meta, text: str) -> None:
     """Both files appear complete; on an error neither does."""
-    new_weights, new_card = (file.with_name(f".{file.name}.partial") for file in (target, card))
     try:
-        save_weights(new_weights, model.state_dict(), meta)
-        new_card.write_text(text, encoding="utf-8")
-        shutil.copymode(new_card, new_weights)  # safetensors lets nobody but the owner read
-        new_card.replace(card)
-        new_weights.replace(target)
-    except (OSError, SafetensorError) as error:
-        card.unlink(missing_ok=True)
+        with replacing(target) as new_weights:
+            save_weights(new_weights, model.state_dict(), meta)
+            write_file(card, text.encode())
+    except BaseException as error:  # an interrupted conversion leaves nothing either
+        if not target.exists():
+            card.unlink(missing_ok=True)
+        if not isinstance(error, OSError | SafetensorError):
+            raise
         raise UserError(f"cannot write {target}: {getattr(error, 'strerror', None) or error}") from None
-    finally:  # an interrupted conversion leaves nothing either
-        for file in (new_weights, new_card):
-            file.unlink(missing_ok=True)

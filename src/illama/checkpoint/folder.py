@@ -2,12 +2,13 @@
 
     last/            the checkpoint
     previous/        the one before it, where the caller keeps one
-    .last.new/       being written; becomes `last` when complete and on disk
+    .last.new-XX/    being written, under a name that nobody can have prepared; becomes `last` when complete and on disk
     .last.old/       the former `last` on its way out; so .previous.old/
     .last.damaged/   a former `last` that its checksums convicted, on its way out
 
 With a `previous` the renames are: `previous` aside, `last` to `previous`, the new one to `last`. A crash may fall
-between any two; then `last`, `previous` or what was set aside is complete, and the next save tidies up.
+between any two; then `last`, `previous` or what was set aside is complete, and the next save tidies up. A link in the
+place of a folder is treated as the folder it leads to, which stays as it is when the link makes way.
 
 On disk before it counts: the files, then the folder that lists them, then the renames, then their folder.
 """
@@ -18,15 +19,16 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from illama.disk import make_folder, to_disk
+from illama.disk import make_folder, remove, to_disk
 from illama.errors import UserError
 from illama.json_text import read_json
 
@@ -154,55 +156,59 @@ def sha256(path: Path) -> str:
 @contextmanager
 def _replaced(folder: Path, needed_bytes: int, previous: Path | None = None) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `folder` at the end; errors are told as the user's."""
-    new = _new(folder)
+    new = folder.with_name(f"{_new(folder)}-{secrets.token_hex(8)}")
     try:
+        make_folder(folder.parent)
         _tidy(folder, previous)
-        make_folder(new)
+        new.mkdir()
+        to_disk(folder.parent)
         yield new
         to_disk(new)
-        _swap(folder, previous)
+        _swap(new, folder, previous)
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError):
+            remove(new)
         cause = _os_error(error)
         if cause is None:
             raise
         raise UserError(_cannot_save(folder, cause, needed_bytes)) from error
     for gone in (_aside(folder), _convicted(folder), *([] if previous is None else [_aside(previous)])):
-        shutil.rmtree(gone, ignore_errors=True)
+        with suppress(OSError):
+            remove(gone)
 
 
 def _tidy(folder: Path, previous: Path | None) -> None:
     """Undo a save that was cut short: drop what was being written, put back what was set aside."""
-    for leftover in (_new(folder), _convicted(folder)):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+    for path in list(folder.parent.iterdir()):
+        if path.name.startswith(_new(folder)) or path.name == _convicted(folder).name:
+            remove(path)
     _put_back(folder)
     if previous is not None:
         if previous.exists() and not folder.exists():
+            remove(folder)  # a link that leads nowhere
             previous.rename(folder)
         _put_back(previous)
 
 
 def _put_back(folder: Path) -> None:
-    if not _aside(folder).exists():
-        return
-    if folder.exists():
-        shutil.rmtree(_aside(folder))
+    if folder.exists() or not _aside(folder).exists():
+        remove(_aside(folder))
     else:
+        remove(folder)
         _aside(folder).rename(folder)
 
 
-def _swap(folder: Path, previous: Path | None) -> None:
+def _swap(new: Path, folder: Path, previous: Path | None) -> None:
     """Put the new folder into its place; if a rename fails, those before it are undone."""
-    moves = [(_new(folder), folder)]
-    if folder.exists() and previous is None:
+    moves = [(new, folder)]
+    if os.path.lexists(folder) and previous is None:
         moves.insert(0, (folder, _aside(folder)))
-    elif folder.exists() and previous is not None:
+    elif os.path.lexists(folder) and previous is not None:
         if not _is_whole(folder):  # the one before may be all that is left: it must not make way for a ruin
             moves.insert(0, (folder, _convicted(folder)))
         else:
             moves.insert(0, (folder, previous))
-            if previous.exists():
+            if os.path.lexists(previous):
                 moves.insert(0, (previous, _aside(previous)))
     done: list[tuple[Path, Path]] = []
     try:
@@ -245,8 +251,9 @@ def _sum_of(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _new(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.new")
+def _new(folder: Path) -> str:
+    """How the names of folders that are being written begin."""
+    return f".{folder.name}.new"
 
 
 def _aside(folder: Path) -> Path:

@@ -73,7 +73,11 @@ class Meta:
         known = {field.name for field in fields(cls)}  # what a later version adds may be left out
         values = {key: plain[key] for key in known if key in plain}
         try:
-            return TypeAdapter(cls).validate_json(json.dumps(values))
+            text = json.dumps(values, allow_nan=False)
+        except (ValueError, RecursionError):  # 1e999 is infinite, too
+            raise UserError(f"{origin}: the metadata holds a number that is not finite; save it again") from None
+        try:
+            return TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
             where, what = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")

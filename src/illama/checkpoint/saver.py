@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,10 +36,16 @@ class Saver:
     Attributes:
         run_dir: The run's folder.
         waited_s: Seconds that all saves have waited for the one before them.
+
+    Args:
+        run_dir: The run's folder.
+        before_writing: Called before each checkpoint, in the thread; raises where the folder is not this run's any
+            more.
     """
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, before_writing: Callable[[], None] = lambda: None) -> None:
         self.run_dir = run_dir
+        self._before_writing = before_writing
         self.waited_s = 0.0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -111,6 +117,7 @@ class Saver:
         model_state, training_state, ema_state = copied
         try:
             for tag, meta in tags:
+                self._before_writing()
                 save_checkpoint(
                     self.run_dir,
                     tag,

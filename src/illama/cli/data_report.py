@@ -39,7 +39,8 @@ def shard_report(result: ShardingResult) -> str:
     for split in result.splits:
         order = f"shuffled by seed {result.seed}" if split.shuffled else "in order"
         lines.append(
-            f"  {split.name}: {split.images:,} images in {split.shards:,} shards, {decimal(split.bytes)}, {order}"
+            f"  {shown(split.name)}: {split.images:,} images in {split.shards:,} shards, "
+            f"{decimal(split.bytes)}, {order}"
         )
     done = "nothing was left to write"
     if result.written:
@@ -91,7 +92,8 @@ def _split_table(result: CheckResult) -> list[str]:
         counts = split.class_counts[split.class_counts > 0]
         spread = [f"{value:,.0f}" for value in (counts.min(), np.median(counts), counts.max())]
         size = int(split.rows["bytes"].sum(dtype=np.int64))
-        rows.append([split.name, f"{len(split.rows):,}", f"{len(counts):,}", *spread, decimal(size) if size else ""])
+        numbers = (f"{len(split.rows):,}", f"{len(counts):,}", *spread, decimal(size) if size else "")
+        rows.append([shown(split.name), *numbers])
     return _aligned(rows)
 
 
@@ -102,7 +104,7 @@ def _class_table(result: CheckResult) -> list[str]:
     few = len(order) <= SHOWN_CLASSES
     half = SHOWN_CLASSES // 4
     places = np.arange(len(order)) if few else np.concatenate([order[:half], order[-half:]])
-    rows = [["class", *(split.name for split in result.splits)]]
+    rows = [["class", *(shown(split.name) for split in result.splits)]]
     rows += [[shown(result.classes[c]), *(f"{split.class_counts[c]:,}" for split in result.splits)] for c in places]
     lines = _aligned(rows)
     if not few:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from illama.cli.options import Device, Json
 from illama.cli.output import STDOUT, check_targets, write_result
+from illama.json_text import as_json
 from illama.text import shown
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def eval_command(
     if not is_main_process():
         return
     if json is not None:
-        write_result(json, json_format.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_result(json, as_json(result.to_dict()))
     if json != STDOUT:
         print(report(result))
     for where, why in result.skipped.items():

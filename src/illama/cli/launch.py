@@ -14,7 +14,6 @@ from cyclopts import Parameter
 from illama.errors import Stopped, UserError
 
 BUG = 1
-SHARED = ("train", "eval")  # what several processes share; of any other command each would do the whole
 _EXAMPLE = "illama launch --nproc-per-node 2 train digits_micro"
 # They report each process that ends with an error, in torch's words, after the process has told it in ours.
 _REPORTERS = ("agent.server.api", "multiprocessing.api")
@@ -96,6 +95,8 @@ def _in_words(rank: int, code: int) -> str:
 def _parsed(words: Sequence[str]) -> Any:
     """torchrun's options, and `-m illama COMMAND ...` as what it is to start."""
     from torch.distributed.run import get_args_parser
+
+    from illama.cli.main import SHARED
 
     parser = get_args_parser()
     parser.error = _refuse  # type: ignore[method-assign]

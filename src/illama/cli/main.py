@@ -3,8 +3,8 @@
 Commands are named by strings and imported when they run, so that help answers without importing torch.
 
 Exit codes: 0 done; 1 a bug of ours (with traceback); 2 something the user can fix (one line on stderr, `--debug` adds
-the traceback); 75 stopped by a signal after saving; 130 interrupted with nothing to save; 141 the reader of our output
-went away.
+the traceback); 75 a run was stopped by a signal, after saving what there was, and the same command goes on; 130
+interrupted with nothing to save (one line); 141 the reader of our output went away.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 import illama
+from illama import interrupt
 from illama.cli.memory import keep_freed_memory
 from illama.console import go_on_in_utf8, open_std_streams
 from illama.environment import asked
 from illama.errors import Stopped, ToldElsewhere, UserError
-from illama.text import safe_lines
+from illama.text import as_message, safe_lines, shown
 
-USER_ERROR, STOPPED, INTERRUPTED, PIPE_CLOSED = 2, 75, 130, 141
+USER_ERROR, STOPPED, INTERRUPTED, PIPE_CLOSED = 2, interrupt.STOPPED, interrupt.INTERRUPTED, 141
+SHARED = ("train", "eval")  # what several processes share; of any other command each would do the whole
 # A launcher ends all processes as soon as one has gone: the one that tells why must not be ended before it has.
 GOES_LAST_S = 5.0
 
@@ -70,49 +72,80 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    if arguments is None:
-        go_on_in_utf8()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
-    open_std_streams()
-    _log_to_stderr()
-    _print_any_name()
-    keep_freed_memory()
+    with interrupt.listening():
+        try:
+            if arguments is None:
+                go_on_in_utf8()
+            open_std_streams()
+            _log_to_stderr()
+            _print_any_name()
+            keep_freed_memory()
+            return _outcome([word for word in words if word != "--debug"], "--debug" in words)
+        except KeyboardInterrupt:
+            interrupt.deaf()
+            return interrupt.last_words(words)
+
+
+def _outcome(words: Sequence[str], debug: bool) -> int:
+    """Run one command; the exit code, after the last words."""
     try:
         with asked(words):
             app(words, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()  # here, where a full disk or a closed pipe is still an error of ours to tell
     except ToldElsewhere:
-        time.sleep(GOES_LAST_S)
-        return USER_ERROR
-    except UserError as error:
-        return _fail(str(error), USER_ERROR, debug)
-    except CycloptsError as error:
-        said = " ".join(str(error).split())
-        return _fail(f"{said}{_hint(words)} See illama {_command(words)}--help", USER_ERROR, debug)
+        return _go_last()
+    except (UserError, CycloptsError) as error:
+        if interrupt.came():  # and this is what became of its exception
+            raise KeyboardInterrupt from error
+        said = str(error)
+        if isinstance(error, CycloptsError):
+            said = f"{' '.join(said.split())}{_hint(words)} See illama {_command(words)}--help"
+        told = _tell_the_others(said, words)
+        return _go_last() if isinstance(told, ToldElsewhere) else _fail(str(told), USER_ERROR, debug)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":  # of several processes, which all stop, one says so
             with contextlib.suppress(OSError):
                 print(f"illama: {safe_lines(str(stopped))}", file=sys.stderr)
         return STOPPED
-    except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
-            print("illama: interrupted", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         _close_stdout()
         return PIPE_CLOSED
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return _fail(f"{shown(str(error.filename))}: {error.strerror}; give a shorter name", USER_ERROR, debug)
         if error.errno != errno.ENOSPC or error.filename is not None:
             traceback.print_exc()
             return 1
         _close_stdout()
         return _fail(f"the output cannot be written: {error.strerror}", USER_ERROR, debug)
-    except Exception:
+    except Exception as error:
+        if interrupt.came():
+            raise KeyboardInterrupt from error
         traceback.print_exc()
         return 1
     return 0
+
+
+def _go_last() -> int:
+    """Another process tells what this one knows too."""
+    with contextlib.suppress(KeyboardInterrupt):  # the launcher has seen the other one's end
+        time.sleep(GOES_LAST_S)
+    interrupt.deaf()
+    return USER_ERROR
+
+
+def _tell_the_others(said: str, words: Sequence[str]) -> UserError:
+    """Of several processes, which wait for each other, all learn why one cannot begin; returns what this one does."""
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not words or words[0] not in SHARED:
+        return UserError(said)
+    from illama.rendezvous import has_met
+
+    if has_met():
+        return UserError(said)
+    from illama.distributed import cannot_join
+
+    return cannot_join(said)
 
 
 def _close_stdout() -> None:
@@ -124,7 +157,7 @@ def _fail(message: str, code: int, debug: bool) -> int:
     with contextlib.suppress(OSError):  # nobody reads
         if debug:
             traceback.print_exc()
-        print(f"illama: error: {safe_lines(message)}", file=sys.stderr)
+        print(f"illama: error: {as_message(message)}", file=sys.stderr)
     return code
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from illama.disk import replace_file, utf8
+from illama.disk import demand_writable, utf8, write_file
 from illama.errors import UserError
 
 STDOUT = "-"
@@ -19,19 +19,23 @@ def check_targets(**targets: str | None) -> None:
         targets: Option name -> file, "-" for stdout, None when the option is not given.
 
     Raises:
-        UserError: A folder that does not exist or cannot be written to, or stdout asked for twice.
+        UserError: A folder that does not exist or cannot be written to, or one target asked for twice.
     """
-    for option, target in targets.items():
-        if target is None or target == STDOUT:
+    given = {option: target for option, target in targets.items() if target is not None}
+    for option, target in given.items():
+        if target == STDOUT:
             continue
-        folder = Path(target).parent
-        if not folder.is_dir():
-            raise UserError(f"--{option} {target}: there is no folder {folder}")
-        if Path(target).is_dir() or not os.access(folder, os.W_OK):
-            raise UserError(f"--{option} {target} cannot be written")
-    if list(targets.values()).count(STDOUT) > 1:
-        options = " and ".join(f"--{option}" for option in targets)
-        raise UserError(f"{options} cannot both write to stdout; give one of them a file")
+        try:
+            demand_writable(Path(target))
+        except OSError as error:
+            raise UserError(f"--{option} {target} cannot be written: {error.strerror}; give another name") from error
+        except ValueError:  # a NUL
+            raise UserError(f"--{option} {target!r} is no file's name; give another one") from None
+    places = [target if target == STDOUT else os.path.realpath(target) for target in given.values()]
+    if len(set(places)) < len(places):
+        options = " and ".join(f"--{option}" for option in given)
+        where = "stdout" if STDOUT in places else given.popitem()[1]
+        raise UserError(f"{options} cannot both write to {where}; give one of them another file")
 
 
 def write_result(target: str, text: str) -> None:
@@ -44,6 +48,6 @@ def write_result(target: str, text: str) -> None:
         sys.stdout.write(text)
         return
     try:
-        replace_file(Path(target), lambda partial: partial.write_bytes(utf8(text)))
+        write_file(Path(target), utf8(text), given=True)
     except OSError as error:
-        raise UserError(f"cannot write {target}: {error.strerror}") from error
+        raise UserError(f"cannot write {target}: {error.strerror}; give another name") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 from illama.cli.options import Csv, Device, Json
 from illama.cli.output import STDOUT, check_targets, write_result
 from illama.errors import UserError
+from illama.json_text import as_json
 from illama.text import shown
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def predict_command(
     found = predict(checkpoint, files, top_k=top_k, device=device)
     if json is not None:
         plain = [one.to_dict() for one in found]
-        write_result(json, json_format.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+        write_result(json, as_json(plain))
     if csv is not None:
         write_result(csv, as_csv(found))
     if STDOUT not in (json, csv):

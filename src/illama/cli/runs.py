@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from illama.cli.options import Json
 from illama.cli.output import STDOUT, check_targets, write_result
+from illama.json_text import as_json
 from illama.text import shown
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def runs_command(directory: Path = Path("runs"), /, *, json: Json = None) -> Non
     runs = [read_run(path) for path in find_runs(directory)]
     if json is not None:
         plain = {"runs": [run.to_dict() for run in runs]}
-        write_result(json, json_format.dumps(plain, indent=1, ensure_ascii=False) + "\n")
+        write_result(json, as_json(plain))
     if json != STDOUT:
         print(report(runs, directory, shutil.get_terminal_size((140, 24)).columns))
 

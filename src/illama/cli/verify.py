@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from illama.cli.options import Device, Json
 from illama.cli.output import STDOUT, check_targets, write_result
 from illama.errors import UserError
+from illama.json_text import as_json
 
 if TYPE_CHECKING:
     from illama.evaluation.verify import Verification
@@ -42,7 +42,7 @@ def verify_command(
     for where, why in found.result.skipped.items():
         print(f"illama: skipped {where}: {why}", file=sys.stderr)
     if json is not None:
-        write_result(json, json_format.dumps(found.to_dict(), indent=1, ensure_ascii=False) + "\n")
+        write_result(json, as_json(found.to_dict()))
     if json != STDOUT:
         print(report(found))
     if found.complete and not found.agrees:

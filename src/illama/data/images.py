@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
-import stat
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
 
 import numpy as np
@@ -28,8 +29,8 @@ from PIL import Image, ImageOps
 
 from illama.data.formats import LFS_POINTER, looks_like_picture, readable_formats
 from illama.data.jpeg import has_endless_scans
-from illama.disk import open_at_once
 from illama.errors import UserError
+from illama.given_file import open_given, why
 from illama.text import shown
 
 ImageFile = str | os.PathLike[str] | bytes
@@ -39,7 +40,8 @@ _ORIENTATION_KEYS = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.
 _ORIENTATION_FORMATS = frozenset({"TIFF", "MPO"})
 # A larger image is not decoded: a few bytes can claim any size. Pillow's own limit.
 MAX_PIXELS = 178_956_970
-LARGEST_FILE = 1 << 30  # bytes; a sparse file of any size costs its maker nothing
+LARGEST_FILE = 1 << 30  # bytes
+_BAND_PIXELS = 4 << 20
 Span = tuple[float, float]  # the values that become 0 and 255; the first may be the larger one
 # Tags of TIFF files: number of bits, meaning of 0, type of values, and the ranges that a file may state.
 _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
@@ -139,16 +141,11 @@ def read_head(file: str | os.PathLike[str], length: int) -> tuple[int, bytes]:
 def _read(file: str | os.PathLike[str], where: str, length: int | None) -> tuple[int, bytes]:
     """Size of a regular file, and its first bytes (None: all of them)."""
     try:
-        with open(file, "rb", opener=open_at_once) as opened:
-            found = os.fstat(opened.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise BrokenImage(where, "it is no regular file")
-            if found.st_size > LARGEST_FILE:
-                why = f"{found.st_size:,} bytes are more than a picture's file may have ({LARGEST_FILE:,})"
-                raise BrokenImage(where, why)
-            return found.st_size, opened.read(LARGEST_FILE if length is None else length)
-    except (OSError, ValueError) as error:  # a NUL in the name
-        raise BrokenImage(where, getattr(error, "strerror", None) or str(error)) from None
+        with open_given(file, LARGEST_FILE) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            return size, opened.read(LARGEST_FILE if length is None else length)
+    except (OSError, ValueError) as error:
+        raise BrokenImage(where, why(error)) from None
 
 
 def check_channels(in_chans: int) -> None:
@@ -171,8 +168,7 @@ def as_seen(image: Image.Image, in_chans: int = 3, span: Span | None = None) -> 
     if _is_wide(image.mode):
         image = _to_8_bits(image, span or span_of(image))
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        image = _on_white(image)
     if in_chans == 1 and image.mode not in ("1", "L"):
         image = image.convert("RGB")  # palettes and CMYK reach "L" by way of their colours
     mode = "RGB" if in_chans == 3 else "L"
@@ -226,20 +222,48 @@ def _stated(tags: Mapping[int, object], pair: tuple[int, int]) -> Span | None:
     return float(low), float(high)
 
 
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """An image in bands of a bounded size with the row that each begins at: a few bytes can hold the largest image,
+    and what is done to all of it at once takes gigabytes."""
+    rows = max(1, _BAND_PIXELS // image.width)
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """An image with transparent parts as RGB, these in white."""
+    seen = Image.new("RGB", image.size)
+    for top, band in _bands(image):
+        rgba = band.convert("RGBA")
+        opaque = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        if rgba.size == image.size:
+            return opaque
+        seen.paste(opaque, (0, top))
+    return seen
+
+
 def _to_8_bits(image: Image.Image, span: Span | None) -> Image.Image:
-    """Wide grey values as 8-bit ones, or with transparency as LA.
+    """Wide grey values as 8-bit ones; transparent ones are white.
 
     Raises:
         BrokenImage: Values that are no finite numbers, or outside of the span.
     """
     assert span is not None
-    values = np.asarray(image).astype(np.float64)
-    strange = int((~np.isfinite(values)).sum())
+    strange, least, most, are_whole = 0, math.inf, -math.inf, True
+    for _, values in _values(image):
+        finite = np.isfinite(values)
+        if not finite.all():
+            strange += int((~finite).sum())
+            continue
+        least, most = min(least, float(values.min())), max(most, float(values.max()))
+        are_whole = are_whole and not (values % 1).any()
     if strange:
-        raise BrokenImage("", f"{strange} of its {values.size} values are not finite (NaN or infinity)")
+        raise BrokenImage("", f"{strange} of its {image.width * image.height} values are not finite (NaN or infinity)")
     low, high = min(span), max(span)
-    least, most = float(values.min()), float(values.max())
-    if (low, high) == (0, 1) and 1 < most <= 255 and least >= 0 and not (values % 1).any():
+    if (low, high) == (0, 1) and 1 < most <= 255 and least >= 0 and are_whole:
         span = (0.0, 255.0) if span == (0, 1) else (255.0, 0.0)
         high = 255.0
     slack = 1e-6 * (high - low)
@@ -249,11 +273,19 @@ def _to_8_bits(image: Image.Image, span: Span | None) -> Image.Image:
             f"its values go from {least:g} to {most:g}, outside of the range of its type ({low:g} to {high:g}); "
             "rescale them, or state the range (TIFF's SMinSampleValue and SMaxSampleValue)",
         )
-    scaled = np.rint(np.clip((values - span[0]) / (span[1] - span[0]), 0, 1) * 255).astype(np.uint8)
     clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        return Image.fromarray(np.stack([scaled, np.where(values == clear, 0, 255).astype(np.uint8)], axis=-1), "LA")
-    return Image.fromarray(scaled)
+    seen = np.empty((image.height, image.width), dtype=np.uint8)
+    for top, values in _values(image):
+        scaled = np.rint(np.clip((values - span[0]) / (span[1] - span[0]), 0, 1) * 255)
+        if isinstance(clear, int):
+            scaled[values == clear] = 255
+        seen[top : top + len(values)] = scaled
+    return Image.fromarray(seen)
+
+
+def _values(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
+    """The values of a wide image in bands, with the row that each begins at."""
+    return ((top, np.asarray(band).astype(np.float64)) for top, band in _bands(image))
 
 
 def _deep_key(image: Image.Image, content: bytes) -> tuple[int, ...] | int | None:
@@ -291,10 +323,9 @@ def _in_words(error: Exception) -> str:
 def _upright(image: Image.Image) -> Image.Image:
     if image.format not in _ORIENTATION_FORMATS and _ORIENTATION_KEYS.isdisjoint(image.info):
         return image
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # unreadable EXIF says nothing about the pixels; viewers ignore it too
-        return image
+    with suppress(Exception):  # unreadable EXIF says nothing about the pixels; viewers ignore it too
+        ImageOps.exif_transpose(image, in_place=True)  # a copy of the largest image would be 700 MB
+    return image
 
 
 class _PillowInOurHands:

@@ -23,6 +23,7 @@ from illama.data.source import Source, SubsetSource
 from illama.data.splits import choose_split, in_order, is_training, role_of, split_in_name, stratified_choice
 from illama.data.walk import Found, PassedOver, walk
 from illama.errors import UserError
+from illama.given_file import at_home
 from illama.registry import Registry
 from illama.text import shown
 
@@ -205,14 +206,14 @@ def look_alike(path: Path) -> str:
 
 def is_gone(data: DataConfig) -> bool:
     """Whether the place of a data set does not exist; that of the hub's is a cache, which need not."""
-    return data.path is not None and not data.name.startswith("hfds/") and not Path(data.path).expanduser().exists()
+    return data.path is not None and not data.name.startswith("hfds/") and not at_home(data.path).exists()
 
 
 def needed_path(data: DataConfig) -> Path:
     """The data set's folder or file; an error when it is not given or does not exist."""
     if not data.path:  # "" is no short name of the current folder
         raise UserError(f"data set {data.name!r} needs a path; give data.path=FOLDER")
-    path = Path(data.path).expanduser()
+    path = at_home(data.path)
     if not path.exists():
         near = look_alike(path)
         raise UserError(f"data.path {shown(data.path)} does not exist{f'; {near}' if near else ''}")

@@ -11,6 +11,7 @@ import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from illama.data.splits import (
     split_column,
     split_in_name,
 )
-from illama.data.table import text_of
+from illama.data.table import first_line, reading_parquet, text_of
 from illama.data.walk import NO_PICTURES, Found, PassedOver, Reason
 from illama.errors import UserError
 from illama.json_text import parse_json
@@ -65,7 +66,8 @@ class _RowGroups:
         self._ends: list[int] = []
         self._firsts: list[int] = []  # number of each file's first row
         for number, file in enumerate(files):
-            metadata = _pyarrow().parquet.read_metadata(file)
+            with reading_parquet(shown(file)):
+                metadata = _pyarrow().parquet.read_metadata(file)
             self._firsts.append(self._ends[-1] if self._ends else 0)
             for group in range(metadata.num_row_groups):
                 self._groups.append((number, group))
@@ -81,10 +83,11 @@ class _RowGroups:
         self._lock = threading.Lock()
 
     def hold_all(self) -> None:
-        """Read all now, so that forked workers share the memory."""
+        """Read all now, so that forked workers share the memory; what is damaged is told when it is asked for."""
         self._cached = len(self._groups)
         for group in range(len(self._groups)):
-            self._group(group)
+            with suppress(Exception):
+                self._group(group)
 
     def _group(self, position: int) -> Any:
         with self._lock:
@@ -99,15 +102,26 @@ class _RowGroups:
             self._held.move_to_end(position)
             return self._held[position]
 
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
     def place(self, i: int) -> tuple[Path, int]:
         """File, and row in that file."""
         number = self._groups[bisect_right(self._ends, i)][0]
         return self.files[number], i - self._firsts[number]
 
     def value(self, i: int) -> Any:
-        """The cell of image `i`, in Python's types."""
+        """The cell of image `i`, in Python's types.
+
+        Raises:
+            BrokenImage: Its row group, or the cell, cannot be read.
+        """
         position = bisect_right(self._ends, i)
-        return self._group(position)[i - (self._ends[position - 1] if position else 0)].as_py()
+        try:
+            return self._group(position)[i - (self._ends[position - 1] if position else 0)].as_py()
+        except Exception as error:  # on damaged data pyarrow raises nearly every type there is
+            file, row = self.place(i)
+            raise BrokenImage(f"{file} row {row}", f"damaged: {shown(first_line(error))}") from None
 
 
 class ParquetSource(Source):
@@ -143,8 +157,8 @@ class ParquetSource(Source):
         self.description = description
 
     def read(self, i: int) -> Image.Image:
-        cell = self._rows.value(self._row(i))
         try:
+            cell = self._rows.value(self._row(i))
             content = self._content(cell, i)
             if content is None:
                 return as_seen(pixels_of(cell, self._shape, ""), self.in_chans)
@@ -222,20 +236,25 @@ class ParquetLayout(Layout):
     def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> Source:
         files, pyarrow = self._files["" if self._rows_of else split or ""], _pyarrow()
         what = self.where + (f", split {shown(split)}" if split else "")
-        try:
-            schema = _schema(files[0])
-            features = _features(schema)
-            image_column, label_column = self._columns(schema, features, files[0])
-            _demand_same(files, schema, features, image_column, label_column)
-            labels = pyarrow.parquet.read_table(files, columns=[label_column], use_threads=False).column(label_column)
-            rows = _RowGroups(files, image_column, CACHED_ROW_GROUPS)
-        except (OSError, KeyError, pyarrow.lib.ArrowException) as error:
-            raise UserError(f"{what} cannot be read as parquet: {shown(_first_line(error))}") from None
+        schema = _schema(files[0])
+        features = _features(schema)
+        image_column, label_column = self._columns(schema, features, files[0])
+        _demand_same(files, schema, features, image_column, label_column)
+        rows = _RowGroups(files, image_column, CACHED_ROW_GROUPS)
         chosen = None if split is None or not self._rows_of else self._rows_of[1][split]
-        labels = labels if chosen is None else labels.take(chosen)
+        with reading_parquet(what):
+            labels = pyarrow.chunked_array(
+                [chunk for file in files for chunk in _column(file, label_column).chunks],
+                schema.field(label_column).type,
+            )
+            labels = labels if chosen is None else labels.take(chosen)
+        if not len(labels):
+            raise UserError(f"{what}: it has no rows; give the files that hold the images")
+        if len(labels) != len(rows if chosen is None else chosen):
+            raise UserError(f"{what}: {len(labels)} labels for {len(rows)} rows; the file is damaged, fetch it again")
         feature = features.get(label_column, {})
         own, numbers = _numbered(labels, feature, f"{self.where}, column {shown(label_column)}")
-        if "names" not in features.get(label_column, {}) and classes is None:
+        if feature.get("names") is None and classes is None:
             self._note_absent(own, numbers)
         names, numbers = number_classes(own, numbers, classes, what)
         size = sum(file.stat().st_size for file in files)
@@ -336,12 +355,14 @@ def _split_rows(files: Sequence[Path], data: DataConfig, where: str) -> tuple[st
     names = [name for name in _schema(files[0]).names if is_split_column(name)]
     if not names:
         return None
-    pyarrow = _pyarrow()
-    try:
-        table = pyarrow.parquet.read_table(files, columns=names, use_threads=False)
-    except (OSError, ValueError, KeyError, pyarrow.lib.ArrowException) as error:
-        raise UserError(f"{where} cannot be read as parquet: {shown(_first_line(error))}") from None
-    cells = {name: [text_of(value) for value in table.column(name).to_pylist()] for name in names}
+    for file in files[1:]:
+        lacking = [name for name in names if name not in _schema(file).names]
+        if lacking:
+            raise UserError(f"{shown(file)} has no column {shown(lacking[0])}, and {shown(files[0])} has")
+    with reading_parquet(where):
+        cells = {
+            name: [text_of(value) for file in files for value in _column(file, name).to_pylist()] for name in names
+        }
     column = split_column(cells, (data.train_split, data.eval_split), where)
     if column is None:
         return None
@@ -350,6 +371,12 @@ def _split_rows(files: Sequence[Path], data: DataConfig, where: str) -> tuple[st
         raise UserError(f"{where}, row {own.index(None) + 1}, has no split (column {shown(column[0])})")
     splits = np.array([column[1](str(cell)) for cell in own], dtype=object)
     return column[0], {split: np.flatnonzero(splits == split) for split in sorted(set(splits))}
+
+
+def _column(file: Path, name: str) -> Any:
+    """A column of one file; not of several together, whose types need not be the same."""
+    with _pyarrow().parquet.ParquetFile(file) as opened:
+        return opened.read(columns=[name], use_threads=False).column(name)
 
 
 def _is_embedded(file: Path, column: str) -> bool:
@@ -362,9 +389,9 @@ def _is_embedded(file: Path, column: str) -> bool:
         for is_text in (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)
     ):
         return True
-    with pyarrow.parquet.ParquetFile(file) as opened:
+    with reading_parquet(shown(file)), pyarrow.parquet.ParquetFile(file) as opened:
         rows = next(opened.iter_batches(batch_size=1, columns=[column], use_threads=False), None)
-    return rows is not None and len(rows) > 0 and is_picture_text(rows.column(0)[0].as_py() or "")
+        return rows is not None and len(rows) > 0 and is_picture_text(rows.column(0)[0].as_py() or "")
 
 
 def _demand_same(files: Sequence[Path], schema: Any, features: dict[str, Any], *columns: str) -> None:
@@ -381,6 +408,12 @@ def _demand_same(files: Sequence[Path], schema: Any, features: dict[str, Any], *
                     f"{shown(file)} has no column {shown(column)}, and {shown(files[0])} has; its columns: "
                     f"{', '.join(map(shown, other.names))}"
                 )
+            kinds = [_plain_kind(one.field(column).type) for one in (schema, other)]
+            if kinds[0] != kinds[1]:
+                raise UserError(
+                    f"{shown(file)}: column {shown(column)} holds {shown(kinds[1], 80)}, and that of "
+                    f"{shown(files[0])} {shown(kinds[0], 80)}; write both alike"
+                )
             names, own = (one.get(column, {}).get("names") for one in (features, _features(other)))
             if names != own:
                 raise UserError(
@@ -395,24 +428,41 @@ def _role(folder: str) -> str | None:
 
 def _schema(file: Path) -> Any:
     pyarrow = _pyarrow()
-    try:
+    if not file.is_file():
+        raise UserError(f"{shown(file)} is no regular file that is there; give parquet files")
+    with reading_parquet(shown(file), pointer_hint(file)):
         return pyarrow.parquet.read_schema(file)
-    except (OSError, pyarrow.lib.ArrowException) as error:
-        reason = shown(_first_line(error)) + pointer_hint(file)
-        raise UserError(f"{shown(file)} cannot be read as parquet: {reason}") from None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """Columns as the `huggingface` entry of the schema describes them; empty where there is none that can be read."""
+    """Columns as the `huggingface` entry of the schema describes them; empty where there is none that can be read.
+
+    Of a description no more is taken than what is as `datasets` writes it: `_type`, `shape`, and `names`, which are a
+    list of texts, or in older files {"0": text}.
+
+    Raises:
+        UserError: Names that number the classes in no way.
+    """
     try:
         features = parse_json((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, ValueError, TypeError):
         return {}
-    return {name: one for name, one in features.items() if isinstance(one, dict)} if isinstance(features, dict) else {}
+    if not isinstance(features, dict):
+        return {}
+    return {name: _feature(name, one) for name, one in features.items() if isinstance(one, dict)}
+
+
+def _feature(column: str, given: dict[str, Any]) -> dict[str, Any]:
+    names, shape = given.get("names"), given.get("shape")
+    if isinstance(names, dict) and all(key.isascii() and key.isdigit() and len(key) < 10 for key in names):
+        names = [names[key] for key in sorted(names, key=int)]
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise UserError(
+            f"the classes of column {shown(column)} are {shown(names, 60)} in the file's huggingface entry, expected a "
+            "list of names; write the file again with datasets, or remove the entry"
+        )
+    is_shape = isinstance(shape, list) and all(isinstance(side, int) and 0 < side < 2**31 for side in shape)
+    return {"_type": given.get("_type"), "names": names, "shape": shape if is_shape else None}
 
 
 def _image_columns(schema: Any, features: dict[str, Any], asked: str | None) -> list[str]:
@@ -439,25 +489,33 @@ def _shape(schema: Any, features: dict[str, Any], column: str) -> list[int] | No
 
 def _numbered(labels: Any, feature: dict[str, Any], where: str) -> tuple[list[str], np.ndarray]:
     """Class names and class numbers of a label column of numbers or of names."""
+    pyarrow = _pyarrow()
+    kind = _plain_kind(labels.type)
+    if labels.type != kind:  # a dictionary's own values may be missing, too
+        with reading_parquet(where):
+            labels = labels.cast(kind)
     if labels.null_count:
         raise UserError(f"{where}: {labels.null_count} rows have no label")
-    if re.search("list|struct|map", str(labels.type)):
-        raise UserError(f"{where}: a row has several labels ({labels.type}); an image needs one class")
-    values = labels.to_numpy()
-    names = feature.get("names")
-    if values.dtype == object:
-        texts = [text_of(value) for value in values]
-        if None in texts:
-            raise UserError(f"{where}: row {texts.index(None) + 1} has no label")
-        found, numbers = np.unique([composed(str(text)) for text in texts], return_inverse=True)
-        return found.tolist(), numbers
-    if not np.issubdtype(values.dtype, np.integer):
-        raise UserError(f"{where}: labels are {values.dtype}, expected whole numbers or names")
-    if isinstance(names, dict):  # older files number the names explicitly
-        names = [names[key] for key in sorted(names, key=int)]
-    highest = int(values.max()) if len(values) else -1
-    if not names and highest >= MOST_CLASSES:
-        raise UserError(f"{where}: label {highest} is no class number; allowed: 0 to {MOST_CLASSES - 1}")
-    if highest >= 2**63:
-        raise UserError(f"{where}: label {highest} is no class number")
-    return names or [str(c) for c in range(highest + 1)], values.astype(np.int64)
+    if pyarrow.types.is_nested(kind):
+        raise UserError(f"{where}: a row has several labels ({shown(kind, 80)}); an image needs one class")
+    if pyarrow.types.is_integer(kind):
+        values = labels.to_numpy()
+        least, highest = int(values.min()), int(values.max())
+        names = feature.get("names")
+        if least < -1 or highest >= 2**63 or (not names and highest >= MOST_CLASSES):
+            bad = least if least < -1 else highest
+            raise UserError(f"{where}: label {bad} is no class number; allowed: 0 to {MOST_CLASSES - 1}")
+        return names or [str(c) for c in range(highest + 1)], values.astype(np.int64)
+    if pyarrow.types.is_floating(kind) or pyarrow.types.is_boolean(kind) or pyarrow.types.is_temporal(kind):
+        raise UserError(f"{where}: labels are {shown(kind, 80)}, expected whole numbers or names")
+    with reading_parquet(where):
+        texts = [text_of(value) for value in labels.to_pylist()]
+    if None in texts:
+        raise UserError(f"{where}: row {texts.index(None) + 1} has no label")
+    found, numbers = np.unique([composed(str(text)) for text in texts], return_inverse=True)
+    return found.tolist(), numbers
+
+
+def _plain_kind(kind: Any) -> Any:
+    """The type of a column's values: of a dictionary that of its entries."""
+    return kind.value_type if _pyarrow().types.is_dictionary(kind) else kind

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from illama.data.shard_plan import ShardPlan
-from illama.disk import to_disk
+from illama.disk import replacing, to_disk
 from illama.errors import UserError
 from illama.json_text import parse_json
 
@@ -107,29 +107,18 @@ def _write_info(folder: Path, plan: ShardPlan, finished: Finished) -> None:
     write_text(folder / INFO_FILE, json.dumps({"splits": splits}, indent=1) + "\n")
 
 
-def partial(file: Path) -> Path:
-    """Where a file is written until it is complete."""
-    return file.with_name(f".{file.name}.partial")
-
-
-def is_partial(name: str) -> bool:
-    """Whether a file was left by a writer that was killed."""
-    return name.startswith(".") and name.endswith(".partial")
-
-
-def appear(file: Path) -> None:
-    """Give a complete partial file its name, for good."""
-    os.replace(partial(file), file)
+@contextmanager
+def appearing(file: Path) -> Iterator[Path]:
+    """As `replacing`, and the name is on the disk too: the journal notes what lasts."""
+    with replacing(file) as partial:
+        yield partial
     to_disk(file.parent)
 
 
 def write_text(file: Path, text: str) -> None:
     """Write a file that is there as a whole or not at all."""
-    with open(partial(file), "w", encoding="utf-8", newline="\n") as hidden:
-        hidden.write(text)
-        hidden.flush()
-        os.fsync(hidden.fileno())
-    appear(file)
+    with appearing(file) as partial:
+        partial.write_bytes(text.encode())
 
 
 @contextmanager

@@ -201,9 +201,6 @@ def write_plan(plan: ShardPlan, file: Path) -> None:
     """Write a plan; the bytes depend on the plan alone."""
     with open(file, "wb") as raw, gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
         packed.writelines(line.encode() for line in plan_lines(plan))
-        packed.close()
-        raw.flush()
-        os.fsync(raw.fileno())
 
 
 def read_plan(file: Path) -> ShardPlan:

@@ -7,6 +7,7 @@ need not follow each other.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
@@ -28,6 +29,7 @@ from illama.data.source import MOST_CLASSES, Source, number_classes
 from illama.data.splits import missing_parts, only_split, split_in_name
 from illama.data.walk import NO_PICTURES, SPECIAL, Found, PassedOver, is_hidden
 from illama.errors import UserError
+from illama.given_file import read_given_text, why
 from illama.json_text import parse_json, read_json
 from illama.text import shown
 
@@ -41,6 +43,8 @@ SECOND = "further pictures of a sample (.jpg before .png)"
 MOST_SHARDS = 1_000_000
 _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _LONGEST_LABEL = 1 << 20  # bytes
+_LONGEST_HEADER = 16 << 20  # bytes; names and attributes of one member
+_MOST_LOOKED_AT = 64  # MiB after the last member
 _MOST_PADDING = 1 << 20  # bytes of zeros at the end of a tar file; tar writes up to 10 kB
 
 
@@ -228,9 +232,9 @@ class ShardLayout(Layout):
         if not file.is_file():
             return [str(number) for number in range(needed)]
         try:
-            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").rstrip().split("\n")]
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{shown(file)} cannot be read: {shown(error)}") from None
+            lines = [line.strip() for line in read_given_text(file).rstrip().split("\n")]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{shown(file)} cannot be read: {shown(why(error))}") from None
         if "" in lines:
             raise UserError(f"{shown(file)}: line {lines.index('') + 1} is empty; each line names one class")
         return lines
@@ -292,6 +296,15 @@ _KEY = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
 _META = re.compile(r"__[^/]*__($|/)")
 
 
+class _Headers(io.FileIO):
+    """A tar file of which headers are read, and labels: a header that states gigabytes of its own is none."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes" if size else "a header without end")
+        return super().read(size) or b""
+
+
 def _samples(shard: Path, number: int, passed_over: PassedOver) -> Iterator[_Sample]:
     """The samples of a shard in the order of their first files; the rest is counted.
 
@@ -301,12 +314,15 @@ def _samples(shard: Path, number: int, passed_over: PassedOver) -> Iterator[_Sam
     """
     samples: dict[str, _Sample] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:  # "r:" is plain tar: compressed files have no places to jump to
+        # "r:" is plain tar: compressed files have no places to jump to
+        with _Headers(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for entry in tar:
                 _sort_in(entry, tar, samples, shard, number, passed_over)
             end = tar.offset  # tarfile stops at what is no header, and says nothing
         _demand_end(shard, end)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # on damaged data tarfile raises nearly every type there is
         raise UserError(
             f"shard {shown(shard)} cannot be read as a plain tar file: {shown(error)}{pointer_hint(shard)}"
         ) from None
@@ -331,7 +347,7 @@ def _demand_end(shard: Path, end: int) -> None:
     with open(shard, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(end)
-        rest = iter(lambda: file.read(1 << 20), b"")
+        rest = (file.read(1 << 20) for _ in range(_MOST_LOOKED_AT))  # a sparse file is zeros for hours
         filled = any(block.strip(b"\0") for block in rest)
     if filled:
         why = f"after byte {end:,} it does not go on as a tar file: it is damaged, or several were joined by cat"

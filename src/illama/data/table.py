@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from illama.errors import UserError
+from illama.given_file import open_given, why
 from illama.text import shown
 
 TABLES = (".csv", ".tsv", ".parquet")  # endings of their names
@@ -70,7 +73,7 @@ def _read_text(path: Path, known: Collection[str]) -> Table:
     rows: list[list[str | None]] = []
     lines: list[int] = []
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_given(path), encoding="utf-8-sig", newline="") as file:
             sample = file.read(_SAMPLE)
             if "\0" in sample:
                 raise UserError(f"{where} is no UTF-8 text (is it UTF-16?); save it again as UTF-8")
@@ -93,7 +96,7 @@ def _read_text(path: Path, known: Collection[str]) -> Table:
     except csv.Error as error:
         raise UserError(f"{where}, row {number + 1}, cannot be read: {shown(error)} (an unclosed quote?)") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{where} cannot be read as a table: {shown(error)}") from None
+        raise UserError(f"{where} cannot be read as a table: {shown(why(error))}") from None
     if not rows:
         raise UserError(f"{where} has no rows; expected file,label in each")
     table = Table(rows, lines, [str(place + 1) for place in range(len(rows[0]))], False)
@@ -111,13 +114,35 @@ def _separator(path: Path, sample: str) -> str:
 def _read_parquet(path: Path) -> Table:
     import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.read_table(path, use_threads=False)
+    with reading_parquet(shown(path)):
+        with pyarrow.parquet.ParquetFile(path) as file:
+            table = file.read(use_threads=False)
         columns = [column.to_pylist() for column in table.columns]
-    except (OSError, ValueError, pyarrow.lib.ArrowException) as error:
-        raise UserError(f"{shown(path)} cannot be read as parquet: {shown(str(error).splitlines()[0])}") from None
-    rows = [[text_of(value) for value in row] for row in zip(*columns, strict=True)]
+        rows = [[text_of(value) for value in row] for row in zip(*columns, strict=True)]
+    if not rows:
+        raise UserError(f"{shown(path)} has no rows; expected a file and a label in each")
     return Table(rows, list(range(1, len(rows) + 1)), list(table.column_names), True)
+
+
+@contextmanager
+def reading_parquet(where: str, hint: str = "") -> Iterator[None]:
+    """Turns whatever pyarrow raises on a damaged file, which is nearly every type there is, into one line.
+
+    Args:
+        where: The file or the data set, as it is shown.
+        hint: What to add to the line.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{where} cannot be read as parquet: {shown(first_line(error))}{hint}") from None
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, without the lines that are for programmers."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def text_of(value: Any) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from illama.data.class_names import natural_key
@@ -190,7 +190,7 @@ class _Walker:
     def _look(self, prefix: str, entry: os.DirEntry[str], above: str, renamed: Mapping[str, Role | None]) -> bool:
         """Sort in one entry; whether it is a folder to look into."""
         path = prefix + entry.name
-        is_folder = entry.is_dir()
+        is_folder = _leads_to(entry.is_dir)
         why = is_hidden(entry.name)
         if why is not None:
             self.passed_over.add(why, path, _files_below(entry.path) if is_folder and not entry.is_symlink() else 1)
@@ -205,7 +205,7 @@ class _Walker:
     def _sort_in(self, path: str, entry: os.DirEntry[str]) -> None:
         kind = kind_of_file(entry.name)
         # a link to nowhere is a picture that cannot be read; one to a device must not be opened
-        if not entry.is_file() and not (entry.is_symlink() and not os.path.exists(entry.path)):
+        if not _leads_to(entry.is_file) and not (entry.is_symlink() and not os.path.exists(entry.path)):
             self.passed_over.add(SPECIAL, path)
         elif kind is FileKind.PICTURE:
             self.pictures.append(path)
@@ -242,6 +242,14 @@ def _entries(folder: str, root: str) -> list[os.DirEntry[str]]:
         raise UserError(
             f"folder {shown(folder)}{where} cannot be read: {error.strerror or error}; nothing may be missing unseen"
         ) from None
+
+
+def _leads_to(kind: Callable[[], bool]) -> bool:
+    """Whether an entry is of a kind; a link that leads to itself, or to a name that is too long, is of none."""
+    try:
+        return kind()
+    except OSError:
+        return False
 
 
 def _files_below(folder: str) -> int:

@@ -29,10 +29,8 @@ from illama.data.shard_folder import (
     PLAN_FILE,
     SUMS_FILE,
     FinishedShard,
-    appear,
-    is_partial,
+    appearing,
     only_writer,
-    partial,
     read_journal,
     write_after,
     write_before,
@@ -47,7 +45,9 @@ from illama.data.shard_plan import (
     write_plan,
 )
 from illama.data.tar_writer import TarWriter
+from illama.disk import is_partial, own_file, remove_partial
 from illama.errors import UserError
+from illama.given_file import at_home
 
 # A file or two that vanish must not cost hours of work; a source that is gone as a whole must not be sharded as empty.
 MAX_LEFT_OUT = 1000
@@ -126,7 +126,7 @@ def write_shards(
         UserError: No image folder; other options or another source than the shards were begun with; a folder that
             holds something else; a full disk. Finished shards are kept in any case.
     """
-    source, target = source.expanduser(), target.expanduser()
+    source, target = at_home(source), at_home(target)
     _check_places(source, target)
     threads = threads or 2 * cpu_count()
     try:
@@ -185,8 +185,7 @@ def _plan(source: Path, layout: FolderLayout, target: Path, images_per_shard: in
     if PLAN_FILE in present:
         plan = read_plan(file)
         _check_same(layout, target, plan, images_per_shard, seed)
-        for name in filter(is_partial, present):
-            (target / name).unlink()
+        remove_partial(target)
         return plan
     others = [name for name in present if not is_partial(name)]
     if others:
@@ -195,8 +194,8 @@ def _plan(source: Path, layout: FolderLayout, target: Path, images_per_shard: in
     for name in plan.classes:
         if not name.isprintable() or name != name.strip():
             raise UserError(f"class folder {name!r} cannot be a line of {CLASSES_FILE}; rename it")
-    write_plan(plan, partial(file))
-    appear(file)
+    with appearing(file) as partial:
+        write_plan(plan, partial)
     return plan
 
 
@@ -249,7 +248,7 @@ def _write_missing(
     """Write shards in threads; each enters the journal and `finished`."""
     stop, lock = threading.Event(), threading.Lock()
     with (
-        open(target / JOURNAL_FILE, "a", encoding="utf-8") as journal,
+        open(target / JOURNAL_FILE, "a", encoding="utf-8", opener=own_file) as journal,
         WorkProgress("writing shards", sum(shard.tar_bytes for shard in missing), "bytes") as progress,
         ThreadPoolExecutor(threads) as pool,
     ):
@@ -308,30 +307,23 @@ def _write_shard(
         OSError: It cannot be written.
     """
     split, file, left_out = shard.split, target / shard.name, {}
-    try:
-        with open(partial(file), "wb", buffering=_BUFFER) as raw:
-            tar = TarWriter(raw)
-            for i in range(shard.start, shard.stop):
-                if stop.is_set():
-                    raise _Cancelled
-                path = split.in_source(split.paths[i])
-                before = tar.bytes
-                try:
-                    content = _content(source / path, int(split.sizes[i]))
-                except OSError as error:
-                    left_out[path] = error.strerror or str(error)
-                    continue
-                key, ending = plan.key(split.paths[i])
-                tar.add(f"{key}.{ending}", content)
-                tar.add(f"{key}.cls", str(split.labels[i]).encode())
-                progress.advance(tar.bytes - before)
-            tar.end()
-            raw.flush()
-            os.fsync(raw.fileno())
-        appear(file)
-    except BaseException:
-        partial(file).unlink(missing_ok=True)
-        raise
+    with appearing(file) as partial, open(partial, "wb", buffering=_BUFFER) as raw:
+        tar = TarWriter(raw)
+        for i in range(shard.start, shard.stop):
+            if stop.is_set():
+                raise _Cancelled
+            path = split.in_source(split.paths[i])
+            before = tar.bytes
+            try:
+                content = _content(source / path, int(split.sizes[i]))
+            except OSError as error:
+                left_out[path] = error.strerror or str(error)
+                continue
+            key, ending = plan.key(split.paths[i])
+            tar.add(f"{key}.{ending}", content)
+            tar.add(f"{key}.cls", str(split.labels[i]).encode())
+            progress.advance(tar.bytes - before)
+        tar.end()
     images = shard.stop - shard.start - len(left_out)
     return FinishedShard(shard.name, tar.sha256.hexdigest(), tar.bytes, images, left_out)
 

@@ -61,13 +61,11 @@ class DataIdentity:
     @classmethod
     def of(cls, source: Source) -> DataIdentity:
         """That of a source; reads `SAMPLED` images."""
-        names, content = hashlib.sha256(), hashlib.sha256()
+        names = hashlib.sha256()
         for i in range(len(source)):
             names.update(_name(source, i) + b"\0")
-        for i in _sampled(source):
-            content.update(_content(source, i))
         labels = hashlib.sha256(source.labels.astype("<i8").tobytes()).hexdigest()
-        return cls(len(source), labels, names.hexdigest(), content.hexdigest())
+        return cls(len(source), labels, names.hexdigest(), content_id(source))
 
     def difference(self, now: DataIdentity) -> str | None:
         """What is different in other images, in a few words; None where nothing is."""
@@ -89,6 +87,14 @@ def names_id(source: Source) -> str:
     found = hashlib.sha256(source.labels.astype("<i8").tobytes())
     for i in range(len(source)):
         found.update(_name(source, i) + b"\0")
+    return found.hexdigest()
+
+
+def content_id(source: Source) -> str:
+    """SHA-256, hexadecimal, of the content of `SAMPLED` images."""
+    found = hashlib.sha256()
+    for i in _sampled(source):
+        found.update(_content(source, i))
     return found.hexdigest()
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
+from typing_extensions import TypedDict
 
 from illama.errors import UserError
 from illama.evaluation.classify import evaluating
@@ -75,14 +77,34 @@ class Features:
             UserError: No such file, damaged, or not one of features.
         """
         tensors, about = read_tensors(path, KEY, "features")
+        kinds = {name: (tensor.dtype, tensor.ndim) for name, tensor in tensors.items()}
         try:
-            values: dict[str, Any] = {**tensors, **about, "classes": tuple(about["classes"])}
-            found = cls(**values)
-        except (KeyError, TypeError):
-            raise UserError(f"{path} holds features of another version of illama; make them again") from None
-        if not len(found.values) == len(found.labels) == len(found.positions):
+            fields: dict[str, Any] = dict(TypeAdapter(_About).validate_python(about))
+        except ValidationError:
+            fields = {}
+        if not fields or kinds != _TENSORS:
+            raise UserError(f"{path} holds features of another version of illama; make them again")
+        if len({len(tensor) for tensor in tensors.values()}) > 1:
             raise UserError(f"{path} has features, labels and positions of different numbers of images; make it again")
-        return found
+        parts: dict[str, Any] = {**tensors, **fields, "classes": tuple(fields["classes"])}
+        return cls(**parts)
+
+
+class _About(TypedDict):
+    """The description in a file's header."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+
+    classes: list[str]
+    block: int
+    tokens: Pooled
+    identity: dict[str, Any]
+    weights: str
+    data: str
+    skipped: dict[str, str]
+
+
+_TENSORS = {"values": (torch.float32, 2), "labels": (torch.int64, 1), "positions": (torch.int64, 1)}
 
 
 def collect_features(subject: Subject, block: int = -1, tokens: Pooled = "class") -> Features:

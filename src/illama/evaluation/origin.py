@@ -27,6 +27,7 @@ from illama.data.source import Source, SubsetSource
 from illama.disk import utf8
 from illama.errors import UserError
 from illama.evaluation.data_identity import DataIdentity, image_name
+from illama.given_file import read_given
 from illama.json_text import read_json
 
 if TYPE_CHECKING:
@@ -166,6 +167,6 @@ def _mark(source: Source, i: int) -> Mark:
 def _read_marks(file: Path) -> list[Mark]:
     if not file.is_file():
         return []
-    text = file.read_bytes().decode(errors="surrogateescape")
+    text = read_given(file).decode(errors="surrogateescape")
     rows = list(csv.reader(io.StringIO(text, newline="")))
     return [(name, int(size), digest) for name, size, digest in rows[1:]]

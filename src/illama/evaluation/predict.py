@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from illama.checkpoint import load_model
 from illama.data.formats import picture_endings
 from illama.data.images import MAX_PIXELS, BrokenImage, read_image
+from illama.data.pattern import files_matching
 from illama.data.walk import PassedOver, walk
 from illama.errors import UserError
 from illama.evaluation.classify import evaluating
@@ -78,7 +79,7 @@ def predict(
     model, meta = load_model(checkpoint, target)
     transform = needed_transform(meta, checkpoint)
     names = meta.classes or tuple(str(i) for i in range(meta.config.num_classes))
-    limit = (meta.recipe or {}).get("data", {}).get("max_image_pixels", MAX_PIXELS)
+    limit = _most_pixels(meta.recipe or {}, checkpoint)
     found: list[Prediction] = []
     with evaluating(model, softness=None):
         for start in range(0, len(files), BATCH):
@@ -93,6 +94,18 @@ def predict(
                     broken[path] = Prediction(path, tuple(names[i] for i in row), tuple(row_best))
             found += [broken[path] for path in files[start : start + BATCH]]
     return found
+
+
+def _most_pixels(recipe: Mapping[str, Any], checkpoint: Path | str) -> int:
+    """The limit of the recipe that travels with the weights, which a recipe of an older version does not have."""
+    data = recipe.get("data", {})
+    limit = data.get("max_image_pixels", MAX_PIXELS) if isinstance(data, Mapping) else data
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit < 2**31:
+        raise UserError(
+            f"{shown(checkpoint)}: data.max_image_pixels of the recipe in it is {shown(limit, 60)}, expected a whole "
+            "number from 1 to 2147483647; save the weights again"
+        )
+    return limit
 
 
 def find_images(given: Sequence[Path | str]) -> tuple[list[str], PassedOver]:
@@ -116,7 +129,7 @@ def find_images(given: Sequence[Path | str]) -> tuple[list[str], PassedOver]:
             matches = [str(path / name) for name in inside.pictures]
             passed_over.take(inside.passed_over)
         elif glob.has_magic(text) and not _ADDRESS.match(text):
-            matches = sorted(m for m in glob.glob(text, recursive=True) if Path(m).is_file())
+            matches = files_matching(text)
         else:
             raise UserError(_why_not(text))
         if not matches:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from illama.errors import UserError
 from illama.evaluation.classify import EvalResult, KeptLogits, evaluate_model
+from illama.evaluation.data_identity import content_id, names_id, network_id
 from illama.evaluation.subject import Subject, open_subject
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def evaluate(
 
     target_file = None if save_logits is None else Path(save_logits)
 
-    with join_world(device) as (world, target), world.losing_nobody("run the same command again"):
+    given = {"the command": "eval", "--save-logits": target_file is not None}
+    with join_world(device, given) as (world, target), world.losing_nobody("run the same command again"):
 
         def prepare() -> tuple[Subject, EvalLoader]:
             if target_file is not None:
@@ -64,6 +66,8 @@ def evaluate(
             return subject, subject.loader(world)
 
         subject, loader = world.agree(prepare)
+        if world.size > 1:
+            world.demand_same(_judged(subject))
         classes = subject.meta.config.num_classes
         keep = None if target_file is None else KeptLogits()
         shown = progress and world.is_main
@@ -75,3 +79,15 @@ def evaluate(
             world.main_only(lambda: saved.save(target_file))
     description = subject.source.description
     return dataclasses.replace(result, classes=subject.meta.classes, data=description, weights=subject.weights)
+
+
+def _judged(subject: Subject) -> dict[str, object]:
+    """What all processes have to judge, wherever each has it."""
+    network = network_id(subject.model, subject.transform)
+    return {
+        "the network": network[:12],
+        "images": len(subject.source),
+        "the images' names and labels": names_id(subject.source)[:12],
+        "the images' content": content_id(subject.source)[:12],
+        "images at a time": subject.batch_size,
+    }

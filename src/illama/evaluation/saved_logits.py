@@ -11,10 +11,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from illama.distributed import ALONE, World
 from illama.errors import UserError
@@ -23,6 +25,7 @@ from illama.evaluation.classify import KeptLogits, collect_logits
 from illama.evaluation.data_identity import data_id, network_id
 from illama.evaluation.subject import Subject
 from illama.evaluation.tensor_file import is_tensor_file, make_workspace, read_tensors, write_tensors
+from illama.text import shown
 
 ENDING = ".safetensors"
 KEY = "illama_logits"  # of the safetensors header
@@ -146,20 +149,34 @@ _DTYPES: dict[str, type] = {"logits": np.float32, "targets": np.int64, "indices"
 _ABOUT = tuple(each.name for each in dataclasses.fields(SavedLogits) if each.name not in _DTYPES)
 
 
+class _About(TypedDict):
+    """The description in a file's header."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+
+    classes: list[str]
+    data: str
+    data_id: str
+    weights: str
+    network_id: str
+    softness: Annotated[float, Field(ge=0, le=1)]
+    skipped: dict[str, str]
+
+
 def _checked(about: dict[str, Any], path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The description in a file's header, as fields."""
+    plain = dict(about)
+    version = plain.pop("format_version", None)
+    if version not in (None, FORMAT_VERSION):
+        given = f"logits format {shown(version, 40)!r}" if isinstance(version, str) else f"logits format {version}"
+        raise UserError(f"{path}: {shown(given, 60)}, this illama reads {FORMAT_VERSION}; update illama")
     try:
-        plain = dict(about)
-        version = plain.pop("format_version")
-        if version != FORMAT_VERSION:
-            raise UserError(f"{path}: logits format {version!r}, this illama reads {FORMAT_VERSION}; update illama")
-        if set(plain) != set(_ABOUT) or set(arrays) != set(_DTYPES):
-            raise ValueError
-        return plain | {"classes": tuple(plain["classes"])}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: its header does not describe logits; save them again") from None
+        fields: dict[str, Any] = dict(TypeAdapter(_About).validate_python(plain))
+    except ValidationError:
+        fields = {}
+    if version is None or not fields or set(arrays) != set(_DTYPES):
+        raise UserError(f"{path}: its header does not describe logits; save them again")
+    return fields | {"classes": tuple(fields["classes"])}
 
 
 def check_target(path: Path) -> None:

@@ -18,6 +18,7 @@ from illama.checkpoint.resolve import resolve
 from illama.distributed import ALONE, World
 from illama.errors import UserError
 from illama.evaluation.origin import Origin, run_of
+from illama.given_file import at_home
 from illama.json_text import read_json
 from illama.recipes import DataConfig, Recipe, parse_recipe
 from illama.text import shown
@@ -300,7 +301,7 @@ def _without_places(recipe: Recipe) -> Recipe:
 def _where_it_was(recipe: Recipe, run: Path) -> Recipe:
     """The recipe with its data's path from the top: runs of earlier versions have it as it was typed somewhere."""
     path = recipe.data.path
-    if path is None or Path(path).expanduser().is_absolute() or Path(path).exists():
+    if path is None or at_home(path).is_absolute() or Path(path).exists():
         return recipe
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         folder = read_json(run / "environment.json")["working_folder"]
@@ -331,8 +332,8 @@ def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:
             raise UserError(NO_DATA)
         return recipe.data
     base = DataConfig() if recipe is None else recipe.data
-    if given and Path(given).expanduser().exists():
-        if base.path is not None and Path(base.path).expanduser().resolve() == Path(given).expanduser().resolve():
+    if given and at_home(given).exists():
+        if base.path is not None and at_home(base.path).resolve() == at_home(given).resolve():
             return base
         name = "auto" if base.name == "digits" else base.name
         return base.model_copy(update={"name": name, "path": given} | _WHOLE)
@@ -342,7 +343,7 @@ def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:
     from illama.data.layout import look_alike
 
     kinds = "give a folder, a list of files, a parquet file, or a name such as digits, torch/cifar10, hfds/..., wds/..."
-    hint = look_alike(Path(given).expanduser()) or kinds
+    hint = look_alike(at_home(given)) or kinds
     raise UserError(f"data {given!r} does not exist and is no data set's name; {hint}")
 
 

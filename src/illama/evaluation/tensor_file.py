@@ -11,16 +11,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from illama.disk import make_folder, replace_file
+from illama.disk import make_folder, replacing
 from illama.errors import UserError
+from illama.given_file import is_file
 from illama.json_text import parse_json
+from illama.text import shown
 
 
 def write_tensors(path: Path, key: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write a file that appears only when it is complete.
 
     Args:
-        path: An existing file is replaced.
+        path: An existing file is replaced; a device or a pipe is written to.
         key: Kind of the file, the name of the description in the header.
         tensors: Contiguous tensors on the CPU.
         about: Plain values.
@@ -30,7 +32,8 @@ def write_tensors(path: Path, key: str, tensors: Mapping[str, Tensor], about: Ma
     """
     header = {key: json.dumps(about, allow_nan=False)}  # in ASCII: not every file's name can be written as UTF-8
     try:
-        replace_file(path, lambda partial: save_file(dict(tensors), partial, metadata=header))
+        with replacing(path, given=True) as partial:
+            save_file(dict(tensors), partial, metadata=header)
     except (SafetensorError, OSError) as error:
         reason = str(getattr(error, "strerror", None) or error).splitlines()[0]
         raise UserError(f"cannot write {path}: {reason}; give another place") from error
@@ -47,30 +50,34 @@ def read_tensors(path: Path, key: str, what: str) -> tuple[dict[str, Tensor], di
     Raises:
         UserError: No such file, not a safetensors file, cut short, or of another kind.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"there is no file of {what} {path}; make it")
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last one of torch, which maps the file
+        reason = shown(str(error).splitlines()[0])  # it may quote the file's bytes
         raise UserError(f"{path} is not a readable safetensors file ({reason}); make it") from None
     if key not in header:
         raise UserError(f"{path} holds no {what}: its header has no description {key!r}; make it")
     try:
-        about: dict[str, Any] = parse_json(header[key])
+        about = parse_json(header[key])
     except ValueError:
         raise UserError(f"{path}: the description in its header is damaged; make it") from None
+    if not isinstance(about, dict):
+        raise UserError(f"{path}: its header does not describe {what}; make it")
     return tensors, about
 
 
 def is_tensor_file(path: Path, key: str) -> bool:
     """Whether a path is a file of that kind."""
+    if not is_file(path):  # a pipe would be waited for
+        return False
     try:
         with safe_open(path, framework="pt") as file:
             return key in (file.metadata() or {})
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, RuntimeError):
         return False
 
 

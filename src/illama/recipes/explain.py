@@ -17,8 +17,10 @@ from illama.errors import UserError
 from illama.models.config import ModelConfig
 from illama.recipes.rules import broken_rules, flatten
 from illama.recipes.schema import Recipe, Section, without_auto
+from illama.text import shown
 
 Problem = tuple[str, str]  # (dotted key, what is wrong and what to do)
+_LONGEST_TEXT = 2000  # characters of what is said of a key
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 
@@ -81,7 +83,7 @@ def find_problems(tree: Mapping[str, Any]) -> list[Problem]:
 
 def raise_problems(label: str, problems: Iterable[Problem]) -> None:
     """Raise one `UserError` for all problems: one line for one problem, an aligned list for more."""
-    found = list(problems)
+    found = [(shown(key), shown(text, _LONGEST_TEXT)) for key, text in problems]
     if not found:
         return
     if len(found) == 1:
@@ -140,7 +142,7 @@ def _explain(kind: str, loc: tuple[int | str, ...], given: Any, keys: Mapping[st
     """One of pydantic's complaints in our words; `loc` may end in union branches and list positions."""
     if kind in _UNKNOWN_KEY:
         key = ".".join(map(str, loc))
-        return key, f"unknown key; {hint(key)}"
+        return key or "''", f"unknown key; {hint(key)}"  # "" is what no key is to blame for
     sections = {name[:place] for name in keys for place, letter in enumerate(name) if letter == "."}
     for length in range(len(loc), 0, -1):
         key = ".".join(map(str, loc[:length]))

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from illama.errors import UserError
+from illama.given_file import is_file, read_given_text, why
 from illama.models.variants import VARIANTS
 from illama.recipes import yaml_text
 from illama.recipes.explain import Problem, find_problems, hint, raise_problems
@@ -117,8 +118,8 @@ def _find(name_or_path: str | Path) -> Traversable:
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or text.endswith((".yaml", ".yml")) or "/" in text or "\\" in text:
         path = Path(name_or_path)
-        if not path.is_file():
-            raise UserError(f"recipe file {text} does not exist; packaged recipes are called by name alone")
+        if not is_file(path):
+            raise UserError(f"recipe file {shown(text)} does not exist; packaged recipes are called by name alone")
         return path
     if text not in list_recipes():
         raise UserError(
@@ -156,7 +157,7 @@ def _find_base(base: str, source: Traversable) -> Traversable:
         return _packaged()[f"{base}.yaml"]
     if base.endswith((".yaml", ".yml")) and isinstance(source, Path):
         path = source.parent / base
-        if path.is_file():
+        if is_file(path):
             return path
         raise UserError(f"{_label(source)}: base: file {path} does not exist")
     raise UserError(f"{_label(source)}: base: unknown recipe {base!r}; {closest(base, list_recipes())}")
@@ -164,11 +165,15 @@ def _find_base(base: str, source: Traversable) -> Traversable:
 
 def _read(source: Traversable) -> Tree:
     try:
-        tree = yaml_text.parse(source.read_text(encoding="utf-8"))
+        if isinstance(source, Path):
+            text = read_given_text(source, 4 * yaml_text.LONGEST)
+        else:
+            text = source.read_text(encoding="utf-8")
+        tree = yaml_text.parse(text)
     except yaml.YAMLError as error:
         raise UserError(f"{_label(source)} is not YAML: {yaml_text.complaint(error)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{_label(source)} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{_label(source)} cannot be read: {why(error)}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{_label(source)} is no recipe: it holds no `key: value` lines")
     return tree

@@ -15,7 +15,7 @@ from illama.models.config import LEAST_CROP, LEAST_STD, MOST_PIXELS, ModelConfig
 from illama.recipes import yaml_text
 from illama.recipes.rules import broken_rules, flatten
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Epochs = Annotated[int, Field(ge=0, le=1_000_000)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 AtLeastZero = Annotated[float, Field(ge=0)]
@@ -26,10 +26,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # What timm's reader of RandAugment strings understands: m(agnitude), n(umber), w(eights), p(robability), inc, ...
 _RANDAUGMENT = r"^rand(-(mstd|mmax|inc|m|n|w|p)[0-9]+(\.[0-9]+)?)+$"
+# The name of a folder below runs/: no way out of it, and nothing that a terminal acts upon.
+_RUN_NAME = r"^\.*[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$"
 _DATA_NAME = r"^(auto|digits|parquet|folder|manifest|(torch|hfds|hfids|tfds|wds)/.+)$"
 _DATA_EXAMPLES = ["auto", "digits", "parquet", "folder", "manifest", "torch/cifar10", "hfds/...", "wds/..."]
 AUTO = "auto"  # model.num_classes: as many as the data has
-ClassDepth = Annotated[int, Field(ge=1)] | Literal["leaf"]
+ClassDepth = Annotated[int, Field(ge=1, le=1000)] | Literal["leaf"]
 
 
 class Section(BaseModel):
@@ -71,9 +73,9 @@ class DataConfig(Section):
     """Train on the first so many images of the seed's order only."""
     max_eval_images: Count | None = None
     """Evaluate on so many images only."""
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = "auto"
     """Processes that decode images, for each device; `auto` fits the machine."""
-    worker_timeout_s: Annotated[int, Field(ge=0)] = 300
+    worker_timeout_s: Annotated[int, Field(ge=0, le=2**31 - 1)] = 300
     """Seconds without an image after which the decoding processes are started anew; 0 waits for ever."""
     mean: tuple[float, ...] = IMAGENET_MEAN
     """Mean of each channel, of values from 0 to 1, subtracted before the model."""
@@ -236,7 +238,7 @@ def without_auto(tree: dict[str, Any]) -> dict[str, Any]:
 class Recipe(Section):
     """A training run, complete; `illama.recipes.load_recipe` reads one."""
 
-    name: str = Field(pattern=r"^[^/\\]+$", examples=["imagenet1k_tiny"])
+    name: str = Field(pattern=_RUN_NAME, max_length=200, examples=["imagenet1k_tiny"])
     """What the run is called; a recipe file's own name unless it says otherwise."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Decides initial weights, data order, augmentation and drop path."""

@@ -14,7 +14,7 @@ _FLOAT_TAG = "tag:yaml.org,2002:float"
 
 
 _DEEPEST = 20  # sections in sections; a recipe has three
-_LONGEST = 1 << 20  # characters
+LONGEST = 1 << 20  # characters
 _MOST_DIGITS = 1000  # of a number: Python refuses to convert more than 4,300
 
 
@@ -63,13 +63,15 @@ def parse(text: str) -> Any:
     Raises:
         yaml.YAMLError: The text is not YAML, or a key stands twice.
     """
-    if len(text) > _LONGEST:
-        raise yaml.YAMLError(f"longer than {_LONGEST} characters")
+    if len(text) > LONGEST:
+        raise yaml.YAMLError(f"longer than {LONGEST} characters")
     if re.search(rf"[0-9_]{{{_MOST_DIGITS}}}", text):
         raise yaml.YAMLError(f"a number of more than {_MOST_DIGITS} digits")
     try:
         plain = json.dumps(yaml.load(text, _Loader), default=str, ensure_ascii=False)
         plain.encode()  # half of a surrogate pair is no text
+        if r"\u0000" in plain:  # as an escape: the sign itself is no YAML
+            raise ValueError("a NUL (\\0) in a text, which no name may have")
         return json.loads(plain)
     except (ValueError, TypeError, OverflowError, RecursionError) as error:  # 2026-13-45, {[1]: 2}, ...
         raise yaml.YAMLError(str(error) or "cannot be read") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from illama.disk import replace_file, utf8
+from illama.disk import utf8, write_file
 from illama.errors import UserError
 from illama.report.document import Document
 from illama.report.markdown_text import markdown
@@ -41,6 +41,6 @@ def write_document(document: Document, folder: Path, attached: Mapping[str, byte
 
 def _write(path: Path, content: bytes) -> None:
     try:
-        replace_file(path, lambda partial: partial.write_bytes(content))
+        write_file(path, content)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; give another folder") from error

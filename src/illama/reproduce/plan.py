@@ -13,6 +13,7 @@ from typing import Any
 from illama.checkpoint.resolve import resolve
 from illama.errors import UserError
 from illama.evaluation.subject import choose_data
+from illama.given_file import at_home
 from illama.recipes import DataConfig, Recipe, load_recipe, overridden_keys, override
 from illama.recipes.rules import flatten
 from illama.reproduce.study import Row, Study, resolve_edits
@@ -98,7 +99,7 @@ class Base:
         named = override("data.name", chosen.name)
         if chosen.path is None:
             return [named]
-        path = Path(chosen.path).expanduser().absolute() if absolute else chosen.path
+        path = at_home(chosen.path).absolute() if absolute else chosen.path
         return [named, override("data.path", str(path))]
 
     @cached_property

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from illama.checkpoint.tags import has_checkpoint
 from illama.data.memory import cpu_count
 from illama.data.progress import WorkProgress
+from illama.disk import own_file
 from illama.errors import Stopped, UserError
 from illama.processes import end_with_parent
 from illama.recipes import Recipe
@@ -260,7 +261,7 @@ def _work(
 
     if anew:
         torch.compiler.reset()
-    with log.open("a", encoding="utf-8") as said, redirect_stderr(said), redirect_stdout(said):
+    with open(log, "a", encoding="utf-8", opener=own_file) as said, redirect_stderr(said), redirect_stdout(said):
         try:
             return work(recipe, folder, weights, device)
         except Exception:

@@ -1,19 +1,63 @@
-"""Going on with a run: whether what it is given now is what it was begun with."""
+"""What a run is given: the same on all processes, and when it goes on what it was begun with."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from illama.checkpoint.folder import FILE_SUMS, DamagedError, current, stated_meta
+from illama.checkpoint.tags import LAST, PREVIOUS, checkpoint_folder
 from illama.data.class_names import difference
+from illama.data.layout import is_gone
 from illama.disk import utf8
 from illama.errors import UserError
 from illama.evaluation.data_identity import DataIdentity
 from illama.evaluation.origin import Origin, Start
 from illama.json_text import parse_json, read_json
 from illama.recipes import Recipe, load_recipe
+from illama.recipes.rules import flatten
 from illama.text import shown
 from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE, write_files
+
+
+def given_to_train(recipe: Recipe, run_dir: Path, init_from: Path | None) -> dict[str, Any]:
+    """What all processes of a run have to be given, by what it is. Each machine may have data and weights elsewhere."""
+    keys = flatten(recipe.to_dict())
+    del keys["data.path"]
+    started = "not given" if init_from is None else "given"
+    return {"the command": "train", **keys, "--out": str(run_dir), "--init-from": started}
+
+
+def what_is_seen(run_dir: Path) -> dict[str, str]:
+    """The checkpoints that a run could go on from, as this process sees them on its machine's disks."""
+    where = f"in {run_dir}, on a disk that they share,"
+    return {f"the checkpoint {tag} {where}": _seen(checkpoint_folder(run_dir, tag)) for tag in (LAST, PREVIOUS)}
+
+
+def _seen(checkpoint: Path) -> str:
+    folder = current(checkpoint)
+    if folder is None:
+        return "not there"
+    try:
+        meta = stated_meta(folder)
+    except DamagedError as damage:
+        return damage.what
+    sums = json.dumps(meta.get(FILE_SUMS), sort_keys=True).encode()
+    return f"that of step {meta.get('step')} ({hashlib.sha256(sums).hexdigest()[:12]})"
+
+
+def demand_data(recipe: Recipe, run_dir: Path) -> None:
+    """The data of a begun run is there.
+
+    Raises:
+        UserError: It is not.
+    """
+    if is_gone(recipe.data):
+        where = shown(recipe.data.path)
+        raise UserError(f"the data of {shown(run_dir)}, {where}, is not there; give its place with --data to go on")
 
 
 def compare_with_begun(

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from illama.disk import replace_file
+from illama.disk import replacing
 from illama.errors import UserError
+from illama.given_file import read_given
 from illama.json_text import parse_json
 from illama.report.palette import BLUE, GREEN, GREY, ORANGE
 from illama.text import shown
+from illama.training.run_folder import MOST_LOGGED
 from illama.training.runs import start_of
 
 if TYPE_CHECKING:
@@ -84,16 +86,21 @@ def draw_curves(run_dir: Path) -> Path:
 def read_metrics(path: Path) -> tuple[Curves, Curves]:
     """Columns of the "train" and of the "eval" lines of a metrics.jsonl; lines that are damaged are left out.
 
-    A value that a line lacks is NaN, so that all columns of a kind are equally long.
+    A value that a line lacks, or that is no number, is NaN: all columns of a kind are equally long.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.is_file() else []
+    lines = read_given(path).decode(errors="replace").splitlines(keepends=True) if path.is_file() else []
     records = [record for line in lines if (record := _parsed(line)) is not None]
     kinds = ([r for r in records if r["kind"] == kind] for kind in ("train", "eval"))
     train, evals = (
-        {key: [r.get(key, math.nan) for r in kept] for key in dict.fromkeys(k for r in kept for k in r if k != "kind")}
+        {key: [_number(r.get(key)) for r in kept] for key in dict.fromkeys(k for r in kept for k in r if k != "kind")}
         for kept in kinds
     )
     return train, evals
+
+
+def _number(value: object) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST_LOGGED
+    return value if is_number else math.nan  # type: ignore[return-value]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
@@ -248,7 +255,8 @@ def _save(figure: Figure, path: Path, dpi: int) -> Path:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box is drawn in its place
-            replace_file(path, lambda partial: figure.savefig(partial, dpi=dpi, format="png"))
+            with replacing(path) as partial:
+                figure.savefig(partial, dpi=dpi, format="png")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskID
 
 from illama.console import Terminal
+from illama.disk import own_file
 from illama.errors import UserError
 from illama.text import duration, safe_lines
 from illama.training.console import BETWEEN, SummaryColumn, TimeLeft
@@ -34,6 +35,7 @@ class RunLog:
         eval_every_steps: Steps between two evaluations, for the time that is left; None takes evaluations for a part
             of the steps.
         tracker: From `open_tracker`; takes every record, beside TensorBoard.
+        before_writing: Called before each record; raises where the folder is not this run's any more.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class RunLog:
         total_steps: int,
         eval_every_steps: int | None = None,
         tracker: Tracker | None = None,
+        before_writing: Callable[[], None] = lambda: None,
     ) -> None:
         self.console = Terminal(stderr=True)
         self._file = MetricsFile(run_dir / METRICS_FILE, keep_bytes)
+        self._before_writing = before_writing
         self._total_steps, self._start_step = total_steps, step
         self._times_evaluations = eval_every_steps is not None
         self._left = TimeLeft(step, total_steps, eval_every_steps or total_steps)
@@ -91,8 +95,9 @@ class RunLog:
 
         Raises:
             ValueError: A value is NaN or infinite; nothing was written.
-            UserError: The disk is full or the file cannot be written to.
+            UserError: The disk is full or the file cannot be written to; or what `before_writing` says.
         """
+        self._before_writing()
         self._file.append(record)
         if record["kind"] == "eval" and self._times_evaluations:
             self._left.evaluation_done()
@@ -195,8 +200,7 @@ class MetricsFile:
     def __init__(self, path: Path, keep_bytes: int) -> None:
         self._path = path
         try:
-            path.touch()
-            self._file = path.open("r+b", buffering=0)
+            self._file = open(path, "r+b", buffering=0, opener=own_file)  # noqa: SIM115 - it outlives this call
             kept = self._file.read(keep_bytes)
             self._length = kept.rfind(b"\n") + 1
             self.missing = keep_bytes - self._length

@@ -15,17 +15,15 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from illama.checkpoint import Saver
-from illama.data.layout import is_gone
 from illama.data.rng import Purpose, seed_global
 from illama.device import only_repeatable, resolve_precision
+from illama.disk import remove_partial
 from illama.distributed import ALONE, Vote, World, join_world
 from illama.errors import Stopped, UserError
-from illama.evaluation.data_identity import DataIdentity, names_id
+from illama.evaluation.data_identity import DataIdentity, content_id, names_id
 from illama.evaluation.origin import Origin
 from illama.recipes import Recipe
-from illama.recipes.rules import flatten
-from illama.text import shown
-from illama.training.begun import compare_with_begun
+from illama.training.begun import compare_with_begun, demand_data, given_to_train, what_is_seen
 from illama.training.console import summary
 from illama.training.figures import draw_curves
 from illama.training.guard import LossGuard
@@ -99,7 +97,7 @@ def train(
     start_weights = None if init_from is None else Path(init_from)
     lost = f"run the same command again: it goes on from the last checkpoint in {run_dir}"
     with (
-        join_world(device) as (world, own_device),
+        join_world(device, given_to_train(recipe, run_dir, start_weights)) as (world, own_device),
         world.losing_nobody(lost),
         only_repeatable(recipe.train.deterministic),
     ):
@@ -119,10 +117,10 @@ class Run:
         self.run_dir, self.device, self.world, self.init_from = run_dir, device, world, init_from
         self.precision = resolve_precision(recipe.train.precision, device)
         self.begun = world.lead(lambda: check_run_folder(run_dir, recipe))
+        world.demand_same({"the precision of its device": self.precision})
         start = None if self.begun else init_from
-        if self.begun and is_gone(recipe.data):
-            where = shown(recipe.data.path)
-            raise UserError(f"the data of {shown(run_dir)}, {where}, is not there; give its place with --data to go on")
+        if self.begun:
+            world.agree(lambda: demand_data(recipe, run_dir))
         self.parts = parts = world.agree(lambda: prepare(recipe, device, start, world))
         self.recipe = recipe = parts.recipe
         self.plan, self.schedules, self.model = parts.plan, parts.schedules, parts.model
@@ -143,7 +141,8 @@ class Run:
         )
         self.guard = LossGuard(device, self.state.optimizer, world)
         self.meter = StepMeter(recipe.model, device, self.precision, world.size)
-        transform, saver = parts.eval_loader.transform, Saver(run_dir)
+        self.lock = RunLock(run_dir)
+        transform, saver = parts.eval_loader.transform, Saver(run_dir, self.lock.demand_held)
         total, softness = self.schedules.total_steps, self._final_softness()
         self.keeper = Keeper(run_dir, recipe, parts.classes, transform, self.state, saver, total, softness)
         self.last_eval: dict[str, Any] = {}
@@ -152,12 +151,14 @@ class Run:
     def complete(self, track: str | None = None) -> TrainResult:
         """Train until the last step, evaluate, draw the pictures; nobody else may train in the folder meanwhile."""
         with ExitStack() as held:
-            self.world.main_only(lambda: held.enter_context(RunLock(self.run_dir)))
+            self.world.main_only(lambda: held.enter_context(self.lock))
             begun = self.world.lead(lambda: check_run_folder(self.run_dir, self.recipe))
             if begun != self.begun:
                 raise self.world.error(
                     f"{self.run_dir} was changed by somebody else meanwhile; run the same command again"
                 )
+            if self.world.size > 1:
+                self.world.demand_same(what_is_seen(self.run_dir))
             if begun:
                 self.notes += self.world.lead(self._compare_with_begun)
                 self.notes += self.keeper.resume()
@@ -178,16 +179,17 @@ class Run:
         return self._result()
 
     def _demand_same_everywhere(self) -> None:
-        """All processes were given the same recipe, images, classes and start weights, wherever each has its data."""
-        parts, recipe = self.parts, flatten(self.recipe.to_dict())
+        """All processes found the same images, classes and start weights, wherever each has its data."""
+        parts = self.parts
         if self.world.size > 1:
             images = {"training images": parts.train_source, "evaluation images": parts.eval_source}
             numbers = {name: str(len(source)) for name, source in images.items()}
-            names = {f"{name}' names and labels": names_id(source) for name, source in images.items()}
-            started = "new weights" if parts.start is None else f"{parts.start.given} ({parts.start.tensors[:12]})"
+            names = {f"{name}' names and labels": names_id(source)[:12] for name, source in images.items()}
+            pictures = {f"{name}' content": content_id(source)[:12] for name, source in images.items()}
+            started = "new weights" if parts.start is None else f"those of SHA-256 {parts.start.tensors[:12]}"
             classes = {f"class {i}": name for i, name in enumerate(parts.classes)}
-            del recipe["data.path"]
-            self.world.demand_same({**recipe, **numbers, **classes, **names, "start weights": started})
+            number = {"model.num_classes": self.recipe.model.num_classes}
+            self.world.demand_same({**number, **numbers, **classes, **names, **pictures, "start weights": started})
 
     @property
     def origin_start(self) -> str | None:
@@ -213,6 +215,8 @@ class Run:
 
     def _open_log(self, track: str | None, begun: bool) -> RunLog:
         progress, schedules = self.state.progress, self.schedules
+        with suppress(OSError):
+            remove_partial(self.run_dir)
         return RunLog(
             self.run_dir,
             keep_bytes=progress.log_bytes,
@@ -220,6 +224,7 @@ class Run:
             total_steps=schedules.total_steps,
             eval_every_steps=schedules.steps_per_epoch * self.recipe.train.eval_every_epochs,
             tracker=open_tracker(track, self.run_dir, self.recipe.to_dict(), resume=begun),
+            before_writing=self.lock.demand_held,
         )
 
     def _train_steps(self, stop_asked: threading.Event) -> None:
@@ -240,6 +245,7 @@ class Run:
                 if vote.cast(stop_asked.is_set()) and step < self.schedules.total_steps:
                     self._save(since)
                     self.keeper.saver.close()
+                    vote.close()
                     self.world.wait()  # a launcher ends the others when the first one has gone
                     raise Stopped(f"stopped at step {step} and saved; run the same command again to continue")
             vote.close()
@@ -363,6 +369,7 @@ class Run:
 
     def _save(self, since: Stopwatch, *, best: bool = False) -> None:
         self._check_finite()
+        self.world.lead(self.lock.demand_held)
         progress, per_epoch = self.state.progress, self.schedules.steps_per_epoch
         progress.log_bytes = self.log.bytes_written
         progress.seconds += since.taken()

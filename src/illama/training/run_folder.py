@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from illama.checkpoint.tags import HELD_OUT_FILE, ORIGIN_FILE, has_checkpoint
-from illama.disk import make_folder, replace_file, to_disk, utf8
+from illama.disk import is_partial, make_folder, to_disk, utf8, write_file
 from illama.environment import environment
 from illama.errors import UserError
 from illama.recipes import Recipe, load_recipe, recipe_diff
@@ -24,11 +24,11 @@ RECIPE_FILE, CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE = (
     "environment.json",
     "metrics.jsonl",
 )
+MOST_LOGGED = 1e15  # no number that a run writes into its log is larger
 # What a start that was cut short leaves behind: the recipe, which makes a folder a run, is written last.
 _BEFORE_A_RUN = {
     LOCK_FILE,
     *(CLASSES_FILE, ENVIRONMENT_FILE, ORIGIN_FILE, HELD_OUT_FILE),
-    *(f".{name}.partial" for name in (RECIPE_FILE, CLASSES_FILE, ENVIRONMENT_FILE, ORIGIN_FILE, HELD_OUT_FILE)),
 }
 _FREE = ("data.path", "model.num_classes")  # keys of a recipe that the data decides
 
@@ -44,7 +44,7 @@ def check_run_folder(run_dir: Path, recipe: Recipe) -> bool:
     """
     if not run_dir.exists():
         return False
-    if run_dir.is_dir() and {path.name for path in run_dir.iterdir()} <= _BEFORE_A_RUN:
+    if run_dir.is_dir() and all(path.name in _BEFORE_A_RUN or is_partial(path.name) for path in run_dir.iterdir()):
         return False
     if not (run_dir / RECIPE_FILE).is_file():
         raise UserError(f"{run_dir} exists and is not a run; give another folder with --out")
@@ -90,7 +90,7 @@ def write_files(run_dir: Path, files: Mapping[str, bytes]) -> None:
     try:
         make_folder(run_dir)
         for name, content in files.items():
-            replace_file(run_dir / name, lambda partial, content=content: partial.write_bytes(content))  # type: ignore[misc]
+            write_file(run_dir / name, content)
         to_disk(run_dir)
     except OSError as error:
         raise UserError(

@@ -1,4 +1,8 @@
-"""One process at a time trains in a run folder; who it is stands in the folder's `.lock`."""
+"""One process at a time trains in a run folder; who it is stands in the folder's `.lock`.
+
+The folder and the lock are known by what they are, not by their names: whoever moves or deletes one of them while it
+is held is noticed by `RunLock.demand_held`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ import json
 import logging
 import os
 import socket
+import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from illama.disk import open_regular, write_file
 from illama.errors import UserError
 from illama.json_text import parse_json
 
@@ -40,6 +46,8 @@ class RunLock:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = Path(run_dir)
         self._handle: int | None = None
+        self._folder: int | None = None  # held open, so that no other folder gets its number
+        self._one_at_a_time = threading.Lock()
 
     def __enter__(self) -> RunLock:
         """Take the lock.
@@ -49,23 +57,18 @@ class RunLock:
         """
         try:
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+            if os.name != "nt":  # Windows cannot open a folder, and does not let it be moved either
+                self._folder = os.open(self.run_dir, os.O_RDONLY)
+            self._handle = self._taken()
         except OSError as error:
+            self.release()
             raise UserError(
                 f"cannot write the run folder {self.run_dir}: {error.strerror}; choose another with --out"
             ) from error
-        if not self._take(handle):
-            holder = _read(handle)
-            os.close(handle)
-            raise UserError(
-                f"{self.run_dir} is being trained by {in_words(holder)}; "
-                "wait for its end or stop it, or give another folder with --out"
-            )
-        self._handle = handle
+        except UserError:
+            self.release()
+            raise
         _held.add(self)
-        with suppress(OSError):  # a full disk: the lock holds without its text
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(_self()).encode() + b"\n", 0)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,10 +76,68 @@ class RunLock:
 
     def release(self) -> None:
         """Give the lock back; in a forked child: forget the parent's, which the parent keeps."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-            _held.discard(self)
+        for handle in (self._handle, self._folder):
+            if handle is not None:
+                os.close(handle)
+        self._handle = self._folder = None
+        _held.discard(self)
+
+    def demand_held(self) -> None:
+        """See to it that the folder of this name is still the one that was locked, and locked by this process.
+
+        A lock file that somebody deleted is put there again while no other process has done so.
+
+        Raises:
+            UserError: The folder was moved or deleted, or another process has begun to train in it.
+        """
+        with self._one_at_a_time:  # the thread that saves asks as well
+            self._demand_held()
+
+    def _demand_held(self) -> None:
+        if self._handle is None:
+            return
+        if self._folder is not None and not _is(self.run_dir, self._folder):
+            raise UserError(
+                f"{self.run_dir} was moved or deleted while it was trained: stopped. "
+                "Put it back, or give its new place with --out, and run the same command again"
+            )
+        lock = self.run_dir / LOCK_FILE
+        if not os.path.lexists(lock):
+            before, self._handle = self._handle, self._taken()
+            os.close(before)
+            _log.warning("%s was deleted while the run goes on; it is there again: leave it", lock)
+        elif not _is(lock, self._handle):
+            raise UserError(
+                f"{self.run_dir} is being trained by {in_words(lock_holder(self.run_dir) or {})} as well, "
+                f"for its {LOCK_FILE} was deleted: this one stops, its last checkpoint is whole; let the other go on"
+            )
+
+    def _taken(self) -> int:
+        """The lock file, open and locked, with who holds it.
+
+        Raises:
+            UserError: Another process has it.
+            OSError: It cannot be made, or something else stands in its place.
+        """
+        path = self.run_dir / LOCK_FILE
+        while True:
+            handle = open_regular(str(path), os.O_RDWR | os.O_CREAT)
+            if not self._take(handle):
+                holder = _read(handle)
+                os.close(handle)
+                raise UserError(
+                    f"{self.run_dir} is being trained by {in_words(holder)}; "
+                    "wait for its end or stop it, or give another folder with --out"
+                )
+            if os.fstat(handle).st_nlink == 1 and _is(path, handle):
+                break
+            if _is(path, handle):  # a copy of the folder by `cp -al` has the same file: it is not ours alone
+                write_file(path, b"")
+            os.close(handle)
+        with suppress(OSError):  # a full disk: the lock holds without its text
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(_self()).encode() + b"\n", 0)
+        return handle
 
     def _take(self, handle: int) -> bool:
         for left in reversed(range(_TRIES)):
@@ -101,7 +162,7 @@ def lock_holder(run_dir: Path) -> dict[str, Any] | None:
     if fcntl is None:
         return None
     try:
-        handle = os.open(Path(run_dir) / LOCK_FILE, os.O_RDONLY)
+        handle = open_regular(str(Path(run_dir) / LOCK_FILE), os.O_RDONLY)
     except OSError:
         return None
     try:
@@ -120,6 +181,14 @@ def in_words(holder: dict[str, Any]) -> str:
     if not holder:
         return "another process"
     return f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('started')}"
+
+
+def _is(path: Path, handle: int) -> bool:
+    """Whether the file or folder of that name is the one that is open."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except OSError:
+        return False
 
 
 def _self() -> dict[str, Any]:

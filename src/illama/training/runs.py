@@ -18,10 +18,12 @@ from illama.checkpoint.folder import DamagedError, current, read_meta
 from illama.checkpoint.tags import BEST, LAST, ORIGIN_FILE, PREVIOUS, checkpoint_folder, has_checkpoint, kept_tags
 from illama.environment import launch_words, typed_command
 from illama.errors import UserError
+from illama.given_file import read_given, read_given_text
 from illama.json_text import parse_json, read_json
 from illama.recipes import Change, list_recipes, load_recipe, yaml_text
 from illama.recipes.rules import flatten
-from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE
+from illama.text import shown
+from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, MOST_LOGGED, RECIPE_FILE
 from illama.training.run_lock import in_words, lock_holder
 from illama.training.schedules import softness
 
@@ -109,8 +111,8 @@ def read_run(path: Path) -> RunStatus:
         return _with_state(status, recipe)
     except UserError as error:
         return replace(status, state="broken", about=" ".join(str(error).split()))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        return replace(status, state="broken", about=f"{type(error).__name__}: {error}")
+    except Exception as error:  # whatever lies in this folder, the other runs are shown
+        return replace(status, state="broken", about=shown(f"{type(error).__name__}: {error}"))
 
 
 def _with_records(status: RunStatus, recipe: Record) -> RunStatus:
@@ -187,7 +189,7 @@ def _checkpoint_meta(path: Path) -> Record | None:
 
 def _records(file: Path) -> Iterator[Record]:
     """Evaluations and the last record; a line that a crash cut short is passed over."""
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_given(file).decode(errors="replace").splitlines()
     last = next((i for i in range(len(lines) - 1, -1, -1) if _parsed(lines[i]) is not None), -1)
     for number, line in enumerate(lines[: last + 1]):
         if number == last or '"eval"' in line:  # most lines are neither, and need not be parsed
@@ -201,7 +203,14 @@ def _parsed(line: str) -> Record | None:
         record = parse_json(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and {"step", "epoch"} <= record.keys() else None
+    if not isinstance(record, dict) or not {"step", "epoch"} <= record.keys():
+        return None
+    numbers = [record[key] for key in ("step", "epoch", "top1", "top1_causal", "softness") if key in record]
+    return record if all(map(_is_number, numbers)) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST_LOGGED  # NaN is neither
 
 
 def _recipe(path: Path) -> Record:
@@ -212,8 +221,8 @@ def _recipe(path: Path) -> Record:
     """
     file = path / RECIPE_FILE
     try:
-        tree = yaml_text.parse(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        tree = yaml_text.parse(read_given_text(file, 4 * yaml_text.LONGEST))
+    except (OSError, yaml.YAMLError, ValueError):
         tree = None
     if isinstance(tree, dict):
         flat, names = flatten(tree), _packaged_names()

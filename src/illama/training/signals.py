@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from illama.interrupt import came
+
 _PARENT = os.getppid()
 
 
@@ -23,7 +25,7 @@ def stop_signals(*, patient: bool = False) -> Iterator[threading.Event]:
             has its own way (SIGKILL) with those that take too long.
     """
     asked = threading.Event()
-    if patient and _launcher_is_gone():
+    if came() or (patient and _launcher_is_gone()):
         asked.set()
     if threading.current_thread() is not threading.main_thread():
         yield asked

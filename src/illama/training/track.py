@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+from illama.disk import write_file
 from illama.errors import UserError
 
 TRACKERS = ("wandb",)
@@ -168,5 +169,5 @@ def _wandb_id(run_dir: Path, resume: bool) -> str:
     if resume and path.is_file():
         return path.read_text(encoding="utf-8").strip()
     run_id = uuid.uuid4().hex[:12]
-    path.write_text(run_id + "\n", encoding="utf-8")
+    write_file(path, f"{run_id}\n".encode())
     return run_id

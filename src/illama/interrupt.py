@@ -1,0 +1,98 @@
+"""What a signal does to a command that has nothing to save: it ends in one line, from its first moment on.
+
+SIGTERM and SIGINT raise `Interrupted` in the main thread, so that what is open is closed and half-written files go.
+While a run trains, `training.signals` listens instead. This module imports nothing heavy: it is the first that runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+STOPPED, INTERRUPTED = 75, 130  # exit codes, see illama.cli.main
+_GO_ON = ("train", "quickstart", "reproduce")  # the same command goes on: a scheduler may start it again
+_NUMBERS = (signal.SIGTERM, signal.SIGINT)
+_came: int | None = None
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or SIGINT came."""
+
+
+def listen() -> None:
+    """From now on the two signals raise `Interrupted`; one that whoever started this process has it ignore does not."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in _NUMBERS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, _interrupt)
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[None]:
+    """Inside, the two signals raise `Interrupted`."""
+    global _came
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _NUMBERS}
+    listen()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:  # one that was not installed from Python
+                signal.signal(number, handler)
+        if before[signal.SIGTERM] is not _interrupt:
+            _came = None
+
+
+def deaf() -> None:
+    """From now on the two signals do nothing: the last words are being said, or the process is about to end."""
+    if threading.current_thread() is threading.main_thread():
+        for number in _NUMBERS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def came() -> bool:
+    """Whether such a signal came. Its exception may have got lost in code that takes all of them for its own."""
+    return _came is not None
+
+
+def last_words(words: Sequence[str]) -> int:
+    """Say in one line that a signal ended the command.
+
+    Args:
+        words: What was typed after `illama`.
+
+    Returns:
+        The exit code: 75 for SIGTERM where the same command goes on, else 130.
+    """
+    goes_on = _came == signal.SIGTERM and bool(words) and (words[0] in _GO_ON or {"launch", "train"} <= set(words))
+    said = "stopped by a signal; run the same command again to go on" if goes_on else "interrupted"
+    if os.environ.get("RANK", "0") == "0":  # of several processes, which all stop, one says so
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads
+            print(f"illama: {said}", file=sys.stderr)
+    return STOPPED if goes_on else INTERRUPTED
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    global _came
+    _came = _came or number
+    raise Interrupted
+
+
+def _forget_in_child() -> None:
+    """A process that was forked is ended by its parent, and has no line to say."""
+    for number in _NUMBERS:
+        if signal.getsignal(number) is _interrupt:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
