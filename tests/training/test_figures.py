@@ -128,6 +128,16 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     assert evals["top1"][1] == 3.0
 
 
+@pytest.mark.parametrize("value", ['"x"', "null", "[1]", "true", "1e400", "{}"])
+def test_a_value_that_is_no_number_is_missing(tmp_path: Path, value: str) -> None:
+    run = tmp_path / "run"
+    start_run(run, "digits_micro", 2)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"kind": "eval", "epoch": 3, "step": 9, "top1": {value}, "loss": {value}}}\n')
+    assert math.isnan(read_metrics(run / "metrics.jsonl")[1]["top1"][-1])
+    assert draw_curves(run).is_file()
+
+
 def test_a_run_without_numbers_is_drawn_empty(tmp_path: Path) -> None:
     start_run(tmp_path / "run", "digits_micro", 0)
     assert draw_curves(tmp_path / "run").is_file()

@@ -206,6 +206,28 @@ def test_no_damage_raises(file: str, content: bytes, make_run: MakeRun) -> None:
     json.dumps(found.to_dict(), allow_nan=False)
 
 
+ODD_VALUES = ["x", None, [1], True, -1, 1e300, {"a": 1}, float("nan")]
+
+
+@pytest.mark.parametrize("key", ["step", "epoch", "top1", "softness"])
+@pytest.mark.parametrize("value", ODD_VALUES)
+def test_a_line_without_numbers_is_passed_over(key: str, value: Any, make_run: MakeRun) -> None:
+    run = make_run("x", 1)
+    line = {"kind": "eval", "step": 7, "epoch": 1.4, "softness": 0.0, "top1": 99.0, "top1_causal": 99.0, key: value}
+    write_log(run, 1, json.dumps(line) + "\n")
+    found = read_run(run)
+    assert (found.state, found.best_top1) == ("stopped", 40.0)
+
+
+def test_files_without_end_break_their_own_run_only(make_run: MakeRun) -> None:
+    """Sparse files: of any size for nothing."""
+    for name in ("recipe.yaml", "metrics.jsonl", "environment.json"):
+        run = make_run(name.replace(".", "-"), 1)
+        os.truncate(run / name, 40 << 30)
+        found = read_run(run)
+        assert found.state == ("stopped" if name == "environment.json" else "broken")
+
+
 def test_runs_are_found_at_any_depth(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run(name, 0) for name in ("b", "a/x", "a/y/z")]
     make_run("b/inside", 0)
