@@ -151,6 +151,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in (1, 2):
         stopped_run(tiny(place / "data", *BATCH, f"seed={seed}"), place / f"source{seed}", step=3)
     take_other_weights(place / "twin" / "begun" / "checkpoints" / "last")
+    Command("version", folder=place).end().fine()  # what is forked for each process is prepared now
     return place
 
 
