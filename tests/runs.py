@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from illama.checkpoint.folder import FILE_BYTES, FILE_SUMS, META_FILE, OWN_SUM, _sum_of
 from illama.errors import Stopped
 from illama.recipes import Recipe
 from illama.training.loop import Run, train
@@ -40,6 +42,21 @@ def distance(one: Path, other: Path, file: str = "model.safetensors") -> float:
     a, b = weights(one, file=file), weights(other, file=file)
     apart = sum(float((a[name].double() - b[name].double()).square().sum()) for name in a)
     return (apart / sum(float(a[name].double().square().sum()) for name in a)) ** 0.5
+
+
+def sum_again(checkpoint: Path) -> None:
+    """Sums and sizes in a checkpoint's meta.json that fit its files, as made by whoever changed one."""
+    meta = json.loads((checkpoint / META_FILE).read_text())
+    files = {name: (checkpoint / name).read_bytes() for name in meta[FILE_SUMS]}
+    meta[FILE_SUMS] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    meta[FILE_BYTES] = {name: len(content) for name, content in files.items()}
+    write_meta(checkpoint, meta)
+
+
+def write_meta(checkpoint: Path, meta: dict[str, Any]) -> None:
+    """Write meta.json with a sum of itself that fits."""
+    meta = json.loads(json.dumps({key: value for key, value in meta.items() if key != OWN_SUM}))
+    (checkpoint / META_FILE).write_text(json.dumps(meta | {OWN_SUM: _sum_of(meta)}))
 
 
 def stopped_run(recipe: Recipe, out: Path, *, step: int = 6, **more: Any) -> Path:

@@ -1249,6 +1249,16 @@ SHARDS = (
         code=2,
     ),
     Case(
+        "an _info.json of endless shards",
+        also(
+            one_shard(*A, *B),
+            write("_info.json", '{"splits": {"train": {"filenames": ["train-0.tar"], "shard_lengths": [1e999]}}}'),
+        ),
+        None,
+        "does not list shards as timm writes it",
+        code=2,
+    ),
+    Case(
         "two shards joined by cat",
         also(one_shard(*A), _rewritten(lambda raw: raw * 2)),
         None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import re
 import shutil
@@ -18,10 +17,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from illama.checkpoint.folder import FILE_SUMS, META_FILE, OWN_SUM, _sum_of, sha256
 from tests.end_to_end.commands import Command, Ended, needs_proc
 from tests.pictures import paint, tiny, tiny_words
-from tests.runs import stopped_run
+from tests.runs import stopped_run, sum_again
 
 pytestmark = needs_proc
 DATA = {"train/cat": 12, "train/dog": 12, "val/cat": 6, "val/dog": 6}
@@ -161,10 +159,7 @@ def take_other_weights(checkpoint: Path) -> None:
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
     save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file, metadata)
-    meta = json.loads((checkpoint / META_FILE).read_text())
-    meta[FILE_SUMS][file.name] = sha256(file)
-    del meta[OWN_SUM]
-    (checkpoint / META_FILE).write_text(json.dumps(meta | {OWN_SUM: _sum_of(meta)}))
+    sum_again(checkpoint)
 
 
 def as_rank(environment: Mapping[str, str], folder: Path, patch: tuple[str, str, str] | None) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 from tests.fuzz import mutate
 from tests.fuzz.arena import Case, Kind
 from tests.fuzz.mutate import HUGE, NASTY_TEXT
-from tests.fuzz.seeds import PICTURES, Seeds, sum_again, write_meta
+from tests.fuzz.seeds import PICTURES, Seeds
+from tests.runs import sum_again, write_meta
 
 Build = Callable[[Case, Random], None]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import shutil
@@ -16,7 +15,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from illama.checkpoint.folder import FILE_SUMS, META_FILE, OWN_SUM
 from illama.models import roadmap_config
 from illama.recipes import list_recipes, load_recipe
 from tests.checkpoint.foreign_files import huggingface_state, random_state, save_folder
@@ -104,21 +102,6 @@ class Seeds:
 
 def _as_json_label(number: int) -> tuple[str, bytes]:
     return f"s/{number:03}.json", json.dumps({"label": number % 2, "width": 20}).encode()
-
-
-def sum_again(folder: Path) -> None:
-    """Let the sums in a checkpoint's meta.json be those of its files."""
-    meta = json.loads((folder / META_FILE).read_text())
-    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in meta[FILE_SUMS]}
-    write_meta(folder, meta | {FILE_SUMS: sums})
-
-
-def write_meta(folder: Path, meta: dict[str, Any]) -> None:
-    """Write meta.json with a sum of itself that fits."""
-    meta = {key: value for key, value in meta.items() if key != OWN_SUM}
-    meta = json.loads(json.dumps(meta))
-    own = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-    (folder / META_FILE).write_text(json.dumps(meta | {OWN_SUM: own}))
 
 
 def make(root: Path) -> None:

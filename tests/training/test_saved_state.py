@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import math
 import shutil
@@ -26,7 +25,7 @@ from illama.recipes import Recipe
 from illama.training.loop import Run, train
 from illama.training.saved_state import demand_fitting
 from tests.pictures import paint, tiny
-from tests.runs import records, same_weights, stopped_run
+from tests.runs import records, same_weights, stopped_run, sum_again
 
 SPLITS = {"train/cat": 8, "train/dog": 8, "val/cat": 4, "val/dog": 4}
 State = dict[str, Any]
@@ -57,15 +56,6 @@ def begun(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def run(begun: Path, tmp_path: Path) -> Path:
     return shutil.copytree(begun, tmp_path / "run")
-
-
-def sum_again(folder: Path) -> None:
-    """Checksums that fit, as somebody makes them who changed a file on purpose."""
-    meta = json.loads((folder / "meta.json").read_text())
-    del meta[OWN_SUM]
-    for name in meta[FILE_SUMS]:
-        meta[FILE_SUMS][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    (folder / "meta.json").write_text(json.dumps(meta | {OWN_SUM: _sum_of(meta)}))
 
 
 def rewrite(run: Path, change: Callable[[State], object]) -> None:

@@ -35,7 +35,7 @@ from illama.json_text import read_json
 META_FILE = "meta.json"
 _SUMMED = (".safetensors", ".pt")  # endings of files that have to have a sum
 _SUM = re.compile(r"[0-9a-f]{64}")
-FILE_SUMS, OWN_SUM = "sha256", "sha256_of_meta"  # keys of meta.json
+FILE_SUMS, FILE_BYTES, OWN_SUM = "sha256", "bytes", "sha256_of_meta"  # keys of meta.json
 Writer = Callable[[Path], None]
 
 
@@ -69,7 +69,7 @@ def replace_folder(
     Args:
         folder: The folder to replace or create.
         writers: File name -> function that writes that file.
-        meta: Content of meta.json; the SHA-256 sums of the files and of meta.json's content are added.
+        meta: Content of meta.json; sizes and SHA-256 sums of the files and the sum of meta.json's content are added.
         needed_bytes: About how much space the new files take, for the message.
         previous: Where the former folder goes, in the same parent; None deletes it. A former folder that differs
             from its checksums never goes there: it is deleted, and what stands there stays.
@@ -83,7 +83,8 @@ def replace_folder(
             write(new / name)
             to_disk(new / name)
             sums[name] = sha256(new / name)
-        content = meta | {FILE_SUMS: sums}
+        sizes = {name: (new / name).stat().st_size for name in writers}
+        content = meta | {FILE_SUMS: sums, FILE_BYTES: sizes}
         (new / META_FILE).write_text(json.dumps(content | {OWN_SUM: _sum_of(content)}, indent=1) + "\n")
         to_disk(new / META_FILE)
 
@@ -125,6 +126,9 @@ def read_meta(folder: Path, *, verify: bool = True) -> dict[str, Any]:
         file = folder / name
         if not file.is_file():
             raise DamagedError(file, "is missing")
+        bytes_before, bytes_now = meta[FILE_BYTES].get(name), file.stat().st_size
+        if bytes_before not in (None, bytes_now):  # a sparse file of any size would be read for hours
+            raise DamagedError(file, f"differs from what was saved: {bytes_now} bytes instead of {bytes_before!s:.20}")
         if verify:
             _compare(file, expected)
     return meta
@@ -139,12 +143,12 @@ def stated_meta(folder: Path) -> dict[str, Any]:
     try:
         meta = dict(read_json(folder / META_FILE))
         own = meta.pop(OWN_SUM, None)  # checkpoints of illama 0.1.0 have none
-        sums = dict(meta[FILE_SUMS])
+        sums, sizes = dict(meta[FILE_SUMS]), dict(meta.get(FILE_BYTES, {}))  # older checkpoints have no sizes
     except (OSError, ValueError, KeyError, TypeError):
         raise DamagedError(folder / META_FILE, "is not readable") from None
     if own is not None and own != _sum_of(meta):
         raise DamagedError(folder / META_FILE, "differs from what was saved")
-    return meta | {FILE_SUMS: sums}
+    return meta | {FILE_SUMS: sums, FILE_BYTES: sizes}
 
 
 def sha256(path: Path) -> str:

@@ -249,7 +249,7 @@ def _listed(path: Path) -> tuple[dict[str, list[Path]], dict[Path, int]]:
             splits: dict[str, Any] = read_json(path / name).get("splits", {})
             shards = {key: [path / str(file) for file in value["filenames"]] for key, value in splits.items()}
             lengths = {key: [int(n) for n in value.get("shard_lengths") or ()] for key, value in splits.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise UserError(f"{shown(path / name)} does not list shards as timm writes it; mend or remove it") from None
         known = [key for key, files in shards.items() if len(lengths[key]) == len(files)]
         return shards, {file: n for key in known for file, n in zip(shards[key], lengths[key], strict=True)}

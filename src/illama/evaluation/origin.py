@@ -168,5 +168,8 @@ def _read_marks(file: Path) -> list[Mark]:
     if not file.is_file():
         return []
     text = read_given(file).decode(errors="surrogateescape")
-    rows = list(csv.reader(io.StringIO(text, newline="")))
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise ValueError(error) from None
     return [(name, int(size), digest) for name, size, digest in rows[1:]]

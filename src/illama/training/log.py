@@ -236,7 +236,8 @@ class MetricsFile:
         self._file.seek(self._length)
 
     def _complaint(self, error: OSError) -> UserError:
+        todo = "clear its place" if isinstance(error, FileExistsError) else "make room"
         return UserError(
-            f"cannot write {self._path}: {error.strerror}; the last checkpoint is untouched: "
-            "make room, then run the same command again"
+            f"cannot write {self._path}: {error.strerror}; the last checkpoint is untouched: {todo}, "
+            "then run the same command again"
         )
