@@ -239,6 +239,37 @@ def test_a_damaged_origin_is_named(content: str, stopped: Callable[..., Path], t
         train(tiny(data), run, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("train", "images", "x"),
+        ("eval", "images", 1e999),
+        ("train", "names", None),
+        ("eval", "content", []),
+        ("", "start", 3),
+    ],
+)
+def test_an_origin_of_other_types_is_damaged(
+    part: str, key: str, value: object, stopped: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = stopped(tiny(paint(tmp_path / "d", SPLITS)), tmp_path / "run")
+    plain = json.loads((run / "origin.json").read_text())
+    (plain[part] if part else plain)[key] = value
+    (run / "origin.json").write_text(json.dumps(plain))
+    with pytest.raises(UserError, match=r"origin\.json .*is damaged"):
+        Origin.read(run)
+
+
+@pytest.mark.parametrize(
+    "text", ["name,bytes,digest\na,x,y\n", "h\n" + "a" * 200_000, 'h\n"', "h\na,1\n", "h\na,1e9,b\n"]
+)
+def test_damaged_marks_of_held_out_images_are_named(text: str, stopped: Callable[..., Path], tmp_path: Path) -> None:
+    run = stopped(tiny(paint(tmp_path / "d", SPLITS)), tmp_path / "run")
+    (run / "held_out.csv").write_text(text)
+    with pytest.raises(UserError, match=r"held_out\.csv beside it is damaged"):
+        Origin.read(run)
+
+
 # start weights
 
 

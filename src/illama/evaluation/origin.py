@@ -15,9 +15,9 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from illama.errors import UserError
 from illama.evaluation.data_identity import DataIdentity, image_name
 from illama.given_file import read_given
 from illama.json_text import read_json
+from illama.text import shown
 
 if TYPE_CHECKING:
     from illama.recipes import Recipe
@@ -37,6 +38,7 @@ _FORMAT = 1
 _RUN_FILES = ("recipe.yaml", "environment.json")  # of the runs of every version
 _HEAD = 1 << 16  # bytes of an image that its mark is made of, with its size
 _HEADER = ("name", "bytes", "blake2b of the first 64 KiB")
+T = TypeVar("T")
 Mark = tuple[str, int, str]  # name, size in bytes, digest of the first bytes
 
 
@@ -115,15 +117,29 @@ class Origin:
             return None
         try:
             plain: dict[str, Any] = read_json(file)
-            start = None if plain["start"] is None else Start(**plain["start"])
+            start = None if plain["start"] is None else _of_its_types(Start(**plain["start"]))
             held_out = tuple(_read_marks(run_dir / HELD_OUT_FILE))
-            identities = DataIdentity(**plain["train"]), DataIdentity(**plain["eval"])
-            return cls(*identities, held_out, start, plain.get("run"))
+            train, evaluated = (_of_its_types(DataIdentity(**plain[split])) for split in ("train", "eval"))
+            run = plain.get("run")
+            return cls(train, evaluated, held_out, start, None if run is None else str(run))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"{file} or {HELD_OUT_FILE} beside it is damaged ({error}); take both from a copy of the run, or "
                 "remove both to go on without a comparison of the data"
             ) from None
+
+
+def _of_its_types(found: T) -> T:
+    """The same; text in the place of a number is damage.
+
+    Raises:
+        ValueError: A field is of another type than is stated.
+    """
+    for field in fields(found):  # type: ignore[arg-type]
+        value = getattr(found, field.name)
+        if type(value).__name__ != field.type:
+            raise ValueError(f"{field.name}: allowed: {field.type}, given {shown(str(value), 40)}")
+    return found
 
 
 def run_of(weights: Path) -> Path | None:
