@@ -138,6 +138,14 @@ def test_a_value_that_is_no_number_is_missing(tmp_path: Path, value: str) -> Non
     assert draw_curves(run).is_file()
 
 
+def test_lines_that_say_no_epoch_are_left_out(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start_run(run, "digits_micro", 0)
+    (run / "metrics.jsonl").write_text('{"kind": "eval", "top1": 3.0}\n{"kind": "train", "loss": 1}\n')
+    assert read_metrics(run / "metrics.jsonl") == ({}, {})
+    assert draw_curves(run).is_file()
+
+
 def test_a_run_without_numbers_is_drawn_empty(tmp_path: Path) -> None:
     start_run(tmp_path / "run", "digits_micro", 0)
     assert draw_curves(tmp_path / "run").is_file()

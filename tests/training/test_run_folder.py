@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+from illama.checkpoint import saver
 from illama.checkpoint.tags import has_checkpoint
 from illama.errors import UserError
 from illama.recipes import Recipe, load_recipe
@@ -223,6 +224,22 @@ def test_a_run_that_is_moved_while_it_trains_stops_and_goes_on_elsewhere(
     train(tiny_recipe, moved, device="cpu")
     assert same_weights(moved, undisturbed)
     assert not logs or records(moved) == records(undisturbed)
+
+
+def test_a_run_that_is_moved_while_it_is_saved_says_so(
+    tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what the disk says of a folder that is not there any more."""
+    run = tmp_path / "run"
+
+    def moved_meanwhile(*_: Any, **__: Any) -> None:
+        run.rename(tmp_path / "moved")
+        raise UserError("cannot save the checkpoint: No such file or directory; make room")
+
+    monkeypatch.setattr(saver, "save_checkpoint", moved_meanwhile)
+    with pytest.raises(UserError, match="was moved or deleted while it was trained"):
+        train(tiny_recipe, run, device="cpu")
+    assert not run.exists()
 
 
 @pytest.mark.parametrize("anew", [False, True])

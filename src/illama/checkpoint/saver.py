@@ -19,6 +19,7 @@ from torch import Tensor
 from illama.checkpoint.io import keep_checkpoint, save_checkpoint
 from illama.checkpoint.meta import Meta
 from illama.checkpoint.tensors import snapshot
+from illama.errors import UserError
 
 _log = logging.getLogger("illama.checkpoint")
 
@@ -130,3 +131,7 @@ class Saver:
                 keep_checkpoint(self.run_dir, tags[-1][0], kept)
         except BaseException as error:  # the caller's thread decides what it means
             self._error = error
+            try:
+                self._before_writing()
+            except UserError as cause:  # a folder that is gone explains whatever went wrong in it
+                self._error = cause

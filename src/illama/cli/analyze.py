@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from cyclopts import App, Parameter
 from illama.analysis.options import ComparisonOptions
 from illama.analysis.registry import ANALYSES
 from illama.cli.options import Device, Json
-from illama.cli.output import STDOUT, check_targets, write_result
+from illama.cli.output import STDOUT, check_targets, say, write_result
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def report_command(
     folder = shared.out or Path("runs") / "analyze" / Path(checkpoint).name
     with _workspace(folder):
         subject = _open_for_report(checkpoint, shared)
-        print(about(subject), file=sys.stderr)
+        say(about(subject))
         found = look(subject, options, folder, without)
         if not found.findings:
             raise UserError("no analysis applies: " + "; ".join(f"{n}: {why}" for n, why in found.left_out.items()))

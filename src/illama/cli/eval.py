@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from illama.cli.options import Device, Json
-from illama.cli.output import STDOUT, check_targets, write_result
+from illama.cli.output import STDOUT, check_targets, say, write_result
 from illama.json_text import as_json
 from illama.text import shown
 
@@ -61,9 +60,9 @@ def eval_command(
     if json != STDOUT:
         print(report(result))
     for where, why in result.skipped.items():
-        print(f"illama: skipped {shown(where)}: {why}", file=sys.stderr)
+        say(f"illama: skipped {where}: {why}")
     if save_logits is not None:
-        print(f"illama: the logits are in {save_logits}", file=sys.stderr)
+        say(f"illama: the logits are in {save_logits}")
 
 
 def report(result: EvalResult) -> str:

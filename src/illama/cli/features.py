@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from illama.cli.options import Device
-from illama.cli.output import check_targets
+from illama.cli.output import check_targets, say
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def features_command(
     )
     found = collect_features(subject, block, tokens)
     for where, why in found.skipped.items():
-        print(f"illama: skipped {where}: {why}", file=sys.stderr)
+        say(f"illama: skipped {where}: {why}")
     found.save(out)
     print(report(found, out))
 

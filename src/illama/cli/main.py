@@ -181,11 +181,18 @@ def _print_any_name() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
+class _Line(logging.Formatter):
+    """Names of files in a line as a terminal may have them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return as_message(super().format(record))
+
+
 def _log_to_stderr() -> None:
     """Show what the package logs (which backend, which weights in a file) as lines of ours."""
     log = logging.getLogger("illama")
     if not log.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("illama: %(message)s"))
+        handler.setFormatter(_Line("illama: %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)

@@ -8,8 +8,14 @@ from pathlib import Path
 
 from illama.disk import demand_writable, utf8, write_file
 from illama.errors import UserError
+from illama.text import shown
 
 STDOUT = "-"
+
+
+def say(text: str) -> None:
+    """One line for a person, on stderr; names in it stand as a terminal may have them."""
+    print(shown(text, 10 * len(text) + 1), file=sys.stderr)
 
 
 def check_targets(**targets: str | None) -> None:

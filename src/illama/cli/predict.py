@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from illama.cli.options import Csv, Device, Json
-from illama.cli.output import STDOUT, check_targets, write_result
+from illama.cli.output import STDOUT, check_targets, say, write_result
 from illama.errors import UserError
 from illama.json_text import as_json
 from illama.text import shown
@@ -49,7 +48,7 @@ def predict_command(
         for one in found:
             print(line(one))
     if passed_over.total:
-        print(f"illama: passed over: {passed_over.line()}", file=sys.stderr)
+        say(f"illama: passed over: {passed_over.line()}")
     broken = [f"{shown(one.path)} ({one.problem})" for one in found if one.problem is not None]
     if broken:
         named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")

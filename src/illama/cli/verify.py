@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from illama.cli.options import Device, Json
-from illama.cli.output import STDOUT, check_targets, write_result
+from illama.cli.output import STDOUT, check_targets, say, write_result
 from illama.errors import UserError
 from illama.json_text import as_json
 
@@ -40,7 +39,7 @@ def verify_command(
     check_targets(json=json)
     found = verify(checkpoint, data=data, split=split, batch_size=batch_size, device=device, progress=True)
     for where, why in found.result.skipped.items():
-        print(f"illama: skipped {where}: {why}", file=sys.stderr)
+        say(f"illama: skipped {where}: {why}")
     if json is not None:
         write_result(json, as_json(found.to_dict()))
     if json != STDOUT:

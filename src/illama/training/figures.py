@@ -109,7 +109,7 @@ def _parsed(line: str) -> dict[str, Any] | None:
         record = parse_json(line) if line.endswith("\n") else None
     except ValueError:
         return None
-    return record if isinstance(record, dict) and "kind" in record else None
+    return record if isinstance(record, dict) and {"kind", "epoch"} <= record.keys() else None
 
 
 def published_curves(recipe_name: str) -> Curves | None:
