@@ -330,3 +330,17 @@ def test_a_recipe_that_has_no_end(tmp_path: Path) -> None:
         with file.open("wb") as opened:
             opened.truncate(size)
         assert "bytes are too many" in message(file)
+
+
+@pytest.mark.parametrize("override", ["\udcff\udcfe=0", "train.\ud800=1", "data.pa\udfffth=x", "\udcff.a.b=[1]"])
+def test_keys_that_are_no_text_are_refused(override: str) -> None:
+    with pytest.raises(UserError, match="not UTF-8") as caught:
+        load_recipe("digits_micro", [override])
+    str(caught.value).encode()
+
+
+def test_a_recipe_of_others_with_texts_that_are_none() -> None:
+    """As it may stand in the header of weights."""
+    for change in ({"\udcff": 1}, {"name": "a\udcff"}, {"data": {"path": "\ud800"}}, {"data": {"mean": ["\udc00"]}}):
+        with pytest.raises(UserError, match="not UTF-8"):
+            parse_recipe(load_recipe("digits_micro").to_dict() | change)

@@ -17,7 +17,7 @@ from illama.errors import UserError
 from illama.models.config import ModelConfig
 from illama.recipes.rules import broken_rules, flatten
 from illama.recipes.schema import Recipe, Section, without_auto
-from illama.text import shown
+from illama.text import is_utf8, shown
 
 Problem = tuple[str, str]  # (dotted key, what is wrong and what to do)
 _LONGEST_TEXT = 2000  # characters of what is said of a key
@@ -60,6 +60,9 @@ def find_problems(tree: Mapping[str, Any]) -> list[Problem]:
     Args:
         tree: A recipe in JSON's types, variant already expanded.
     """
+    texts = {key: f"{key} {json.dumps(value, ensure_ascii=False)}" for key, value in flatten(tree).items()}
+    if not all(map(is_utf8, texts.values())):  # JSON, in which the types are compared, has no such text
+        return [(key, "not UTF-8; give it another name") for key, text in texts.items() if not is_utf8(text)]
     keys = all_keys()
     problems: dict[str, str] = {}
     try:
