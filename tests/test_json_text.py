@@ -53,14 +53,14 @@ def test_a_hostile_file_in_one_run_leaves_the_others_to_be_seen(
 
 def test_a_damaged_line_of_the_log_is_left_out(tmp_path: Path) -> None:
     lines = [
-        '{"kind": "train", "step": 1, "loss": 2.0}',
+        '{"kind": "train", "step": 1, "epoch": 0.5, "loss": 2.0}',
         "\ufffd{{",
         "[1]",
         DEEP,
-        '{"kind": "train", "step": 2, "loss": 1.0}',
+        '{"kind": "train", "step": 2, "epoch": 1.0, "loss": 1.0}',
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"kind": "tra')
-    assert read_metrics(tmp_path / "metrics.jsonl")[0] == {"step": [1, 2], "loss": [2.0, 1.0]}
+    assert read_metrics(tmp_path / "metrics.jsonl")[0] == {"step": [1, 2], "epoch": [0.5, 1.0], "loss": [2.0, 1.0]}
 
 
 @pytest.mark.parametrize(

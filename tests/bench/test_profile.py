@@ -28,10 +28,12 @@ def test_kinds_of_work(training: bool) -> None:
 
 
 class Norm(torch.nn.Module):
-    """Square roots stand for what only a norm does here."""
+    """Square roots stand for what only a norm does here; so many that a busy machine does not turn the order around."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.sqrt()
+        for _ in range(50):
+            x = x.sqrt()
+        return x
 
 
 class Attention(torch.nn.Module):
