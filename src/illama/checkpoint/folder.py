@@ -21,6 +21,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -124,9 +125,13 @@ def read_meta(folder: Path, *, verify: bool = True) -> dict[str, Any]:
             raise DamagedError(file, f"has no checksum in {META_FILE}")
     for name, expected in sums.items():
         file = folder / name
-        if not file.is_file():
+        try:
+            found = file.stat()
+        except OSError:  # also one that a run which trains has just replaced
+            raise DamagedError(file, "is missing") from None
+        if not stat.S_ISREG(found.st_mode):
             raise DamagedError(file, "is missing")
-        bytes_before, bytes_now = meta[FILE_BYTES].get(name), file.stat().st_size
+        bytes_before, bytes_now = meta[FILE_BYTES].get(name), found.st_size
         if bytes_before not in (None, bytes_now):  # a sparse file of any size would be read for hours
             raise DamagedError(file, f"differs from what was saved: {bytes_now} bytes instead of {bytes_before!s:.20}")
         if verify:
