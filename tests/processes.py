@@ -68,19 +68,18 @@ def _last_words(port: int) -> str:
     return "\n".join(file.read_text() for file in sorted(Path(tempfile.gettempdir()).glob(f"illama_fault_{port}_*")))
 
 
+def launched(rank: int, count: int, port: int) -> dict[str, str]:
+    """What a launcher on this machine tells a process of several, in its environment."""
+    numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+
 def _one(rank: int, count: int, port: int, results: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     faults = Path(tempfile.gettempdir(), f"illama_fault_{port}_{rank}")
     faulthandler.enable(faults.open("w"))
     if count > 1:
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(count),
-            "LOCAL_WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
+        os.environ |= launched(rank, count, port)
     try:
         results.put((rank, ("done", work(*arguments))))
     except (UserError, Stopped) as end:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.end_to_end.commands import Command, Ended, needs_proc
 from tests.pictures import paint, tiny, tiny_words
+from tests.processes import launched
 from tests.runs import stopped_run, sum_again
 
 pytestmark = needs_proc
@@ -181,15 +182,7 @@ def together(kind: Kind, count: int, place: Path, folder: Path) -> tuple[list[En
     since = time.monotonic()
     for rank in range(count):
         odd = rank == count - 1
-        launched = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(count),
-            "LOCAL_WORLD_SIZE": str(count),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            **(kind.environment if odd else {}),
-        }
+        environment = launched(rank, count, port) | (kind.environment if odd else {})
         options = kind.odd if odd and kind.odd is not None else kind.more
         options = tuple(str(place / word) if word.startswith("source") else word for word in options)
         changes = kind.changes if odd else ()
@@ -197,7 +190,7 @@ def together(kind: Kind, count: int, place: Path, folder: Path) -> tuple[list[En
         words: Sequence[str] = [*tiny_words(place / (kind.data if odd else "data"), *BATCH, *changes)[:-2], *device]
         out = () if "--out" in (*options, *kind.more) else ("--out", str(folder / "run"))
         words = kind.words if odd and kind.words else [*words, *options, *out]
-        before = functools.partial(as_rank, launched, place / kind.work_in[odd], kind.patch if odd else None)
+        before = functools.partial(as_rank, environment, place / kind.work_in[odd], kind.patch if odd else None)
         commands.append(Command(*words, folder=folder, before=before))
     ends = [command.end() for command in commands]
     return ends, time.monotonic() - since

@@ -281,6 +281,20 @@ def test_a_lock_that_is_deleted_is_put_back(
     assert records(run) == records(undisturbed)
 
 
+def test_a_lock_that_cannot_be_put_back_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunLock(tmp_path) as lock:
+        (tmp_path / LOCK_FILE).unlink()
+
+        def full(*_: object) -> int:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+        monkeypatch.setattr(run_lock, "open_regular", full)
+        with pytest.raises(UserError, match="cannot be made again: Disk quota exceeded"):
+            lock.demand_held()
+
+
 def test_a_second_run_behind_a_deleted_lock_has_the_folder_for_itself(
     tiny_recipe: Recipe, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

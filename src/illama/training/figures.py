@@ -18,7 +18,7 @@ from illama.given_file import read_given
 from illama.json_text import parse_json
 from illama.report.palette import BLUE, GREEN, GREY, ORANGE
 from illama.text import shown
-from illama.training.run_folder import MOST_LOGGED
+from illama.training.run_folder import is_logged_number
 from illama.training.runs import start_of
 
 if TYPE_CHECKING:
@@ -92,15 +92,13 @@ def read_metrics(path: Path) -> tuple[Curves, Curves]:
     records = [record for line in lines if (record := _parsed(line)) is not None]
     kinds = ([r for r in records if r["kind"] == kind] for kind in ("train", "eval"))
     train, evals = (
-        {key: [_number(r.get(key)) for r in kept] for key in dict.fromkeys(k for r in kept for k in r if k != "kind")}
+        {
+            key: [r[key] if is_logged_number(r.get(key)) else math.nan for r in kept]
+            for key in dict.fromkeys(k for r in kept for k in r if k != "kind")
+        }
         for kept in kinds
     )
     return train, evals
-
-
-def _number(value: object) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST_LOGGED
-    return value if is_number else math.nan  # type: ignore[return-value]
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

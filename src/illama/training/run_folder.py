@@ -24,13 +24,18 @@ RECIPE_FILE, CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE = (
     "environment.json",
     "metrics.jsonl",
 )
-MOST_LOGGED = 1e15  # no number that a run writes into its log is larger
+_MOST_LOGGED = 1e15  # no number that a run writes into its log is larger
 # What a start that was cut short leaves behind: the recipe, which makes a folder a run, is written last.
 _BEFORE_A_RUN = {
     LOCK_FILE,
     *(CLASSES_FILE, ENVIRONMENT_FILE, ORIGIN_FILE, HELD_OUT_FILE),
 }
 _FREE = ("data.path", "model.num_classes")  # keys of a recipe that the data decides
+
+
+def is_logged_number(value: object) -> bool:
+    """Whether a run may have written a value into its log as a number; NaN is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST_LOGGED
 
 
 def check_run_folder(run_dir: Path, recipe: Recipe) -> bool:

@@ -103,7 +103,13 @@ class RunLock:
             )
         lock = self.run_dir / LOCK_FILE
         if not os.path.lexists(lock):
-            before, self._handle = self._handle, self._taken()
+            try:
+                before, self._handle = self._handle, self._taken()
+            except OSError as error:
+                raise UserError(
+                    f"{lock} was deleted while the run goes on, and cannot be made again: {error.strerror}; allow "
+                    "writing there, then run the same command again"
+                ) from error
             os.close(before)
             _log.warning("%s was deleted while the run goes on; it is there again: leave it", lock)
         elif not _is(lock, self._handle):

@@ -23,7 +23,7 @@ from illama.json_text import parse_json, read_json
 from illama.recipes import Change, list_recipes, load_recipe, yaml_text
 from illama.recipes.rules import flatten
 from illama.text import shown
-from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, MOST_LOGGED, RECIPE_FILE
+from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE, is_logged_number
 from illama.training.run_lock import in_words, lock_holder
 from illama.training.schedules import softness
 
@@ -206,11 +206,7 @@ def _parsed(line: str) -> Record | None:
     if not isinstance(record, dict) or not {"step", "epoch"} <= record.keys():
         return None
     numbers = [record[key] for key in ("step", "epoch", "top1", "top1_causal", "softness") if key in record]
-    return record if all(map(_is_number, numbers)) else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < MOST_LOGGED  # NaN is neither
+    return record if all(is_logged_number(number) and number >= 0 for number in numbers) else None
 
 
 def _recipe(path: Path) -> Record:
