@@ -53,7 +53,10 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[
             found[rank] = result
         elif all(ended):
             died = {rank: child.exitcode for rank, child in enumerate(children) if rank not in found}
-            raise AssertionError(f"processes ended without a word, exit codes by rank: {died}; {_last_words(port)}")
+            others = "".join(f"\nrank {rank} {kind}: {result}" for rank, (kind, result) in sorted(found.items()))
+            raise AssertionError(
+                f"processes ended without a word, exit codes by rank: {died}{others}\n{_last_words(port)}"
+            )
         else:
             time.sleep(0.005)
     for child in children:
@@ -64,7 +67,7 @@ def in_processes(count: int, work: Callable[..., Any], *arguments: Any) -> list[
 
 
 def _last_words(port: int) -> str:
-    """What Python said of processes that the system ended, as by a segmentation fault."""
+    """What processes wrote to stderr that the system ended, as by a segmentation fault: C++ exceptions and stacks."""
     return "\n".join(file.read_text() for file in sorted(Path(tempfile.gettempdir()).glob(f"illama_fault_{port}_*")))
 
 
@@ -77,7 +80,10 @@ def launched(rank: int, count: int, port: int) -> dict[str, str]:
 def _one(rank: int, count: int, port: int, results: Any, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     faults = Path(tempfile.gettempdir(), f"illama_fault_{port}_{rank}")
-    faulthandler.enable(faults.open("w"))
+    # Kept beside the stderr of pytest, which belongs to whichever test started the server: an exception that ends a
+    # thread of C++ is said there alone.
+    os.dup2(os.open(faults, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
+    faulthandler.enable()
     if count > 1:
         os.environ |= launched(rank, count, port)
     try:

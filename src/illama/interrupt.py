@@ -1,6 +1,10 @@
 """What a signal does to a command that has nothing to save: it ends in one line, from its first moment on.
 
-SIGTERM and SIGINT raise `Interrupted` in the main thread, so that what is open is closed and half-written files go.
+SIGTERM and SIGINT raise `Interrupted` in the main thread, so that what is open is closed and half-written files go. No
+import is broken by it: C++ that calls Python while a module is set up (`import torch` does) has no answer to an
+exception and aborts the process. An import that comes before there is anything to close ends the process at once;
+another one ends first.
+
 While a run trains, `training.signals` listens instead. This module imports nothing heavy: it is the first that runs.
 """
 
@@ -12,12 +16,14 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from types import FrameType
 
 STOPPED, INTERRUPTED = 75, 130  # exit codes, see illama.cli.main
 _GO_ON = ("train", "quickstart", "reproduce")  # the same command goes on: a scheduler may start it again
 _NUMBERS = (signal.SIGTERM, signal.SIGINT)
+_LOOK_AGAIN_S = 0.02
 _came: int | None = None
+_begun = False  # the command itself; before, modules are imported and nothing is open
 
 
 class Interrupted(KeyboardInterrupt):
@@ -36,10 +42,11 @@ def listen() -> None:
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
     """Inside, the two signals raise `Interrupted`."""
-    global _came
+    global _came, _begun
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _begun = True
     before = {number: signal.getsignal(number) for number in _NUMBERS}
     listen()
     try:
@@ -77,14 +84,33 @@ def last_words(words: Sequence[str]) -> int:
     said = "stopped by a signal; run the same command again to go on" if goes_on else "interrupted"
     if os.environ.get("RANK", "0") == "0":  # of several processes, which all stop, one says so
         with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads
-            print(f"illama: {said}", file=sys.stderr)
+            print(f"illama: {said}", file=sys.stderr, flush=True)
     return STOPPED if goes_on else INTERRUPTED
 
 
-def _interrupt(number: int, frame: Any) -> None:
+def _interrupt(number: int, frame: FrameType | None) -> None:
     global _came
     _came = _came or number
-    raise Interrupted
+    if not _imports(frame):
+        raise Interrupted
+    if not _begun:
+        os._exit(last_words(sys.argv[1:]))
+    again = threading.Timer(_LOOK_AGAIN_S, _send_again, (number,))
+    again.daemon = True
+    again.start()
+
+
+def _imports(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _send_again(number: int) -> None:
+    if signal.getsignal(number) is _interrupt:
+        os.kill(os.getpid(), number)
 
 
 def _forget_in_child() -> None:

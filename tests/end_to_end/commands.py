@@ -103,6 +103,8 @@ class Command:
     ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="command", dir=folder))
         self._board = _board(self._folder, "w+")
+        for name in ("out", "err"):  # a kill may come before the process opens them
+            (self._folder / name).touch()
         arguments = ([str(word) for word in words], self._folder, mere_owner, before)
         self._process = _FORKED.Process(target=_run, args=arguments)
         self._process.start()

@@ -82,9 +82,10 @@ ENDS: dict[Callable[[Path], None], int] = {gather: 0, finish: 0, stop: 75, finis
 
 
 def recipe(parallel: str, *changes: str) -> Recipe:
-    """Five steps."""
+    """Six steps."""
     toy = ("schedule.epochs=1", "schedule.warmup_epochs=0", "schedule.softness.cutoff_epochs=0", "train.ema_decay=0.9")
-    return load_recipe("digits_micro", [*TOY, *toy, f"train.parallel={parallel}", *changes])
+    shared = ("train.total_batch=24", "optimizer.lr_batch=24")  # by two and by three
+    return load_recipe("digits_micro", [*TOY, *toy, *shared, f"train.parallel={parallel}", *changes])
 
 
 def one(work: Callable[[Path], None], folder: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from illama.interrupt import Interrupted, listening
 from tests.end_to_end.commands import RUN, needs_proc
 from tests.pictures import paint, tiny_words
 
@@ -21,6 +23,7 @@ pytestmark = needs_proc
 MOMENTS = 10  # of the long form
 GOES_ON = (75, "illama: stopped by a signal; run the same command again to go on")
 INTERRUPTED = (130, "illama: interrupted")
+SLOW = "import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.2); WHOLE = True"
 _PATIENCE_S = 120.0
 
 
@@ -181,3 +184,34 @@ def test_other_commands_answer_in_one_line(words: tuple[str, ...], trained: Path
         assert not [line for line in lines if "Traceback" in line or "Exception" in line], lines
     assert heard >= 2
     print(f"{' '.join(words)}: {heard} of {MOMENTS // 2} in {whole:.1f} s")
+
+
+@pytest.mark.parametrize("lies", ["at the top", "two imports below"])
+def test_no_import_is_broken(lies: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C++ that sets a module up aborts the process at an exception; here the module says that it came to its end."""
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "above.py").write_text("import middle")
+    (tmp_path / "middle.py").write_text("from slow import WHOLE")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("slow", "above", "middle"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+    def work() -> None:
+        importlib.import_module("slow" if lies == "at the top" else "above")
+        time.sleep(_PATIENCE_S)
+
+    with pytest.raises(Interrupted), listening():
+        work()
+    assert sys.modules["slow"].WHOLE
+    for module in ("slow", "above", "middle"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+
+@pytest.mark.parametrize(("words", "expected"), [("train digits_micro", GOES_ON), ("eval run", INTERRUPTED)])
+def test_an_import_before_the_command_ends_the_process(words: str, expected: tuple[int, str], tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW)
+    script = "from illama.interrupt import listen; listen(); import slow; print('went on')"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.strip(), done.stdout) == (*expected, "")
