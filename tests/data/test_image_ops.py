@@ -9,7 +9,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from illama.data import randaugment
-from illama.data.randaugment import COLOUR, GEOMETRY, OPS, PLAIN, Layer, RandAugment, apply_layer
+from illama.data.randaugment import COLOUR, GEOMETRY, OPS, PLAIN, Layer, RandAugment, apply_parts, in_parts
+from illama.data.rng import Draws
 from illama.data.warp import rotation, warp
 from illama.errors import UserError
 from illama.timm_bridge import import_timm
@@ -70,7 +71,7 @@ def test_operation_equals_pillow(images: torch.Tensor, name: str, channels: int)
     fill = FILL[:channels]
     for argument in ARGUMENTS.get(name, [0.0]):
         layer = Layer(torch.full((len(images),), OPS.index(name)), torch.full((len(images),), float(argument)))
-        ours = apply_layer(images, layer, fill)
+        ours = apply_parts(images, in_parts(layer, *images.shape[2:]), fill)
         options = {"resample": Image.Resampling.BICUBIC, "fillcolor": fill} if name in GEOMETRY else {}
         arguments = () if name in PLAIN else (int(argument) if name.startswith(("post", "solar")) else argument,)
         theirs = torch.stack([_tensor(_timm_op(name)(image, *arguments, **options)) for image in _pillow(images)])
@@ -86,7 +87,7 @@ def test_leaves_other_images_and_the_input_alone(images: torch.Tensor) -> None:
     before = images.clone()
     op = torch.full((len(images),), -1)
     op[::2] = OPS.index("invert")
-    out = apply_layer(images, Layer(op, torch.zeros(len(images))), FILL)
+    out = apply_parts(images, in_parts(Layer(op, torch.zeros(len(images))), *images.shape[2:]), FILL)
     assert torch.equal(images, before)
     assert torch.equal(out[1::2], images[1::2])
     assert torch.equal(out[::2], 255 - images[::2])
@@ -126,7 +127,7 @@ def test_levels_and_strings_agree_with_timm(text: str, monkeypatch: pytest.Monke
 
 def test_drawn_layers_have_the_stated_frequencies() -> None:
     settings = RandAugment.parse("rand-m9-mstd0.5-inc1")
-    first, second = settings.draw(30_000, torch.Generator().manual_seed(1))
+    first, second = settings.draw(Draws([torch.Generator().manual_seed(1)], 30_000))
     for layer in (first, second):
         assert (layer.op >= 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
         share = torch.bincount(layer.op[layer.op >= 0], minlength=len(OPS)) / (layer.op >= 0).sum()
@@ -139,7 +140,7 @@ def test_drawn_layers_have_the_stated_frequencies() -> None:
 
 
 def test_jitter_uses_each_operation_once_with_factors_around_one() -> None:
-    layers = randaugment.draw_jitter(0.4, 2000, torch.Generator().manual_seed(0))
+    layers = randaugment.draw_jitter(0.4, Draws([torch.Generator().manual_seed(0)], 2000))
     used = torch.stack([layer.op for layer in layers]).sort(0).values
     assert (used == torch.tensor(sorted(OPS.index(n) for n in ("color", "contrast", "brightness")))[:, None]).all()
     factors = torch.stack([layer.argument for layer in layers])

@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from illama.data import EvalTransform, build_eval_loader, build_train_loader, open_source
 from illama.data import loader as loaders
 from illama.data.augment_batched import BatchedAugment, shift
-from illama.data.batch import TrainingOrder
+from illama.data.batch import Batch, TrainingOrder
 from illama.data.images import BrokenImage
 from illama.data.loader import TrainLoader, resolve_crop, resolve_workers
 from illama.data.memory import decode
+from illama.data.rng import Draws
 from illama.data.source import Source
 from illama.data.stream import TrainSamples, train_transform
 from illama.data.transforms import normalize
@@ -182,14 +186,80 @@ def test_shift_moves_whole_pixels_over_black() -> None:
     assert len(found) == 25
 
 
+def augmented(augment: BatchedAugment, images: torch.Tensor) -> torch.Tensor:
+    draws = Draws([torch.Generator().manual_seed(0)], len(images))
+    return augment.apply(images, augment.draw(draws, *images.shape[2:]))
+
+
 def test_batched_flip_and_no_change_at_zero() -> None:
     images = torch.randint(0, 256, (400, 3, 8, 8), dtype=torch.uint8)
-    generator = torch.Generator().manual_seed(0)
-    assert torch.equal(BatchedAugment()(images, generator), images)
-    out = BatchedAugment(hflip=0.3)(images, generator)
+    assert torch.equal(augmented(BatchedAugment(), images), images)
+    out = augmented(BatchedAugment(hflip=0.3), images)
     flipped = (out == images.flip(-1)).flatten(1).all(1)
     assert ((out == images).flatten(1).all(1) | flipped).all()
     assert flipped.float().mean().item() == pytest.approx(0.3, abs=0.07)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("overrides", [EVERYTHING, (*PLAIN, "augment.rotate=20", "augment.color_jitter=0.4")])
+def test_batches_that_are_augmented_together_are_those_of_each_alone(
+    devices: int, overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the end of an epoch, from the middle of what was augmented together, and for a share of each batch."""
+    recipe, source = _small(*overrides, "train.total_batch=8", "data.storage=memory"), Synthetic([(16, 16)] * 40)
+
+    def some(start: int, at_once: int) -> list[Batch]:
+        monkeypatch.setattr(loaders, "_at_once", lambda device, batch_bytes: at_once)
+        loader = build_train_loader(recipe, source, "cpu", plan_batches(recipe, devices), devices - 1)
+        return list(itertools.islice(loader.batches(start), 12 - start))
+
+    alone = some(0, 1)
+    for start, at_once in ((0, 5), (3, 4), (0, 12)):
+        for one, other in zip(alone[start:], some(start, at_once), strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.targets, other.targets)
+            assert torch.equal(one.indices, other.indices)
+            assert one.micro is not None
+            assert other.micro is not None
+            assert (one.micro.step, one.micro.part) == (other.micro.step, other.micro.part)
+
+
+class Told(TorchDispatchMode):
+    """What a device is told to do: operators that compute, and copies to it."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
+        self.operators: list[str] = []
+        self.copies: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+        devices = {tensor.device.type for tensor in tensors}
+        if self._device in devices and not func.is_view:
+            self.operators.append(str(func))
+            if len(devices) > 1:  # the host does not wait for it
+                self.copies.append(bool((kwargs or {}).get("non_blocking")))
+        return out
+
+
+def test_a_step_costs_a_device_few_calls_and_no_waiting() -> None:
+    """Of the recipe for CIFAR-10 at speed, with all its augmentation: a graph of the model's step is one call."""
+    recipe = load_recipe("cifar10_tiny", ["data.storage=memory"])
+    loader = build_train_loader(recipe, Synthetic([(32, 32)] * 1100), "meta", plan_batches(recipe, 1))
+    batches = loader.batches(0)
+    next(batches)  # constants travel once
+    at_once = loaders._at_once(torch.device("meta"), 3 * 32 * 32 * recipe.train.total_batch)
+    assert at_once > 1
+    for _ in range(at_once - 1):
+        next(batches)
+    with Told("meta") as told:
+        for _ in range(at_once):
+            next(batches)
+    assert len(told.operators) / at_once <= 60
+    assert told.copies == [True] * len(told.copies)
+    assert len(told.copies) <= 2
 
 
 def test_streamed_and_batched_augmentation_have_the_same_statistics() -> None:
@@ -203,7 +273,7 @@ def test_streamed_and_batched_augmentation_have_the_same_statistics() -> None:
     samples = TrainSamples(source, train_transform(recipe, "pad"), seed=0)
     streamed = torch.stack([samples[(epoch, 0)][0] for epoch in range(n)]).float()  # type: ignore[misc]
     same = torch.from_numpy(np.array(image)).permute(2, 0, 1).expand(n, 3, 16, 16)
-    batched = BatchedAugment.of(recipe, "pad")(same, torch.Generator().manual_seed(0)).float()
+    batched = augmented(BatchedAugment.of(recipe, "pad"), same).float()
     error = (streamed.var(0) / n + batched.var(0) / n).sqrt().clamp(min=0.1)
     z = (streamed.mean(0) - batched.mean(0)) / error
     assert z.abs().max() < 5.5

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from illama.data.erasing import RandomErasing
+from illama.data.erasing import ErasingPlan, RandomErasing, normal_at
 from illama.data.mixing import Mix, Mixing, cut_box, smooth_one_hot
-from illama.data.rng import Purpose, numpy_generator, torch_generator
+from illama.data.rng import Draws, Purpose, numpy_generator, torch_generator
 from illama.timm_bridge import import_timm
 
 
@@ -99,7 +99,7 @@ def test_off_means_none() -> None:
 @pytest.mark.parametrize(("mode", "count"), [("pixel", 1), ("rand", 3), ("const", 2)])
 def test_erasing_keeps_its_rules(mode: str, count: int) -> None:
     erase = RandomErasing(0.25, mode, count)
-    boxes = erase.boxes(20_000, 32, 24, torch_generator(Purpose.ERASE, 0, 0, 0))
+    boxes = erase.draw(Draws([torch_generator(Purpose.ERASE, 0, 0, 0)], 20_000), 32, 24).boxes
     h, w = boxes[..., 1] - boxes[..., 0], boxes[..., 3] - boxes[..., 2]
     used = (h * w) > 0
     assert used.any(1).float().mean().item() == pytest.approx(0.25, abs=0.01)
@@ -119,9 +119,9 @@ def test_erasing_keeps_its_rules(mode: str, count: int) -> None:
 def test_erasing_fills_the_box_and_nothing_else() -> None:
     images = torch.full((64, 3, 16, 16), 9.0)
     for mode in ("pixel", "rand", "const"):
-        boxes_from = torch_generator(Purpose.ERASE, 5, 0, 0)
-        out = RandomErasing(0.5, mode, 1)(images.clone(), boxes_from, lambda i: torch_generator(Purpose.NOISE, 5, i))
-        boxes = RandomErasing(0.5, mode, 1).boxes(64, 16, 16, torch_generator(Purpose.ERASE, 5, 0, 0))
+        erase = RandomErasing(0.5, mode, 1)
+        plan = erase.draw(Draws([torch_generator(Purpose.ERASE, 5, 0, 0)], 64), 16, 16)
+        out, boxes = erase.apply(images.clone(), plan), plan.boxes
         for image, (top, bottom, left, right) in zip(out, boxes[:, 0].tolist(), strict=True):
             inside = torch.zeros(16, 16, dtype=torch.bool)
             inside[top:bottom, left:right] = True
@@ -135,6 +135,33 @@ def test_erasing_fills_the_box_and_nothing_else() -> None:
             assert changed.abs().max() == 0
         else:
             assert changed.std().item() == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("mode", ["pixel", "rand"])
+def test_what_fills_a_box_depends_on_the_image_alone(mode: str) -> None:
+    """Not on its neighbours in the batch, nor on the way: here, where few pixels are, and on devices, where all are."""
+    erase = RandomErasing(0.7, mode, 2)
+    plan = erase.draw(Draws([torch_generator(Purpose.ERASE, 1, 0, 0)], 40), 12, 10)
+    images = torch.randn(40, 3, 12, 10)
+    whole = erase.apply(images.clone(), plan)
+    some = torch.tensor([7, 3, 39])
+    assert torch.equal(erase.apply(images[some], ErasingPlan(plan.boxes[some], plan.seeds[some])), whole[some])
+    place = torch.arange(360).view(3, 12, 10)
+    everywhere = normal_at(plan.seeds[:, None, None, None], place)
+    if mode == "pixel":
+        changed = whole != images
+        assert torch.equal(whole[changed], everywhere[changed])
+
+
+def test_noise_is_normal_and_its_neighbours_know_nothing_of_each_other() -> None:
+    from scipy import stats
+
+    noise = normal_at(torch.arange(300)[:, None] * 2**40 + 5, torch.arange(3000))
+    assert noise.abs().max() < 5.9
+    assert stats.kstest(noise.flatten().numpy(), "norm").statistic < 0.0015  # 900,000 numbers: 1.4e-3 at 5 %
+    for one, other in ((noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1]), (noise[1:, 1:], noise[:-1, :-1])):
+        assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) < 0.004
+        assert abs(torch.corrcoef(torch.stack([one.flatten() ** 2, other.flatten() ** 2]))[0, 1]) < 0.004
 
 
 def test_draws_depend_on_the_key_alone() -> None:

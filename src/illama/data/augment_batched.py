@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from illama.data.randaugment import Layer, RandAugment, apply_layer, draw_jitter
+from illama.data.randaugment import Part, RandAugment, apply_parts, draw_jitter, in_parts
+from illama.data.rng import Draws
 from illama.data.warp import rotation, warp
 
 if TYPE_CHECKING:
     from illama.recipes.schema import Recipe
+
+
+class AugmentPlan(NamedTuple):
+    """What happens to each image of a batch; a step that is off is None.
+
+    Attributes:
+        corner: Top and left of the crop from the padded image, (2, B) int64.
+        flipped: (B,) bool.
+        turn: Output-to-input matrices, (B, 6) float32.
+        layers: Operations, one layer after the other.
+    """
+
+    corner: Tensor | None
+    flipped: Tensor | None
+    turn: Tensor | None
+    layers: list[list[Part]]
 
 
 @dataclass(frozen=True)
@@ -50,42 +67,39 @@ class BatchedAugment:
             fill=tuple(min(255, round(255 * mean)) for mean in recipe.data.mean),
         )
 
-    def __call__(self, images: Tensor, generator: torch.Generator, rows: Tensor | None = None, of: int = 0) -> Tensor:
-        """Augment a batch.
-
-        Args:
-            images: (B, C, H, W) uint8, any device.
-            generator: A CPU generator; decides everything.
-            rows: Places of the images in the larger batch that the numbers are drawn for, (B,) int64; None for a batch
-                of its own.
-            of: Size of that larger batch.
-
-        Returns:
-            (B, C, H, W) uint8.
-        """
-        n, (channels, height, width) = of if rows is not None else len(images), images.shape[1:]
-        here = slice(None) if rows is None else rows
+    def draw(self, draws: Draws, height: int, width: int) -> AugmentPlan:
+        """Decide what happens to images of height x width, on the CPU."""
+        corner = flipped = turn = None
         if self.padding:
-            top, left = torch.randint(2 * self.padding + 1, (2, n), generator=generator)[:, here]
-            images = shift(images, self.padding, top, left)
+            corner = draws.take(lambda n, g: torch.randint(2 * self.padding + 1, (2, n), generator=g), dim=1)
         if self.hflip > 0:
-            flipped = (torch.rand(n, generator=generator)[here] < self.hflip).to(images.device)
-            images = torch.where(flipped[:, None, None, None], images.flip(-1), images)
+            flipped = draws.take(lambda n, g: torch.rand(n, generator=g)) < self.hflip
         if self.rotate > 0:
-            degrees = self.rotate * (2 * torch.rand(n, generator=generator)[here] - 1)
-            turn = rotation(degrees, height, width).to(images.device)
-            images = warp(images, turn, (0,) * channels, taps=2)
-        layers = self.randaugment.draw(n, generator) if self.randaugment else []
+            degrees = self.rotate * (2 * draws.take(lambda n, g: torch.rand(n, generator=g)) - 1)
+            turn = rotation(degrees, height, width)
+        layers = self.randaugment.draw(draws) if self.randaugment else []
         if self.color_jitter > 0:
-            layers = draw_jitter(self.color_jitter, n, generator)
-        for layer in layers:
-            images = apply_layer(images, Layer(layer.op[here], layer.argument[here]), self.fill)
+            layers = draw_jitter(self.color_jitter, draws)
+        return AugmentPlan(corner, flipped, turn, [in_parts(layer, height, width) for layer in layers])
+
+    def apply(self, images: Tensor, plan: AugmentPlan) -> Tensor:
+        """Augment a batch (B, C, H, W) uint8 by a plan that lies on its device; the result has the same shape."""
+        if plan.corner is not None:
+            images = shift(images, self.padding, *plan.corner)
+        if plan.flipped is not None:
+            images = torch.where(plan.flipped[:, None, None, None], images.flip(-1), images)
+        if plan.turn is not None:
+            images = warp(images, plan.turn, (0,) * images.shape[1], taps=2)
+        for parts in plan.layers:
+            images = apply_parts(images, parts, self.fill)
         return images
 
 
 def shift(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
-    """Pad with black (level 0, before normalisation) and crop back to size at each image's (top, left), (B,) int64."""
+    """Pad with black (level 0, before normalisation) and crop back to size at each image's (top, left).
+
+    Both are (B,) int64 on the images' device.
+    """
     n, _, height, width = images.shape
-    top, left = top.to(images.device), left.to(images.device)
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view of all crops
     return windows[torch.arange(n, device=images.device), :, top, left]

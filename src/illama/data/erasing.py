@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import Tensor
+
+from illama.data.rng import Draws
 
 if TYPE_CHECKING:
     from illama.recipes.schema import AugmentConfig
@@ -16,6 +18,18 @@ if TYPE_CHECKING:
 MIN_AREA, MAX_AREA = 0.02, 1 / 3
 MIN_ASPECT = 0.3
 ATTEMPTS = 10
+
+
+class ErasingPlan(NamedTuple):
+    """What is erased of each image of a batch.
+
+    Attributes:
+        boxes: (B, count, 4) int64, as (top, bottom, left, right); empty ones where nothing is erased.
+        seeds: (B,) int64; they decide what fills the boxes.
+    """
+
+    boxes: Tensor
+    seeds: Tensor
 
 
 @dataclass(frozen=True)
@@ -39,8 +53,12 @@ class RandomErasing:
             return None
         return cls(augment.erase_prob, augment.erase_mode, augment.erase_count)
 
-    def boxes(self, n: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw (n, count, 4) boxes as (top, bottom, left, right); empty ones where nothing is erased."""
+    def draw(self, draws: Draws, height: int, width: int) -> ErasingPlan:
+        """Decide what is erased of images of height x width, on the CPU."""
+        boxes = draws.take(lambda n, g: self._boxes(n, height, width, g))
+        return ErasingPlan(boxes, draws.take(lambda n, g: torch.randint(2**62, (n,), generator=g)))
+
+    def _boxes(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
         erased = torch.rand(n, generator=generator) < self.prob
         number = torch.randint(1, self.count + 1, (n, 1, 1), generator=generator)
         shape = (n, self.count, ATTEMPTS)
@@ -57,35 +75,53 @@ class RandomErasing:
         boxes = torch.stack([top, top + h, left, left + w], -1).long()
         return boxes * used[..., None]
 
-    def __call__(
-        self,
-        images: torch.Tensor,
-        generator: torch.Generator,
-        noise: Callable[[int], torch.Generator],
-        rows: torch.Tensor | None = None,
-        of: int = 0,
-    ) -> torch.Tensor:
-        """Erase in place.
-
-        Args:
-            images: Normalised images (B, C, H, W), any device.
-            generator: A CPU generator; decides the boxes.
-            noise: For an image's place a generator of the images' device; decides what fills its boxes.
-            rows: Places of the images in the larger batch that the boxes are drawn for, (B,) int64; None for a batch
-                of its own.
-            of: Size of that larger batch.
-        """
-        channels, height, width = images.shape[1:]
-        places = torch.arange(len(images)) if rows is None else rows
-        boxes = self.boxes(len(images) if rows is None else of, height, width, generator)[places]
-        for i in torch.nonzero((boxes[..., 1] > boxes[..., 0]).any(1))[:, 0].tolist():
-            source = noise(int(places[i]))
-            for top, bottom, left, right in boxes[i].tolist():
-                area = images[i, :, top:bottom, left:right]
-                if self.mode == "const":
-                    area.zero_()
-                    continue
-                shape = area.shape if self.mode == "pixel" else (channels, 1, 1)
-                # drawn apart and copied: several times as fast on a CPU as drawing into rows of the image
-                area.copy_(torch.randn(shape, generator=source, device=images.device))
+    def apply(self, images: Tensor, plan: ErasingPlan) -> Tensor:
+        """Erase normalised images (B, C, H, W) by a plan that lies on their device; they may be overwritten."""
+        _, channels, height, width = images.shape
+        pixel = torch.arange(channels * height * width, device=images.device).view(channels, height, width)
+        for k in range(self.count):
+            top, bottom, left, right = (side[:, None] for side in plan.boxes[:, k].unbind(-1))
+            y, x = pixel[0, :, 0] // width, pixel[0, 0]
+            inside = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
+            if self.mode == "const":
+                images = images.masked_fill_(inside[:, None], 0.0)
+                continue
+            if self.mode == "rand":  # a colour per box, beyond the numbers of the pixels
+                place = (pixel.numel() + k * channels + torch.arange(channels, device=images.device)).view(-1, 1, 1)
+            else:
+                place = pixel
+            if images.device.type != "cpu":
+                noise = normal_at(plan.seeds[:, None, None, None], place)
+                images = torch.where(inside[:, None], noise, images)
+                continue
+            # A twentieth of the pixels: where counting them makes nobody wait, the others need no noise.
+            b, y, x = torch.nonzero(inside, as_tuple=True)
+            at = place.expand(pixel.shape)[:, y, x]
+            images[b, :, y, x] = normal_at(plan.seeds[b], at).T
         return images
+
+
+# Odd multipliers and shifts of SplitMix64 (Steele, Lea and Flood, 2014), as signed numbers of 64 bits.
+_STEP, _MIX = -7046029254386353131, ((30, -4658895280553007687), (27, -7723592293110705685))
+
+
+def normal_at(seeds: Tensor, place: Tensor) -> Tensor:
+    """Standard normal numbers as a function of (seed, place): the same for any batch and on any device.
+
+    Args:
+        seeds, place: int64, 0 or more; they are broadcast.
+
+    Returns:
+        float32. Box and Muller's transform of two halves of a mixed number; none is beyond 5.9.
+    """
+    number = seeds + (place + 1) * _STEP
+    for shift, factor in _MIX:
+        number = (number ^ _shifted(number, shift)) * factor
+    number = number ^ _shifted(number, 31)
+    first, second = ((_shifted(number, shift) & 0xFFFFFF).float().add_(0.5).mul_(2**-24) for shift in (40, 8))
+    return first.log_().mul_(-2).sqrt_().mul_(second.mul_(2 * math.pi).cos_())
+
+
+def _shifted(number: Tensor, by: int) -> Tensor:
+    """A shift to the right that brings zeros in."""
+    return (number >> by) & ((1 << (64 - by)) - 1)

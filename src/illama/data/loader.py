@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import itertools
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from illama.data.augment_batched import BatchedAugment
 from illama.data.batch import Batch, MicroBatch, TrainingOrder
@@ -22,8 +25,9 @@ from illama.data.memory import (
     first_image,
 )
 from illama.data.mixing import Mixing
-from illama.data.rng import Purpose, numpy_generator, torch_generator
+from illama.data.rng import Draws, Purpose, numpy_generator, torch_generator
 from illama.data.source import Source, SubsetSource
+from illama.data.staging import to_device
 from illama.data.stream import RawBatch, TrainSamples, fit, stream_evaluation, stream_training, train_transform
 from illama.data.transforms import SMALL_PX, EvalTransform, normalize, to_tensor
 from illama.data.workers import one_thread
@@ -35,6 +39,11 @@ if TYPE_CHECKING:
 
 # Evaluation sets up to this size after the transform are decoded once and kept.
 EVAL_MAX_BYTES = 256 << 20
+# Images that a GPU augments at once; as float32, with their noise and coordinates, they take about 20 times as much.
+AT_ONCE_BYTES = 32 << 20
+
+# Micro-batches one behind the other, and their images, labels and positions.
+_Raw = tuple[list[MicroBatch], Tensor, Tensor, Tensor]
 
 
 class TrainLoader:
@@ -93,42 +102,58 @@ class TrainLoader:
         """This device's micro-batches from optimizer step `start_step` on, `accumulation` per step, without end."""
         in_memory = self._memory is not None
         feed = self._from_memory if in_memory else self._from_workers
-        for micro, images, labels, indices in feed(start_step):
+        for micros, images, labels, indices in feed(start_step):
             with nullcontext() if in_memory or not self._workers else one_thread(self._device):
-                batch = self._finish(micro, images, labels, indices)
-            yield batch
+                batches = self._finish(micros, images, labels, indices)
+            yield from batches
 
-    def _from_memory(self, start_step: int) -> Iterator[tuple[MicroBatch, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _from_memory(self, start_step: int) -> Iterator[_Raw]:
         memory = self._memory
         assert memory is not None
-        for micro in self._order.from_step(start_step):
-            chosen = torch.from_numpy(micro.chosen)
-            images = memory.images[chosen.to(memory.images.device)].to(self._device)
-            yield micro, images, memory.labels[chosen].to(self._device), memory.indices[chosen]
+        order = self._order.from_step(start_step)
+        at_once = _at_once(self._device, len(self._order.rows) * memory.images[0].numel())
+        while True:
+            micros = list(itertools.islice(order, at_once))
+            chosen = torch.from_numpy(np.concatenate([micro.chosen for micro in micros]))
+            if memory.images.device.type == self._device.type:
+                there, labels = to_device((chosen, memory.labels[chosen]), self._device)
+                yield micros, memory.images[there], labels, memory.indices[chosen]
+            else:
+                images, labels = to_device((memory.images[chosen], memory.labels[chosen]), self._device)
+                yield micros, images, labels, memory.indices[chosen]
 
-    def _from_workers(self, start_step: int) -> Iterator[tuple[MicroBatch, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def _from_workers(self, start_step: int) -> Iterator[_Raw]:
         pin, timeout_s = self._device.type == "cuda", self._recipe.data.worker_timeout_s
         stream = stream_training(self._samples, self._order, start_step, self._workers, timeout_s, pin_memory=pin)
         for micro, raw in stream:
             self.skipped.update(raw.broken)
-            yield (micro, *_to(raw, self._device))
+            yield ([micro], *_to(raw, self._device))
 
-    def _finish(self, micro: MicroBatch, images: torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> Batch:
-        """Augment (what no worker did), normalise, erase, mix, on the device."""
-        data, seed, at = self._recipe.data, self._recipe.seed, (micro.step, micro.part)
-        rows = None if micro.is_whole else torch.from_numpy(micro.rows)
-        if self._augment is not None:
-            images = self._augment(images, torch_generator(Purpose.AUGMENT, seed, *at), rows, micro.of)
+    def _finish(self, micros: Sequence[MicroBatch], images: Tensor, labels: Tensor, indices: Tensor) -> list[Batch]:
+        """Augment (what no worker did), normalise, erase, mix, on the device; all but the mixing for all batches."""
+        data, size = self._recipe.data, images.shape[2:]
+        augmenting = None if self._augment is None else self._augment.draw(self._draws(Purpose.AUGMENT, micros), *size)
+        erasing = None if self._erasing is None else self._erasing.draw(self._draws(Purpose.ERASE, micros), *size)
+        augmenting, erasing = to_device((augmenting, erasing), self._device)
+        if self._augment is not None and augmenting is not None:
+            images = self._augment.apply(images, augmenting)
         images = normalize(images, data.mean, data.std)
-        if self._erasing is not None:
+        if self._erasing is not None and erasing is not None:
+            images = self._erasing.apply(images, erasing)
+        parts = (whole.split(len(images) // len(micros)) for whole in (images, labels, indices))
+        return [self._mixed(micro, *part) for micro, *part in zip(micros, *parts, strict=True)]
 
-            def noise(place: int) -> torch.Generator:
-                return torch_generator(Purpose.NOISE, seed, *at, place, device=self._device)
+    def _draws(self, purpose: Purpose, micros: Sequence[MicroBatch]) -> Draws:
+        rows = None if micros[0].is_whole else torch.from_numpy(micros[0].rows)
+        generators = [torch_generator(purpose, self._recipe.seed, micro.step, micro.part) for micro in micros]
+        return Draws(generators, micros[0].of, rows)
 
-            images = self._erasing(images, torch_generator(Purpose.ERASE, seed, *at), noise, rows, micro.of)
+    def _mixed(self, micro: MicroBatch, images: Tensor, labels: Tensor, indices: Tensor) -> Batch:
         if self._mixing is None:
             return Batch(images, labels, indices, micro)
-        mix = self._mixing.draw(numpy_generator(Purpose.MIX, seed, *at), *images.shape[2:])
+        mix = self._mixing.draw(
+            numpy_generator(Purpose.MIX, self._recipe.seed, micro.step, micro.part), *images.shape[2:]
+        )
         return Batch(*self._mixing.apply(images, labels, mix), indices, micro)
 
 
@@ -246,6 +271,12 @@ def resolve_crop(recipe: Recipe) -> str:
     if recipe.augment.crop != "auto":
         return recipe.augment.crop
     return "pad" if max(recipe.model.height_width) <= SMALL_PX else "resized"
+
+
+def _at_once(device: torch.device, batch_bytes: int) -> int:
+    """Micro-batches that are augmented together: one where they stay in a CPU's cache, many where each call costs the
+    host as much as the device. An image's numbers are the same."""
+    return 1 if device.type == "cpu" else max(1, AT_ONCE_BYTES // batch_bytes)
 
 
 def _augment_on_device(recipe: Recipe, device: torch.device) -> BatchedAugment | None:

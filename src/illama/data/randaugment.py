@@ -6,12 +6,13 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from illama.data import image_ops
+from illama.data.rng import Draws
 from illama.data.warp import rotation, warp
 from illama.errors import UserError
 
@@ -50,29 +51,49 @@ class Layer:
     argument: Tensor
 
 
-def apply_layer(images: Tensor, layer: Layer, fill: Sequence[int]) -> Tensor:
+class Part(NamedTuple):
+    """One operation for the images that a layer gives it to.
+
+    Attributes:
+        name: Of the operation; "geometry" for all of GEOMETRY.
+        rows: Which images, (b,) int64.
+        argument: (b,) float32; (b, 6) float32 output-to-input matrices for geometry.
+    """
+
+    name: str
+    rows: Tensor
+    argument: Tensor
+
+
+def in_parts(layer: Layer, height: int, width: int) -> list[Part]:
+    """A layer by operations, those alone that an image has."""
+    parts = []
+    for number, name in enumerate((*PLAIN, *COLOUR)):
+        rows = torch.nonzero(layer.op == number)[:, 0]
+        if len(rows):
+            parts.append(Part(name, rows, layer.argument[rows]))
+    rows = torch.nonzero(layer.op >= len(PLAIN) + len(COLOUR))[:, 0]
+    if len(rows):
+        parts.append(Part("geometry", rows, _matrices(layer.op[rows], layer.argument[rows], height, width)))
+    return parts
+
+
+def apply_parts(images: Tensor, parts: Sequence[Part], fill: Sequence[int]) -> Tensor:
     """Apply to each image its operation.
 
     Args:
         images: (B, C, H, W) uint8.
-        layer: Drawn on the CPU, so that a device need not be waited for.
+        parts: Of one layer, on the images' device.
         fill: Level of each channel where geometry finds no image.
     """
     images = images.clone()
-    for number, name in enumerate((*PLAIN, *COLOUR)):
-        rows = torch.nonzero(layer.op == number)[:, 0]
-        if not len(rows):
-            continue
-        there = rows.to(images.device)
+    for name, rows, argument in parts:
         if name in PLAIN:
-            images[there] = PLAIN[name](images[there])
+            images[rows] = PLAIN[name](images[rows])
+        elif name in COLOUR:
+            images[rows] = COLOUR[name](images[rows], argument)
         else:
-            images[there] = COLOUR[name](images[there], layer.argument[rows].to(images.device))
-    rows = torch.nonzero(layer.op >= len(PLAIN) + len(COLOUR))[:, 0]
-    if len(rows):
-        matrices = _matrices(layer.op[rows], layer.argument[rows], *images.shape[2:])
-        there = rows.to(images.device)
-        images[there] = warp(images[there], matrices.to(images.device), fill)
+            images[rows] = warp(images[rows], argument, fill)
     return images
 
 
@@ -139,20 +160,20 @@ class RandAugment:
             settings["magnitude_std"] = math.inf
         return cls(**settings)
 
-    def draw(self, n: int, generator: torch.Generator) -> list[Layer]:
-        """Choose operations and strengths for n images."""
-        return [self._draw_layer(n, generator) for _ in range(self.layers)]
+    def draw(self, draws: Draws) -> list[Layer]:
+        """Choose operations and strengths."""
+        return [self._draw_layer(draws) for _ in range(self.layers)]
 
-    def _draw_layer(self, n: int, generator: torch.Generator) -> Layer:
-        op = torch.randint(len(OPS), (n,), generator=generator)
-        acts = torch.rand(n, generator=generator) < self.prob
+    def _draw_layer(self, draws: Draws) -> Layer:
+        op = draws.take(lambda n, g: torch.randint(len(OPS), (n,), generator=g))
+        acts = draws.take(_uniform) < self.prob
         if math.isinf(self.magnitude_std):
-            level = self.magnitude * torch.rand(n, generator=generator)
+            level = self.magnitude * draws.take(_uniform)
         else:
-            level = self.magnitude + self.magnitude_std * torch.randn(n, generator=generator)
+            level = self.magnitude + self.magnitude_std * draws.take(lambda n, g: torch.randn(n, generator=g))
         level = level.clamp(0, self.magnitude_max) / FULL
-        sign = torch.where(torch.rand(n, generator=generator) > 0.5, -1.0, 1.0)
-        argument = torch.zeros(n)
+        sign = torch.where(draws.take(_uniform) > 0.5, -1.0, 1.0)
+        argument = torch.zeros(len(op))
         for number, name in enumerate(OPS):
             argument = torch.where(op == number, self._argument(name, level, sign), argument)
         return Layer(torch.where(acts, op, -1), argument)
@@ -173,10 +194,14 @@ class RandAugment:
         return sign * level * full.get(name, 0.0)
 
 
-def draw_jitter(strength: float, n: int, generator: torch.Generator) -> list[Layer]:
+def _uniform(n: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(n, generator=generator)
+
+
+def draw_jitter(strength: float, draws: Draws) -> list[Layer]:
     """Brightness, contrast and saturation by factors from 1 - strength to 1 + strength, in a random order."""
     ops = torch.tensor([OPS.index(name) for name in ("brightness", "contrast", "color")])
-    order = torch.rand(3, n, generator=generator).argsort(0)
+    order = draws.take(lambda n, g: torch.rand(3, n, generator=g), dim=1).argsort(0)
     low = max(0.0, 1 - strength)
-    factor = low + (1 + strength - low) * torch.rand(3, n, generator=generator)
+    factor = low + (1 + strength - low) * draws.take(lambda n, g: torch.rand(3, n, generator=g), dim=1)
     return [Layer(ops[order[k]], factor[k]) for k in range(3)]

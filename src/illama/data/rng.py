@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import enum
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,7 +20,6 @@ class Purpose(enum.IntEnum):
     MIX = 3
     SAMPLE = 4
     ERASE = 5
-    NOISE = 6
     DROP = 7
 
 
@@ -30,6 +30,32 @@ def _state(purpose: Purpose, seed: int, *position: int) -> int:
 def torch_generator(purpose: Purpose, seed: int, *position: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator whose numbers depend on nothing but the arguments (all of them 0 or more) and the kind of device."""
     return torch.Generator(device).manual_seed(_state(purpose, seed, *position) >> 1)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random numbers for the images of some draw batches, one batch behind the other.
+
+    Every draw batch has a generator of its own, and numbers are drawn for all of its images; a device that holds a part
+    of them takes its rows. So the numbers of an image depend neither on how many draw batches are served at once nor on
+    how many devices share one.
+
+    Attributes:
+        generators: One of the CPU for each draw batch.
+        of: Images of a draw batch.
+        rows: Places of this device's images in each draw batch, (B,) int64; None where it has all of them.
+    """
+
+    generators: Sequence[torch.Generator]
+    of: int
+    rows: torch.Tensor | None = None
+
+    def take(self, draw: Callable[[int, torch.Generator], torch.Tensor], dim: int = 0) -> torch.Tensor:
+        """What `draw` makes of (`of`, generator), for this device's images; they are its dimension `dim`."""
+        drawn = [draw(self.of, generator) for generator in self.generators]
+        if self.rows is not None:
+            drawn = [numbers.index_select(dim, self.rows) for numbers in drawn]
+        return drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim)
 
 
 def seed_global(device: torch.device, purpose: Purpose, seed: int, *position: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from illama.data.images import as_seen, check_channels
+from illama.data.staging import constant
 from illama.errors import UserError
 from illama.models.config import LEAST_CROP, LEAST_STD, MOST_PIXELS
 from illama.text import shown
@@ -176,8 +177,8 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
 
 def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """(x / 255 - mean) / std of uint8 images (B, C, H, W), float32 on their device."""
-    mean_C11 = torch.tensor(mean, device=images.device).view(-1, 1, 1) * 255
-    scale_C11 = 1 / (torch.tensor(std, device=images.device).view(-1, 1, 1) * 255)
+    mean_C11 = constant(tuple(mean), torch.float32, images.device).view(-1, 1, 1) * 255
+    scale_C11 = 1 / (constant(tuple(std), torch.float32, images.device).view(-1, 1, 1) * 255)
     if images.device.type != "cpu":
         return images.float().sub_(mean_C11).mul_(scale_C11)
     # The same, an image at a time while it is in the cache, and without torch's threads: decoding has the other cores.

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from illama.data.staging import constant
+
 # Pillow cuts the result to whole levels; float32 may miss a whole number from below by this much.
 _ROUNDING = 1e-3
 
@@ -44,9 +46,7 @@ def warp(images: torch.Tensor, matrices: torch.Tensor, fill: Sequence[int], taps
             at = (row + column).view(B, 1, H * W).expand(B, C, H * W)
             total += pixels.gather(2, at) * (weight_y * weight_x).view(B, 1, H * W)
     warped = total.add_(_ROUNDING).clamp_(0, 255).to(torch.uint8).view(B, C, H, W)
-    return torch.where(
-        outside[:, None], torch.tensor(fill, dtype=torch.uint8, device=images.device).view(C, 1, 1), warped
-    )
+    return torch.where(outside[:, None], constant(tuple(fill), torch.uint8, images.device).view(C, 1, 1), warped)
 
 
 def _weights(t: torch.Tensor, taps: int) -> list[torch.Tensor]:
