@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from illama.errors import UserError
-from illama.evaluation import collect_logits, evaluate_model
+from illama.evaluation import collect_logits, evaluate_model, evaluate_together
 from illama.models import ILlama, ModelConfig
 
 CONFIG = ModelConfig(img_size=8, patch_size=2, in_chans=1, num_classes=4, embed_dim=8, depth=2, num_heads=2)
@@ -71,6 +72,28 @@ def test_the_model_is_left_as_it_was(model: ILlama, training: bool) -> None:
     assert model.training is training
     assert float(model.softness) == 0.5
     assert evaluate_model(model, Batches(6, 3), 4).softness == 0.5
+
+
+def test_several_questions_share_one_pass(model: ILlama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One model at two values of softness and another one: each as it would be alone, to the bit."""
+    torch.manual_seed(1)
+    other, loader, passes = ILlama(CONFIG), Batches(23, 5), []
+    for each in (model, other):
+        torch.nn.init.normal_(each.patch_embed.proj.weight)
+        torch.nn.init.normal_(each.head.weight)
+    model.train().set_softness(0.7)
+    asked = [(model, None), (model, 0.0), (other, 0.3)]
+    alone = [evaluate_model(each, loader, 4, softness=softness) for each, softness in asked]
+    original = Batches.__iter__
+    monkeypatch.setattr(Batches, "__iter__", lambda self: passes.append(1) or original(self))
+    together = evaluate_together(asked, loader, 4)
+    assert len(passes) == 1
+    assert [result.softness for result in together] == pytest.approx([0.7, 0.0, 0.3])
+    assert len({result.loss for result in together}) == 3
+    for one, result in zip(alone, together, strict=True):
+        assert dataclasses.replace(one, images_per_s=0) == dataclasses.replace(result, images_per_s=0)
+    assert (model.training, other.training) == (True, True)
+    assert (float(model.softness), float(other.softness)) == (pytest.approx(0.7), 0.0)
 
 
 def test_softness_changes_what_is_computed(model: ILlama) -> None:

@@ -1,6 +1,6 @@
 """Evaluation: one pass over the data, metrics as functions of logits, and predictions for single images."""
 
-from illama.evaluation.classify import EvalResult, collect_logits, evaluate_model, evaluating
+from illama.evaluation.classify import EvalResult, collect_logits, evaluate_model, evaluate_together, evaluating
 from illama.evaluation.metrics import Scores
 from illama.evaluation.predict import Prediction, predict
 from illama.evaluation.run import evaluate
@@ -14,6 +14,7 @@ __all__ = [
     "collect_logits",
     "evaluate",
     "evaluate_model",
+    "evaluate_together",
     "evaluating",
     "predict",
 ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -102,33 +102,63 @@ def evaluate_model(
     Raises:
         UserError: There was no readable image.
     """
-    parts: list[Scores] = []
+    return evaluate_together([(model, softness)], loader, num_classes, progress=progress, world=world, keep=keep)[0]
 
-    def judge(logits: Tensor, batch: Batch) -> None:
-        parts.append(Scores.of(logits, batch.targets, batch.indices))
-        if keep is not None:
+
+def evaluate_together(
+    asked: Sequence[tuple[ILlama, float | None]],
+    loader: EvalLoader,
+    num_classes: int,
+    *,
+    progress: bool = False,
+    world: World = ALONE,
+    keep: KeptLogits | None = None,
+) -> list[EvalResult]:
+    """`evaluate_model` of several models, or of one at several values of softness, in one pass over the data.
+
+    Args:
+        asked: Models, each with the softness of its mask; its own when None.
+        loader, num_classes, progress, world: As for `evaluate_model`.
+        keep: Where the logits of the first one go.
+
+    Returns:
+        A result for each; images per second are those of the pass that they share.
+
+    Raises:
+        UserError: There was no readable image.
+    """
+    parts: list[list[Scores]] = [[] for _ in asked]
+
+    def judge(number: int, logits: Tensor, batch: Batch) -> None:
+        parts[number].append(Scores.of(logits, batch.targets, batch.indices))
+        if keep is not None and not number:
             keep.add(logits, batch)
 
     started = time.perf_counter()
-    used_softness = _classify_all(model, loader, softness, progress, world, judge)
+    used = _classify_all(asked, loader, progress, world, judge)
     # Joining waits for the device, so the time below is the pass's.
-    scores = Scores.join(world.gather(Scores.join(parts)))
+    found = [Scores.join(world.gather(Scores.join(scores))) for scores in parts]
     skipped = {where: why for each in world.gather(loader.skipped) for where, why in each.items()}
-    if not len(scores.targets):
+    if not len(found[0].targets):
         raise world.error(f"no image could be evaluated; {len(skipped)} were skipped as unreadable")
     seconds = time.perf_counter() - started
-    hits, counts = scores.per_class(num_classes)
-    return EvalResult(
-        top1=scores.top(1),
-        top5=scores.top(5),
-        loss=scores.mean_loss(),
-        count=len(scores.targets),
-        class_hits=tuple(hits),
-        class_counts=tuple(counts),
-        softness=used_softness,
-        images_per_s=len(scores.targets) / seconds,
-        skipped=skipped,
-    )
+    results = []
+    for scores, softness in zip(found, used, strict=True):
+        hits, counts = scores.per_class(num_classes)
+        results.append(
+            EvalResult(
+                top1=scores.top(1),
+                top5=scores.top(5),
+                loss=scores.mean_loss(),
+                count=len(scores.targets),
+                class_hits=tuple(hits),
+                class_counts=tuple(counts),
+                softness=softness,
+                images_per_s=len(scores.targets) / seconds,
+                skipped=skipped,
+            )
+        )
+    return results
 
 
 class KeptLogits:
@@ -179,30 +209,35 @@ def collect_logits(
         UserError: There was no readable image.
     """
     kept = KeptLogits()
-    _classify_all(model, loader, softness, progress, world, kept.add)
+    _classify_all([(model, softness)], loader, progress, world, lambda _, logits, batch: kept.add(logits, batch))
     return kept.join(world)
 
 
 def _classify_all(
-    model: ILlama,
+    asked: Sequence[tuple[ILlama, float | None]],
     loader: EvalLoader,
-    softness: float | None,
     progress: bool,
     world: World,
-    look: Callable[[Tensor, Batch], None],
-) -> float:
-    """Hand the logits of each batch to `look`; returns the softness during the pass."""
-    with evaluating(model, softness), _shown(loader, progress) as advance:
-        for batch in _in_step(loader, model, world):
-            look(model(batch.images), batch)
+    look: Callable[[int, Tensor, Batch], None],
+) -> list[float]:
+    """Hand the logits of each model (by its number) and batch to `look`; returns the softness of each."""
+    softnesses = [float(model.softness) if softness is None else softness for model, softness in asked]
+    with ExitStack() as held:
+        advance = held.enter_context(_shown(loader, progress))
+        for model, _ in asked:
+            held.enter_context(evaluating(model, None))
+        for batch in _in_step(loader, [model for model, _ in asked], world):
+            for number, (model, _) in enumerate(asked):
+                model.set_softness(softnesses[number])
+                look(number, model(batch.images), batch)
             advance()
-        return float(model.softness)
+    return softnesses
 
 
-def _in_step(loader: EvalLoader, model: nn.Module, world: World) -> Iterator[Batch]:
-    """The loader's batches. A model whose weights are cut into shards is put together by all processes in each forward
+def _in_step(loader: EvalLoader, models: Sequence[nn.Module], world: World) -> Iterator[Batch]:
+    """The loader's batches. Models whose weights are cut into shards are put together by all processes in each forward
     pass, so one that has run out of images takes part until the last one has, with an image that counts for nothing."""
-    if world.size == 1 or not isinstance(model, FSDPModule):
+    if world.size == 1 or not any(isinstance(model, FSDPModule) for model in models):
         yield from loader
         return
     batches, transform = iter(loader), loader.transform
@@ -212,8 +247,10 @@ def _in_step(loader: EvalLoader, model: nn.Module, world: World) -> Iterator[Bat
             return
         if batch is not None:
             yield batch
-        else:
-            model(torch.zeros(1, transform.in_chans, *transform.img_size, device=loader.device))
+            continue
+        nothing = torch.zeros(1, transform.in_chans, *transform.img_size, device=loader.device)
+        for model in models:
+            model(nothing)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import torch
 from illama.data import EvalLoader
 from illama.device import Precision, autocast
 from illama.distributed import ALONE, World
-from illama.evaluation import EvalResult, evaluate_model
+from illama.evaluation import evaluate_together
 from illama.models import ILlama
 from illama.training.ema import WeightAverage
 
@@ -31,8 +31,14 @@ class Validation:
         `ema_*` for the averaged weights at the softness in force.
         """
         softness = float(model.softness)
-        result = self.accuracy(model, softness)
-        causal = result if softness == 0.0 else self.accuracy(model, 0.0)
+        asked: list[tuple[ILlama, float | None]] = [(model, softness)]
+        if softness:
+            asked.append((model, 0.0))
+        if average is not None:
+            asked.append((average.model, softness))
+        with autocast(self.device, self.precision):
+            results = evaluate_together(asked, self.loader, model.num_classes, world=self.world)
+        result, causal = results[0], results[1 if softness else 0]
         record: dict[str, Any] = {
             "kind": "eval",
             "step": step,
@@ -47,14 +53,9 @@ class Validation:
             "skipped": len(result.skipped),
         }
         if average is not None:
-            averaged = self.accuracy(average.model, softness)
+            averaged = results[-1]
             record |= {"ema_top1": averaged.top1, "ema_loss": averaged.loss, "ema_updates": average.updates}
         return record
-
-    def accuracy(self, model: ILlama, softness: float) -> EvalResult:
-        """One pass over the evaluation split, each process its share; the same result on all."""
-        with autocast(self.device, self.precision):
-            return evaluate_model(model, self.loader, model.num_classes, softness=softness, world=self.world)
 
 
 def in_words(record: dict[str, Any]) -> str:
