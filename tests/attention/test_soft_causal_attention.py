@@ -167,6 +167,15 @@ def test_auto_takes_the_backend_that_measured_fastest_on_the_cpu() -> None:
     assert chosen(torch.bfloat16, "causal", "pre_softmax") == "reference"
 
 
+def test_the_order_of_the_backends_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = torch.zeros(3, 1, 1, 577, 4)
+    request = AttentionRequest(q, k, v, 0.3, "none", "post_softmax", 1.0, None, None, 0)
+    assert choose_backend(request) == "sdpa"
+    for order in (("reference", "sdpa"), ("blocked", "reference", "sdpa"), ("blocked", "sdpa", "reference")):
+        monkeypatch.setattr(BACKENDS, "_entries", {name: BACKENDS[name] for name in (*order, "triton", "blocked")})
+        assert choose_backend(request) == next(name for name in order if name != "blocked")  # it has no mask to serve
+
+
 def test_no_gradient_flows_from_later_tokens_under_pre_softmax() -> None:
     q, k, v = (t.requires_grad_() for t in qkv())
     soft_causal_attention(q, k, v, 0.0, mask_mode="pre_softmax")[:, :, 2].sum().backward()

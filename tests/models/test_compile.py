@@ -174,3 +174,16 @@ def test_exported_without_our_operators(edits: dict[str, Any], softness: float) 
         torch.testing.assert_close(program.module()(images), model(images), rtol=1e-5, atol=1e-5)
         more = torch.randn(5, 3, 32, 32)
         torch.testing.assert_close(program.module()(more), model(more), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [32, 224, 384])
+def test_whoever_exports_need_not_choose_a_backend(side: int) -> None:
+    """Whatever serves so many tokens otherwise, an exported model knows torch's own operators alone."""
+    config = dataclasses.replace(TOY, img_size=side, patch_size=16, depth=1, num_classes=3)
+    model, images = ILlama(config).eval(), torch.randn(2, 3, side, side)
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert any("linear" in name for name in called)
+    assert not any("illama" in name for name in called), called
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images), model(images), rtol=1e-5, atol=1e-5)

@@ -26,7 +26,7 @@ __all__ = [
     "soft_causal_attention_qkvpacked",
 ]
 
-# A backend is a module with `why_not(request)` and `run(request)`.
+# A backend is a module with `why_not(request)`, `pays(request)` and `run(request)`; "auto" asks in this order.
 BACKENDS: Registry[ModuleType] = Registry(
     "attention backend", {"triton": triton, "sdpa": sdpa, "blocked": blocked, "reference": reference}
 )
@@ -111,36 +111,23 @@ def attention_weights(
     return reference.weights(request)
 
 
-_FEW, _FEW_TO_LEARN = 64, 400  # tokens, docs/kernels.md
-
-
 def choose_backend(request: AttentionRequest, backend: str = "auto") -> str:
     """Name of the backend that serves a request.
 
-    "auto" takes the first that can, in the order that measured fastest (docs/kernels.md).
+    "auto" takes the first of `BACKENDS` that can and pays: that measured fastest there (docs/kernels.md). While a model
+    is exported these are operators of torch alone, which every other program knows.
 
     Raises:
         UserError: The backend asked for by name is unknown or cannot serve it; the message says why.
     """
     if backend == "auto":
-        return next(name for name in _preference(request) if BACKENDS[name].why_not(request) is None)
+        return next(
+            name for name, module in BACKENDS.items() if module.why_not(request) is None and module.pays(request)
+        )
     reason = BACKENDS[backend].why_not(request)
     if reason is not None:
         raise UserError(f'attention backend "{backend}" cannot serve this request: {reason}; use "auto"')
     return backend
-
-
-def _preference(request: AttentionRequest) -> tuple[str, ...]:
-    if request.q_BhNd.device.type == "cuda":
-        return "triton", "sdpa", "blocked", "reference"
-    # On CPUs in half precision torch's plain operators are faster than its fused attention. With few tokens it costs
-    # less to keep the weights for the backward pass than to form them again, and a compiler fuses mask and softmax into
-    # one pass: in both cases blocks pay later.
-    half = request.q_BhNd.dtype.itemsize == 2
-    learns = torch.is_grad_enabled() and request.v_BhNd.requires_grad
-    few = _FEW_TO_LEARN if learns or torch.compiler.is_compiling() else _FEW
-    cut = ("blocked",) if request.k_BhNd.shape[-2] >= few else ()
-    return (() if half else ("sdpa",)) + cut + ("reference",)
 
 
 def _scale(scale: float | None, q_BhNd: torch.Tensor) -> float:

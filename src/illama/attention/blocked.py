@@ -23,6 +23,7 @@ from illama.errors import UserError
 from illama.models.linear import linear_kernel, onednn_product
 
 Table = torch.Tensor | None
+_FEW, _FEW_TO_LEARN = 64, 400  # tokens, docs/kernels.md
 
 
 def why_not(request: AttentionRequest) -> str | None:
@@ -36,6 +37,19 @@ def why_not(request: AttentionRequest) -> str | None:
     if request.mask != "causal" or request.mask_mode != "post_softmax":
         return "it serves mask causal with mask_mode post_softmax only"
     return None
+
+
+def pays(request: AttentionRequest) -> bool:
+    """With many tokens, but not in an exported model, which knows no operators of ours.
+
+    With few it costs less on a CPU to keep the weights for the backward pass than to form them again, and a compiler
+    fuses mask and softmax into one pass.
+    """
+    if torch.compiler.is_exporting():
+        return False
+    learns = torch.is_grad_enabled() and request.v_BhNd.requires_grad
+    few = _FEW_TO_LEARN if learns or torch.compiler.is_compiling() else _FEW
+    return request.q_BhNd.device.type == "cuda" or request.k_BhNd.shape[-2] >= few
 
 
 def run(request: AttentionRequest) -> torch.Tensor:

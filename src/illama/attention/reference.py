@@ -12,6 +12,11 @@ def why_not(request: AttentionRequest) -> str | None:
     return None
 
 
+def pays(request: AttentionRequest) -> bool:
+    """Where no other backend does."""
+    return True
+
+
 def run(request: AttentionRequest) -> torch.Tensor:
     """Eq. 2 (`post_softmax`) or Eq. 1 with log-softness (`pre_softmax`), written out."""
     return weights(request).to(request.v_BhNd.dtype) @ request.v_BhNd

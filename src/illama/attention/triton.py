@@ -29,6 +29,11 @@ def why_not(request: AttentionRequest) -> str | None:
     return _why_not_here(request.q_BhNd.device) or _why_not_this(request)
 
 
+def pays(request: AttentionRequest) -> bool:
+    """On a GPU; the interpreter is for tests, and an exported model knows no operators of ours."""
+    return request.q_BhNd.device.type == "cuda" and not torch.compiler.is_exporting()
+
+
 def _why_not_here(device: torch.device) -> str | None:
     if not _INSTALLED:
         return 'triton is not installed (pip install "illama[kernels]")'
