@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
 
+from illama.environment import ask_for_repeatable_products
 from illama.errors import UserError
 
 Precision = Literal["float32", "bf16"]
@@ -55,21 +55,41 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 @contextmanager
-def only_repeatable(wanted: bool) -> Iterator[None]:
+def only_repeatable(wanted: bool, device: torch.device) -> Iterator[None]:
     """Inside, only kernels that give the same bits every time may run, if `wanted`; others raise an error.
 
     CPU kernels do so anyway, for the same number of threads.
+
+    Raises:
+        UserError: This process has computed on CUDA already, in a way that cannot be repeated.
     """
     if not wanted:
         yield
         return
-    # cuBLAS reads this when it is first used; without it torch refuses its products.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    ask_for_repeatable_products()
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
+        if device.type == "cuda":
+            _demand_repeatable_products(device)
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark = before[1]
+
+
+def _demand_repeatable_products(device: torch.device) -> None:
+    try:
+        _multiply(device)
+    except RuntimeError as error:
+        if "CUBLAS_WORKSPACE_CONFIG" not in str(error):
+            raise
+        raise UserError(
+            "train.deterministic=true comes too late: this process has multiplied matrices on CUDA before; set "
+            "CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment before Python starts, or restart the notebook's kernel"
+        ) from error
+
+
+def _multiply(device: torch.device) -> None:
+    torch.ones(1, 1, device=device) @ torch.ones(1, 1, device=device)

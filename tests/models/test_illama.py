@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from illama import ILlama, ModelConfig, UserError
 from illama.models import PEERS, ROADMAP, VARIANTS, roadmap_config
-from illama.models.layers import DropPath
+from illama.models.layers import DropPath, PatchEmbed, in_patches
 
 SMALL = ModelConfig(img_size=(16, 24), patch_size=8, num_classes=5, embed_dim=32, depth=3, num_heads=2)
 
@@ -209,3 +212,24 @@ def test_layer_wise_groups(layer_decay: float | None) -> None:
         assert scales["cls_token"] == scales["pos_embed"] == scales["patch_embed.proj.weight"] == 0.5**4
         assert [scales[f"blocks.{i}.attn.qkv.weight"] for i in range(3)] == [0.5**3, 0.5**2, 0.5]
         assert scales["norm.weight"] == scales["head.weight"] == 1.0
+
+
+def test_patches_are_one_product_on_cuda() -> None:
+    """cuDNN's convolution would round to TF32; the product is the same sum."""
+    config = ModelConfig(img_size=(24, 16), patch_size=8, in_chans=3, embed_dim=12, depth=1, num_heads=2)
+    embed, images = PatchEmbed(config).double(), torch.randn(5, 3, 24, 16, dtype=torch.float64)
+    product = in_patches(images, 8) @ embed.proj.weight.flatten(1).T + embed.proj.bias
+    torch.testing.assert_close(product, embed(images), rtol=1e-12, atol=1e-12)
+    asked: list[str] = []
+
+    class Asked(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            asked.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with FakeTensorMode(), torch.no_grad():
+        there = {name: torch.empty(weight.shape, device="cuda") for name, weight in embed.named_parameters()}
+        with Asked():
+            tokens = torch.func.functional_call(embed, there, torch.empty(5, 3, 24, 16, device="cuda"))
+    assert (tokens.shape, tokens.device.type) == ((5, 6, 12), "cuda")
+    assert not [name for name in asked if "conv" in name]

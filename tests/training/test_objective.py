@@ -12,12 +12,16 @@ import pytest
 import torch
 
 from illama import UserError, load_recipe, train
+from illama.attention import AttentionRequest, triton
 from illama.checkpoint import Checkpoint, Meta, load_checkpoint
 from illama.models import linear
 from illama.recipes import Recipe
+from illama.training import loop
 from illama.training.loop import Run
 from illama.training.objective import build_objective
 from illama.training.state import TrainState
+from tests.runs import same_weights
+from tests.training.conftest import ON_CUDA
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -54,6 +58,32 @@ def test_cuda_graphs_need_compile_and_cuda(toy: Callable[..., Recipe]) -> None:
         )
 
 
+def test_gradients_of_replayed_graphs_stay_in_memory_of_their_own(
+    toy: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros that stay and are added to, where a graph's next replay would write over what None takes over."""
+    recipe = toy("train.accumulation=2", "optimizer.clip_grad=1.0", "train.ema_decay=0.9")
+    train(recipe, tmp_path / "freed", device="cpu")
+    build, places, step = loop.build_objective, [], Run._step
+
+    def with_graphs(*arguments: Any, **options: Any) -> Any:
+        objective = build(*arguments, **options)
+        objective._cuda_graphs = True
+        return objective
+
+    def watched(self: Run, batches: Any) -> float:
+        places.append([p.grad.data_ptr() for p in self.model.parameters() if p.grad is not None])
+        return step(self, batches)
+
+    monkeypatch.setattr(loop, "build_objective", with_graphs)
+    monkeypatch.setattr(Run, "_step", watched)
+    train(recipe, tmp_path / "kept", device="cpu")
+    assert places[0]
+    assert places == [places[0]] * len(places)
+    for file in ("model.safetensors", "ema.safetensors"):
+        assert same_weights(tmp_path / "freed", tmp_path / "kept", file=file)
+
+
 def test_a_continued_run_keeps_its_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN and MKL round differently, so the library is part of what a checkpoint restores."""
     monkeypatch.delenv(linear.ENVIRONMENT, raising=False)
@@ -69,6 +99,13 @@ def test_a_continued_run_keeps_its_matrix_products(monkeypatch: pytest.MonkeyPat
     assert linear.linear_kernel() == "mkl"
     state.load(saved)
     assert linear.linear_kernel() == "onednn"
+
+
+def test_toy_networks_on_cuda_reach_the_kernels(toy: Callable[..., Recipe]) -> None:
+    config = toy(*ON_CUDA).model
+    tokens = torch.zeros(1, config.num_heads, 17, config.head_dim, dtype=torch.bfloat16)
+    request = AttentionRequest(tokens, tokens, tokens, 0.5, config.mask, config.mask_mode, 1.0, None, None, 0)
+    assert triton._why_not_this(request) is None
 
 
 @needs_cuda
@@ -89,13 +126,14 @@ def test_no_step_waits_for_the_device(
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(Run, "_step", strict)
-    train(toy(f"train.compile={compiled}", "train.precision=bf16"), tmp_path / "run", device="cuda")
+    train(toy(*ON_CUDA, f"train.compile={compiled}", "train.precision=bf16"), tmp_path / "run", device="cuda")
 
 
 @needs_cuda
 def test_cuda_graphs_compute_the_same(toy: Callable[..., Recipe], tmp_path: Path) -> None:
     results = [
-        train(toy("train.compile=true", f"train.cuda_graphs={graphs}"), tmp_path / graphs, device="cuda")
-        for graphs in ("false", "true")
+        train(toy(*ON_CUDA, "train.compile=true", *more), tmp_path / str(len(more)), device="cuda")
+        for more in ((), ("train.cuda_graphs=true",), ("train.cuda_graphs=true", "train.accumulation=2"))
     ]
+    assert results[0].top1 == pytest.approx(results[2].top1, abs=5.0)
     assert results[0].top1 == pytest.approx(results[1].top1, abs=5.0)

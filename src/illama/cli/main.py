@@ -25,7 +25,7 @@ import illama
 from illama import interrupt
 from illama.cli.memory import keep_freed_memory
 from illama.console import go_on_in_utf8, open_std_streams
-from illama.environment import asked
+from illama.environment import ask_for_repeatable_products, asked
 from illama.errors import Stopped, ToldElsewhere, UserError
 from illama.text import as_message, safe_lines, shown
 
@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _log_to_stderr()
             _print_any_name()
             keep_freed_memory()
+            ask_for_repeatable_products()
             return _outcome([word for word in words if word != "--debug"], "--debug" in words)
         except KeyboardInterrupt:
             interrupt.deaf()

@@ -99,7 +99,7 @@ def train(
     with (
         join_world(device, given_to_train(recipe, run_dir, start_weights)) as (world, own_device),
         world.losing_nobody(lost),
-        only_repeatable(recipe.train.deterministic),
+        only_repeatable(recipe.train.deterministic, own_device),
     ):
         world.lead(lambda: check_tracker(track))
         return Run(recipe, run_dir, own_device, start_weights, world).complete(track)
@@ -139,6 +139,7 @@ class Run:
             world=world,
             grad_reduce=recipe.train.grad_reduce,
         )
+        self._frees_gradients = self.objective.prepare_gradients(self.plan.accumulation)
         self.guard = LossGuard(device, self.state.optimizer, world)
         self.meter = StepMeter(recipe.model, device, self.precision, world.size)
         self.lock = RunLock(run_dir)
@@ -271,7 +272,7 @@ class Run:
         if self.recipe.optimizer.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_grad)
         state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        state.optimizer.zero_grad(set_to_none=self._frees_gradients)
         state.loss_steps += 1
         if state.average is not None:
             state.average.update(self.model)

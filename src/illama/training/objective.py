@@ -57,6 +57,18 @@ class Objective:
         torch.compiler.cudagraph_mark_step_begin()
         return self._module(images, targets).clone()  # the next replay writes to the same memory
 
+    def prepare_gradients(self, accumulation: int) -> bool:
+        """Whether gradients are set to None after a step; before the first one, make room for those that are not.
+
+        A gradient that is None takes over the memory that a replayed graph wrote it to, and the next micro-batch's
+        replay writes there again (pytorch#169545). Zeros that stay are added to.
+        """
+        if not self._cuda_graphs or accumulation == 1:
+            return True
+        for parameter in self._module.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        return False
+
     def exchanging(self, exchange: bool) -> AbstractContextManager[object]:
         """Whether the gradients of this micro-batch are exchanged; of an accumulated step only the last one's are."""
         if self._sharded is not None:
