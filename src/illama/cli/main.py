@@ -97,12 +97,12 @@ def _outcome(words: Sequence[str], debug: bool) -> int:
     except ToldElsewhere:
         return _go_last()
     except (UserError, CycloptsError) as error:
-        if interrupt.came():  # and this is what became of its exception
-            raise KeyboardInterrupt from error
+        _demand_no_signal(error)
         said = str(error)
         if isinstance(error, CycloptsError):
             said = f"{' '.join(said.split())}{_hint(words)} See illama {_command(words)}--help"
         told = _tell_the_others(said, words)
+        _demand_no_signal(error)  # the lines above may import, and no signal breaks an import
         return _go_last() if isinstance(told, ToldElsewhere) else _fail(str(told), USER_ERROR, debug)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":  # of several processes, which all stop, one says so
@@ -121,11 +121,16 @@ def _outcome(words: Sequence[str], debug: bool) -> int:
         _close_stdout()
         return _fail(f"the output cannot be written: {error.strerror}", USER_ERROR, debug)
     except Exception as error:
-        if interrupt.came():
-            raise KeyboardInterrupt from error
+        _demand_no_signal(error)
         traceback.print_exc()
         return 1
     return 0
+
+
+def _demand_no_signal(error: Exception) -> None:
+    """Raise the interruption if a signal came: the error may be what became of its exception."""
+    if interrupt.came():
+        raise KeyboardInterrupt from error
 
 
 def _go_last() -> int:
