@@ -10,11 +10,13 @@ While a run trains, `training.signals` listens instead. This module imports noth
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
@@ -95,9 +97,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted
     if not _begun:
         os._exit(last_words(sys.argv[1:]))
-    again = threading.Timer(_LOOK_AGAIN_S, _send_again, (number,))
-    again.daemon = True
-    again.start()
+    # Not threading's own: this may have interrupted what holds its lock.
+    _thread.start_new_thread(_send_again, (number,))
 
 
 def _imports(frame: FrameType | None) -> bool:
@@ -109,6 +110,7 @@ def _imports(frame: FrameType | None) -> bool:
 
 
 def _send_again(number: int) -> None:
+    time.sleep(_LOOK_AGAIN_S)
     if signal.getsignal(number) is _interrupt:
         os.kill(os.getpid(), number)
 
