@@ -19,16 +19,29 @@ def start() -> None:
         code = last_words(sys.argv[1:])
     deaf()
     one_of_several = "torch.distributed" in sys.modules and os.environ.get("WORLD_SIZE", "1") != "1"
-    if one_of_several or came():  # a signal may have left threads of C++ that nobody waits for: they abort at the end
+    if came():
+        _end_children()
+    if one_of_several or came():
         _end_at_once(code)
     sys.exit(code)
+
+
+def _end_children() -> None:
+    """End the processes that this one has started and would wait for.
+
+    A signal may come between the start of a pool's processes and that of the thread which would tell them to end.
+    """
+    if "multiprocessing" in sys.modules:
+        for child in sys.modules["multiprocessing"].active_children():
+            child.kill()  # one that has just been forked loses SIGTERM
 
 
 def _end_at_once(code: int) -> None:
     """End without taking the interpreter apart.
 
     Threads of a process group that something still holds (torch's own caches, a failed run's objects) may then let go
-    of their tensors, for which they need an interpreter: they hang, or crash the process after all its work.
+    of their tensors, for which they need an interpreter: they hang, or crash the process after all its work. A signal
+    may leave threads of C++ that nobody joins, and these abort it.
     """
     atexit._run_exitfuncs()  # of decoding processes, temporary folders
     for stream in (sys.stdout, sys.stderr):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from illama.interrupt import Interrupted, listening
-from tests.end_to_end.commands import RUN, needs_proc
+from tests.end_to_end.commands import RUN, needs_proc, wait_until_gone
 from tests.pictures import paint, tiny_words
 
 pytestmark = needs_proc
@@ -216,3 +216,25 @@ def test_an_import_before_the_command_ends_the_process(words: str, expected: tup
         [sys.executable, "-c", script, *words.split()], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr.strip(), done.stdout) == (*expected, "")
+
+
+def test_processes_that_nobody_would_end_are_ended(tmp_path: Path) -> None:
+    """A signal between the start of a pool's processes and that of the thread which tells them to end."""
+    (tmp_path / "begun.py").write_text(
+        "import multiprocessing, os, signal, sys, time\n"
+        "import illama.cli.main, illama.__main__\n"
+        "def command():\n"
+        "    process = multiprocessing.get_context('fork').Process(target=time.sleep, args=(600,))\n"
+        "    process.start()\n"
+        "    print(process.pid, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(600)\n"
+        "illama.cli.main.main = command\n"
+        "from illama.interrupt import listening\n"
+        "with listening():\n"
+        "    sys.argv = ['illama', 'data', 'check']\n"
+        "    illama.__main__.start()\n"
+    )
+    done = subprocess.run([sys.executable, "begun.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.strip()) == INTERRUPTED
+    wait_until_gone([int(done.stdout)])
