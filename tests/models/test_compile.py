@@ -161,29 +161,28 @@ def test_generated_code_gives_the_numbers_of_eager_mode() -> None:
     assert_graphs(counter, 1)
 
 
+def exported(model: ILlama, images: torch.Tensor) -> torch.export.ExportedProgram:
+    """For batches of any size; it knows torch's own operators alone, and computes the same."""
+    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert any("linear" in name for name in called)
+    assert not any("illama" in name for name in called), called
+    with torch.no_grad():
+        for batch in (images, torch.randn(5, *images.shape[1:])):
+            torch.testing.assert_close(program.module()(batch), model(batch), rtol=1e-5, atol=1e-5)
+    return program
+
+
 @pytest.mark.parametrize("softness", [0.0, 0.5])
 @pytest.mark.parametrize("edits", [{}, {"mask_mode": "pre_softmax"}, VIT], ids=["post", "pre", "vit"])
 def test_exported_without_our_operators(edits: dict[str, Any], softness: float) -> None:
     model, (images, _) = toy(attention_backend="reference", **edits).eval(), batch()
     model.set_softness(softness)
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
-    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert any("linear" in name for name in called)
-    assert not any("illama" in name for name in called), called
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(images), model(images), rtol=1e-5, atol=1e-5)
-        more = torch.randn(5, 3, 32, 32)
-        torch.testing.assert_close(program.module()(more), model(more), rtol=1e-5, atol=1e-5)
+    assert exported(model, images)
 
 
 @pytest.mark.parametrize("side", [32, 224, 384])
 def test_whoever_exports_need_not_choose_a_backend(side: int) -> None:
-    """Whatever serves so many tokens otherwise, an exported model knows torch's own operators alone."""
+    """Whatever serves so many tokens otherwise."""
     config = dataclasses.replace(TOY, img_size=side, patch_size=16, depth=1, num_classes=3)
-    model, images = ILlama(config).eval(), torch.randn(2, 3, side, side)
-    program = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
-    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert any("linear" in name for name in called)
-    assert not any("illama" in name for name in called), called
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(images), model(images), rtol=1e-5, atol=1e-5)
+    assert exported(ILlama(config).eval(), torch.randn(2, 3, side, side))

@@ -136,7 +136,7 @@ class PatchEmbed(nn.Module):
                 "call model.set_input_size((height, width)) first, or resize the images"
             )
         if images.device.type == "cuda":
-            # cuDNN would convolve in TF32, whatever float32 products are set to, and is slower than one product.
+            # cuDNN would convolve in TF32, whatever float32 products are set to.
             return F.linear(in_patches(images, self.config.patch_size), self.proj.weight.flatten(1), self.proj.bias)
         return self.proj(images).flatten(2).transpose(1, 2)
 
