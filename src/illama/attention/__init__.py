@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch
 
-from illama.attention import blocked, reference, sdpa, triton
+from illama.attention import blocked, native, reference, sdpa, triton
 from illama.attention.request import AttentionRequest
 from illama.attention.rotary import Tables
 from illama.errors import UserError
@@ -28,7 +28,7 @@ __all__ = [
 
 # A backend is a module with `why_not(request)`, `pays(request)` and `run(request)`; "auto" asks in this order.
 BACKENDS: Registry[ModuleType] = Registry(
-    "attention backend", {"triton": triton, "sdpa": sdpa, "blocked": blocked, "reference": reference}
+    "attention backend", {"triton": triton, "native": native, "sdpa": sdpa, "blocked": blocked, "reference": reference}
 )
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from illama import native
 from illama.errors import UserError
 from illama.models.config import ModelConfig
 from illama.models.linear import Linear, is_plain
@@ -25,9 +26,14 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if native.serves(x, self.weight):
+            return native.rms_norm(x, self.weight, self.eps, self._formula)
+        return self._formula(x, self.weight)
+
+    def _formula(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         exact = x.to(torch.promote_types(x.dtype, torch.float32))
         normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
-        return normed.to(x.dtype) * self.weight
+        return normed.to(x.dtype) * weight
 
 
 class SwiGLU(nn.Module):
@@ -41,7 +47,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, value = self._gate_and_value(x)
-        return self.fc2(F.silu(gate) * value)
+        return self.fc2(native.gate(gate, value, _gated) if native.serves(gate, value) else _gated(gate, value))
 
     def _gate_and_value(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """fc1(x) and fc3(x); on CUDA one product of both weights, which reads x once. CPUs gain nothing by it."""
@@ -49,6 +55,10 @@ class SwiGLU(nn.Module):
             gate, value = F.linear(x, torch.cat((self.fc1.weight, self.fc3.weight))).chunk(2, dim=-1)
             return gate, value
         return self.fc1(x), self.fc3(x)
+
+
+def _gated(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return F.silu(gate) * value
 
 
 class Mlp(nn.Module):
