@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from illama.models import linear
+from illama.native import compiled
 
 torch.set_num_threads(1)  # the suite runs one worker per core
 
@@ -25,3 +29,12 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"optional data folder {SHARED / 'data'} is absent")
     return SHARED / "data"
+
+
+@pytest.fixture(autouse=True)
+def _what_computes_on_the_cpu_is_nobodys_but_the_tests() -> Iterator[None]:
+    """A continued run keeps the kernels that it began with, for the whole process."""
+    kept = list(compiled._kept)
+    yield
+    compiled._kept[:] = kept
+    linear._chosen.clear()

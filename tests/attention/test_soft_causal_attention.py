@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from illama import UserError, soft_causal_attention
+from illama import UserError, native, soft_causal_attention
 from illama.attention import BACKENDS, AttentionRequest, attention_weights, choose_backend
 from illama.models import ILlama, ModelConfig
 from tests.attention.common import (
@@ -98,7 +98,7 @@ def served() -> list[tuple[str, str, str]]:
 @pytest.mark.parametrize("softness", SOFTNESS)
 @pytest.mark.parametrize(("backend", "mask", "mask_mode"), served())
 def test_backend_is_as_exact_as_the_reference(backend, mask, mask_mode, softness, dtype) -> None:
-    if backend == "triton" and dtype == torch.float64:
+    if backend in ("triton", "native") and dtype == torch.float64:
         pytest.skip("its kernels stop at float32")
     tensors = random_qkv(2, 3, 33, 32, dtype)
     tables = in_dtype(random_tables(33, 32), torch.promote_types(dtype, torch.float32))
@@ -147,24 +147,28 @@ def test_some_queries_get_the_rows_of_all(backend: str, mask: str, mask_mode: st
         expected[1] = expected[1][:, :, some]
         for mine, other in zip(found, expected, strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
-    least = {"triton": 0, "sdpa": 1, "blocked": 3, "reference": 7}[backend]
+    least = {"triton": 0, "native": 0, "sdpa": 1, "blocked": 3, "reference": 7}[backend]
     assert served >= least
 
 
-def test_auto_takes_the_backend_that_measured_fastest_on_the_cpu() -> None:
+def test_auto_takes_the_backend_that_measured_fastest_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(dtype: torch.dtype, mask: str, mask_mode: str, tokens: int = 577, queries: int = 577) -> str:
         q, k, v = torch.zeros(3, 1, 1, tokens, 4, dtype=dtype)
         q = q[:, :, -queries:]
         start = tokens - q.shape[2]
         return choose_backend(AttentionRequest(q, k, v, 0.3, mask, mask_mode, 1.0, None, None, start))
 
+    assert chosen(torch.float32, "causal", "pre_softmax") == chosen(torch.float32, "none", "post_softmax") == "sdpa"
+    assert chosen(torch.float32, "causal", "post_softmax", queries=1) == "sdpa", "the last token sees everything"
+    assert chosen(torch.bfloat16, "causal", "pre_softmax") == "reference"
+    if native.why_not() is None:
+        for mask, dtype, tokens in (("causal", torch.float32, 577), ("modified_causal", torch.bfloat16, 5)):
+            assert chosen(dtype, mask, "post_softmax", tokens) == "native"
+    monkeypatch.setenv("ILLAMA_NATIVE", "off")
     assert chosen(torch.float32, "causal", "post_softmax") == "blocked"
     assert chosen(torch.float32, "causal", "post_softmax", tokens=5) == "reference"
     assert chosen(torch.float32, "modified_causal", "post_softmax") == "reference"
-    assert chosen(torch.float32, "causal", "pre_softmax") == chosen(torch.float32, "none", "post_softmax") == "sdpa"
-    assert chosen(torch.float32, "causal", "post_softmax", queries=1) == "sdpa", "the last token sees everything"
     assert chosen(torch.bfloat16, "causal", "post_softmax") == "blocked"
-    assert chosen(torch.bfloat16, "causal", "pre_softmax") == "reference"
 
 
 def test_the_order_of_the_backends_decides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from illama import UserError
 from illama.models import linear as module
-from illama.models.linear import Linear, keep_linear_kernel, linear, linear_kernel, project_rows
+from illama.models.linear import KINDS, Linear, keep_linear_kernels, linear, linear_kernel, linear_kernels, project_rows
 from tests.attention.common import poisoned
 
 pytestmark = pytest.mark.skipif(
@@ -318,10 +318,7 @@ class TestChoice:
     @pytest.fixture(autouse=True)
     def measured_afresh(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv("ILLAMA_LINEAR", raising=False)
-        monkeypatch.setattr(module, "_kept", [])
-        module._faster_kernel.cache_clear()
-        yield
-        module._faster_kernel.cache_clear()
+        monkeypatch.setattr(module, "_chosen", {})
 
     @pytest.mark.parametrize(("gain", "kernel"), [(2.0, "onednn"), (1.05, "mkl"), (0.4, "mkl")])
     @pytest.mark.parametrize("named", [None, "auto"])
@@ -330,16 +327,53 @@ class TestChoice:
             monkeypatch.setenv("ILLAMA_LINEAR", named)
         calls = []
         monkeypatch.setattr(module, "_gain", lambda *pair: calls.append(pair) or gain)
-        assert linear_kernel() == linear_kernel() == kernel
-        asked = len(calls)
-        assert asked > 0
-        linear_kernel()
-        assert len(calls) == asked, "measured once per process"
+        assert linear_kernel("forward", 197, 192 * 576) == linear_kernel("forward", 5, 64) == kernel
+        assert len(calls) == 1, "measured once per process and kind"
+        assert linear_kernels() == {"forward few narrow": kernel}
 
-    def test_one_disturbed_probe_does_not_decide(self, monkeypatch) -> None:
-        gains = iter([0.1] + [2.0] * 100)
-        monkeypatch.setattr(module, "_gain", lambda *_: next(gains))
-        assert linear_kernel() == "onednn"
+    def test_each_kind_of_product_has_its_own_answer(self, monkeypatch) -> None:
+        """By the shapes that are timed: oneDNN wins where the weight has more than 300,000 numbers, and forward."""
+        timed = []
+
+        def gain(mkl, onednn, rounds) -> float:
+            timed.append(tuple(onednn().shape))
+            return 2.0 if timed[-1] in ((197, 2304), (1024, 1536), (197, 576)) else 1.0
+
+        monkeypatch.setattr(module, "_gain", gain)
+        found = {
+            (operation, rows, wide): linear_kernel(operation, rows, 400_000 if wide else 100_000)
+            for operation in module.OPERATIONS
+            for rows in (197, 5000)
+            for wide in (False, True)
+        }
+        won = {key for key, name in found.items() if name == "onednn"}
+        assert won == {("forward", 197, True), ("forward", 5000, True), ("forward", 197, False)}
+        assert set(linear_kernels()) == set(KINDS)
+
+    @pytest.mark.parametrize("operation", ["forward", "input gradient", "weight gradient"])
+    def test_one_product_changes_its_library_alone(self, monkeypatch, operation: str) -> None:
+        products = []
+        onednn = module.onednn_product
+        monkeypatch.setattr(module, "onednn_product", lambda *tensors: products.append(1) or onednn(*tensors))
+        keep_linear_kernels({kind: "onednn" if kind.startswith(operation) else "mkl" for kind in KINDS})
+        torch.manual_seed(0)
+        layer, x = Linear(192, 576), torch.randn(600, 192, requires_grad=True)
+        y = layer(x)
+        forward = len(products)
+        y.sum().backward()
+        assert (forward, len(products)) == ((1, 1) if operation == "forward" else (0, 1))
+        keep_linear_kernels("mkl")
+        other = x.detach().clone().requires_grad_()
+        weight = layer.weight.detach().clone().requires_grad_()
+        expected = F.linear(other, weight, layer.bias)
+        expected.sum().backward()
+        for mine, theirs in ((y, expected), (x.grad, other.grad), (layer.weight.grad, weight.grad)):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+    def test_a_model_tells_what_it_could_need(self, monkeypatch) -> None:
+        monkeypatch.setattr(module, "_gain", lambda *_: 1.0)
+        assert len(linear_kernels(torch.nn.Linear(64, 64))) == 6, "no wide ones"
+        assert len(linear_kernels(torch.nn.Linear(768, 768))) == 12
 
     def test_the_gain_is_a_ratio_of_shortest_times(self, monkeypatch) -> None:
         """MKL takes 6 and then 2 seconds, oneDNN 1 and later 5: the shortest are 2 and 1."""
@@ -349,26 +383,29 @@ class TestChoice:
             return lambda: now.__setitem__(0, now[0] + next(seconds))
 
         monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
-        assert module._gain(taking(mkl), taking(onednn)) == pytest.approx(2.0)
+        assert module._gain(taking(mkl), taking(onednn), 9) == pytest.approx(2.0)
 
     def test_without_the_operator_mkl_serves(self, monkeypatch) -> None:
         class Without:
             pass
 
         monkeypatch.setattr(torch.ops, "mkldnn", Without())
-        assert linear_kernel() == "mkl"
+        assert linear_kernel("forward", 197, 100_000) == "mkl"
 
     @pytest.mark.parametrize("kernel", ["onednn", "mkl"])
     def test_the_environment_overrules(self, monkeypatch, kernel: str) -> None:
         monkeypatch.setattr(module, "_gain", lambda *_: pytest.fail("nothing to measure"))
         monkeypatch.setenv("ILLAMA_LINEAR", kernel)
-        assert linear_kernel() == kernel
+        assert linear_kernel("input gradient", 197, 100_000) == kernel
+        assert linear_kernels() == dict.fromkeys(KINDS, kernel)
 
     def test_a_run_stays_with_the_kernel_it_began_with(self, monkeypatch) -> None:
         monkeypatch.setattr(module, "_gain", lambda *_: pytest.fail("nothing to measure"))
         for kernel in ("mkl", "onednn"):
-            keep_linear_kernel(kernel)
-            assert linear_kernel() == kernel
+            keep_linear_kernels(kernel)
+            assert {linear_kernel(operation, 10, 10) for operation in module.OPERATIONS} == {kernel}
+        keep_linear_kernels({"forward few wide": "onednn"})
+        assert linear_kernels() == {"forward few wide": "onednn"}
 
     def test_an_unknown_name_is_refused(self, monkeypatch) -> None:
         monkeypatch.setenv("ILLAMA_LINEAR", "openblas")

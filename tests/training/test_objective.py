@@ -15,6 +15,7 @@ from illama import UserError, load_recipe, train
 from illama.attention import AttentionRequest, triton
 from illama.checkpoint import Checkpoint, Meta, load_checkpoint
 from illama.models import linear
+from illama.native import compiled as native
 from illama.recipes import Recipe
 from illama.training import loop
 from illama.training.loop import Run
@@ -84,21 +85,28 @@ def test_gradients_of_replayed_graphs_stay_in_memory_of_their_own(
         assert same_weights(tmp_path / "freed", tmp_path / "kept", file=file)
 
 
-def test_a_continued_run_keeps_its_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN and MKL round differently, so the library is part of what a checkpoint restores."""
+def test_a_continued_run_keeps_what_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other libraries and kernels round differently, so they are part of what a checkpoint restores."""
     monkeypatch.delenv(linear.ENVIRONMENT, raising=False)
-    monkeypatch.setattr(linear, "_kept", [])
-    monkeypatch.setattr(linear, "_faster_kernel", lambda: "onednn")
+    monkeypatch.setattr(linear, "_chosen", {"forward few wide": "onednn"})
+    monkeypatch.setattr(native, "_kept", [False])
     model = torch.nn.Linear(2, 2)
     state = TrainState(model, torch.optim.AdamW(model.parameters()), None, torch.device("cpu"))
     training_state = state.to_dict()
-    assert training_state["linear_kernel"] == "onednn"
+    assert training_state["linear_kernel"] == {"forward few wide": "onednn"}
+    assert training_state["native"] is False
     config = load_recipe("digits_micro").model
     saved = Checkpoint(Path(), state.weights(), training_state, Meta(config=config))
-    state.load(dataclasses.replace(saved, training_state=training_state | {"linear_kernel": "mkl"}))
-    assert linear.linear_kernel() == "mkl"
-    state.load(saved)
-    assert linear.linear_kernel() == "onednn"
+
+    def load(**changes: object) -> None:
+        state.load(dataclasses.replace(saved, training_state=training_state | changes))
+
+    load(linear_kernel="mkl", native=True)  # one name for all is what earlier versions saved
+    assert linear.linear_kernels() == dict.fromkeys(linear.KINDS, "mkl")
+    assert (native.kernels() is None) == (native.why_not() is not None)
+    load(native=None)
+    assert linear.linear_kernels() == {"forward few wide": "onednn"}
+    assert native.kernels() is None
 
 
 def test_toy_networks_on_cuda_reach_the_kernels(toy: Callable[..., Recipe]) -> None:

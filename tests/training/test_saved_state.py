@@ -131,7 +131,15 @@ CHANGES: dict[str, tuple[Callable[[State], object], str]] = {
     "a loss of more steps than there were": (put("loss_steps", value=7), "loss_steps is 7"),
     "two losses": (put("loss_sum", value=torch.zeros(2)), r"loss_sum is \(2,\)"),
     "no process": (put("processes", value=0), "processes is 0"),
-    "an unknown kernel": (put("linear_kernel", value="abacus"), "linear_kernel is 'abacus', expected onednn or mkl"),
+    "an unknown kernel": (
+        put("linear_kernel", value="abacus"),
+        "linear_kernel is 'abacus', expected onednn or mkl by kind",
+    ),
+    "an unknown kind": (
+        put("linear_kernel", value={"odd": "mkl"}),
+        "linear_kernel is .*expected onednn or mkl by",
+    ),
+    "a maybe": (put("native", value="perhaps"), "native is 'perhaps', expected true or false"),
     "an average of no updates": (put("average_updates", value=None), "average_updates does not go with"),
     "an average of the future": (put("average_updates", value=99), "average_updates is 99"),
     "no optimizer": (lambda state: state.pop("optimizer"), "'optimizer' is missing"),
@@ -214,7 +222,7 @@ def test_checkpoints_of_the_same_run_elsewhere_are_its_own(run: Path, recipe: Re
 
 
 def test_states_of_earlier_versions_are_taken(run: Path, recipe: Recipe) -> None:
-    for key in ("linear_kernel", "processes", "run"):
+    for key in ("linear_kernel", "native", "processes", "run"):
         rewrite(run, lambda state, key=key: state.pop(key))  # type: ignore[misc]
     origin = json.loads((run / "origin.json").read_text())
     del origin["run"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from illama import native
 from illama.analysis.batches import batch_size
 from illama.analysis.directions import MovableWeights, filter_normalized_directions
 from illama.analysis.finding import Finding, Measure
@@ -21,7 +22,7 @@ from illama.errors import UserError
 from illama.evaluation import Scores, evaluating
 from illama.evaluation.data_identity import data_id, network_id, short_name
 from illama.evaluation.saved_logits import class_mismatch
-from illama.models.linear import keep_linear_kernel, linear_kernel
+from illama.models.linear import keep_linear_kernels, linear_kernels
 from illama.report import Section, Table, Text, csv_text
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def landscape(subject: Subject, options: LandscapeOptions, workspace: Path | Non
     identity = _identity(subject, options, sample.positions, size)
     file = None if workspace is None else workspace / f"landscape-{short_name(identity)}.jsonl"
     axis = coordinates(options.extent, options.points)
-    grid = fill_grid(axis, _loss_at(subject.model, sample, size, options.seed), file, _with_kernel(identity, file))
+    computed_as = _with_kernel(identity, file, subject.model)
+    grid = fill_grid(axis, _loss_at(subject.model, sample, size, options.seed), file, computed_as)
     values = _values(grid, axis, options, len(sample.labels))
     values["loss_standard_error"] = _standard_error(subject.model, sample, size, file, identity)
     section = Section("Loss landscape", (Text(_how(values)), landscape_figure(grid, axis), _table(values)))
@@ -128,12 +130,14 @@ def _identity(subject: Subject, options: LandscapeOptions, positions: Tensor, si
     }
 
 
-def _with_kernel(identity: dict[str, Any], file: Path | None) -> dict[str, Any]:
+def _with_kernel(identity: dict[str, Any], file: Path | None, model: ILlama) -> dict[str, Any]:
     """The identity, and which library multiplies: another one rounds differently, so a file goes on with its own."""
     begun = None if file is None else description(file)
     if begun is not None and "linear_kernel" in begun:
-        keep_linear_kernel(begun["linear_kernel"])
-    return identity | {"linear_kernel": linear_kernel()}
+        keep_linear_kernels(begun["linear_kernel"])
+        native.keep(bool(begun.get("native")))  # earlier versions had none
+        return identity | {key: begun[key] for key in ("linear_kernel", "native") if key in begun}
+    return identity | {"linear_kernel": linear_kernels(model), "native": native.kernels() is not None}
 
 
 def circle_mean(grid: np.ndarray, axis: list[float], radius: float) -> float | None:

@@ -232,7 +232,7 @@ class _Cut:
             and q_GNd.device.type == "cpu"
             and q_GNd.dtype == torch.float32
             and torch.get_num_threads() <= self.MOST_THREADS
-            and linear_kernel() == "onednn"
+            and linear_kernel("forward", self.tokens, q_GNd[0].numel()) == "onednn"
         )
         rows = self.ROWS_HALF if q_GNd.dtype.itemsize == 2 else self.ROWS
         count = max(1, round(self.tokens / (self.ROWS_ONE_BY_ONE if self.one_by_one else rows)))

@@ -15,6 +15,8 @@ from illama.attention.request import AttentionRequest
 def why_not(request: AttentionRequest) -> str | None:
     """Why the kernels cannot serve a request; None when they can."""
     query = request.q_BhNd
+    if torch.compiler.is_compiling():  # before anything that a compiler would have to follow
+        return "it is for eager mode"
     if query.device.type != "cpu":
         return f"its kernels run on the CPU, the tensors are on {query.device.type}"
     if request.mask == "none" or request.mask_mode != "post_softmax":

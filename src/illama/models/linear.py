@@ -1,20 +1,20 @@
 """The one linear function: y = x W^T + b, by whichever matrix product this machine does faster.
 
 PyTorch gives float32 products on the CPU to MKL. On AMD processors MKL keeps to AVX2, while oneDNN, which PyTorch
-brings as well, uses AVX-512: about twice as fast (docs/kernels.md). A short measurement at the first large product
-chooses one of the two for the process. Everything else (other devices and dtypes, autocast, compilers, exporters,
-small products) is `F.linear` as ever.
+brings as well, uses AVX-512: up to twice as fast (docs/kernels.md). Which is faster depends on the processor and on the
+product, so there are some kinds of products, and a short measurement at the first one of a kind chooses for the
+process. Everything else (other devices and dtypes, autocast, compilers, exporters, small products) is `F.linear` as
+ever.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
-import statistics
 import time
-from collections.abc import Callable
-from functools import cache
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +29,22 @@ ENVIRONMENT = "ILLAMA_LINEAR"  # overrules the measurement
 # few rows the gradient of the weight is a product with a short sum, where MKL is faster.
 SMALLEST, FEWEST_ROWS = 4_000_000, 8
 SMALLEST_WEIGHT_GRADIENT, FEWEST_ROWS_WEIGHT_GRADIENT = 7_000_000, 128
-# oneDNN must be this much faster in the median of the probes: it is twice as fast or it is not, and noise must not
-# decide, for a run that is continued must compute as it began.
-_GAIN = 1.3
-_PROBES = ((64, 256, 256), (394, 192, 576), (1024, 192, 576))  # rows, inputs, outputs
-_ROUNDS = 9
+# oneDNN must be this much faster: noise must not decide, for a run that is continued must compute as it began.
+_GAIN = 1.15
+Operation = Literal["forward", "input gradient", "weight gradient"]
+# Products of one kind have one answer: the operation, "few" or "many" rows (from 1,000 on), a "narrow" or "wide" weight
+# (from 300,000 numbers on). Measured with these rows, inputs and outputs, so many times.
+_MANY_ROWS, _WIDE = 1_000, 300_000
+_PROBES = {
+    "few narrow": (197, 192, 576, 9),
+    "few wide": (197, 768, 2304, 5),
+    "many narrow": (1576, 192, 576, 7),
+    "many wide": (1024, 768, 1536, 3),
+}
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+KINDS = tuple(f"{operation} {shape}" for operation in OPERATIONS for shape in _PROBES)
 
-_kept: list[LinearKernel] = []
+_chosen: dict[str, LinearKernel] = {}  # by kind
 log = logging.getLogger(__name__)
 
 
@@ -48,11 +57,13 @@ class Linear(nn.Linear):
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x (..., K) times weight (N, K) transposed, plus bias (N): (..., N), as `F.linear`, differentiable twice."""
-    if not _may_choose(x, weight) or linear_kernel() == "mkl":
+    if not _may_choose(x, weight):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return _OneDnnLinear.apply(x, weight, bias)
-    return onednn_product(x, weight, bias)
+    rows, numbers = x.numel() // x.shape[-1], weight.numel()
+    learns = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    if learns and any(linear_kernel(operation, rows, numbers) == "onednn" for operation in OPERATIONS):
+        return _Linear.apply(x, weight, bias)
+    return F.linear(x, weight, bias) if learns else _product(x, weight, bias)
 
 
 def project_rows(layer: nn.Module, x: torch.Tensor, rows: slice) -> torch.Tensor:
@@ -72,20 +83,55 @@ def is_plain(layer: nn.Module) -> bool:
     return type(layer) is Linear and not any(hooks)
 
 
-def linear_kernel() -> LinearKernel:
-    """Which library multiplies float32 matrices on the CPU: named by `ILLAMA_LINEAR`, or the faster one."""
+def linear_kernel(operation: Operation, rows: int, numbers: int) -> LinearKernel:
+    """Which library makes a float32 product on the CPU: named by `ILLAMA_LINEAR`, or the faster one for its kind.
+
+    Args:
+        operation: What is computed.
+        rows: Rows of the input.
+        numbers: Numbers in the weight.
+    """
+    return _named() or _of_kind(operation, _shape(rows, numbers))
+
+
+def linear_kernels(model: nn.Module | None = None) -> dict[str, LinearKernel]:
+    """Which library makes which kind of product: those that came up so far, or all that a model could need."""
+    named = _named()
+    if named is not None:
+        return dict.fromkeys(KINDS, named)
+    if model is not None:
+        wide = any(weight.numel() >= _WIDE for weight in model.parameters())
+        for operation, shape in itertools.product(OPERATIONS, _PROBES):
+            if wide or "narrow" in shape:
+                _of_kind(operation, shape)
+    return dict(_chosen)
+
+
+def keep_linear_kernels(kernels: LinearKernel | Mapping[str, LinearKernel]) -> None:
+    """Stay with the libraries that a run began with, which round differently; one name stands for all kinds."""
+    chosen = dict.fromkeys(KINDS, kernels) if isinstance(kernels, str) else kernels
+    _chosen.clear()
+    _chosen.update({kind: name for kind, name in chosen.items() if name == "mkl" or _has_onednn()})
+
+
+def _named() -> LinearKernel | None:
     named = os.environ.get(ENVIRONMENT, "auto")
-    if named == "auto":
-        return _kept[0] if _kept else _faster_kernel()
-    if named not in ("onednn", "mkl"):
+    if named not in ("onednn", "mkl", "auto"):
         raise UserError(f"{ENVIRONMENT} must be onednn, mkl or auto; got {named!r}")
-    return named  # type: ignore[return-value]
+    return None if named == "auto" else named  # type: ignore[return-value]
 
 
-def keep_linear_kernel(name: LinearKernel) -> None:
-    """Stay with the library that a run began with: another one rounds differently."""
-    if name == "mkl" or _has_onednn():
-        _kept[:] = [name]
+def _shape(rows: int, numbers: int) -> str:
+    return f"{'many' if rows >= _MANY_ROWS else 'few'} {'wide' if numbers >= _WIDE else 'narrow'}"
+
+
+def _of_kind(operation: Operation, shape: str) -> LinearKernel:
+    kind = f"{operation} {shape}"
+    if kind not in _chosen:
+        gain = _gain(*_probe(operation, shape)) if _has_onednn() else 0.0
+        _chosen[kind] = "onednn" if gain >= _GAIN else "mkl"
+        log.debug("%s products: %s (oneDNN is %.2f times as fast as MKL)", kind, _chosen[kind], gain)
+    return _chosen[kind]
 
 
 def _has_onednn() -> bool:
@@ -114,26 +160,33 @@ def onednn_product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-class _OneDnnLinear(torch.autograd.Function):
-    """oneDNN forward and backward."""
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    named = linear_kernel("forward", x.numel() // x.shape[-1], weight.numel())
+    return F.linear(x, weight, bias) if named == "mkl" else onednn_product(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    """Each product by the library that is faster for it."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return onednn_product(x, weight, bias)
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         flat_grad, flat_x = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        to_x: torch.Tensor | None
-        to_weight: torch.Tensor | None
-        if torch.is_grad_enabled():  # somebody differentiates a second time
-            to_x, to_weight = torch.matmul(flat_grad, weight), torch.matmul(flat_grad.t(), flat_x)
-        else:
-            to_x = onednn_product(flat_grad, weight.t()) if needs_x else None
-            to_weight = _weight_gradient(flat_grad, flat_x) if needs_weight else None
+        again = torch.is_grad_enabled()  # somebody differentiates a second time
+        size = len(flat_x), weight.numel()
+        to_x = to_weight = None
+        if needs_x:
+            mkl = again or linear_kernel("input gradient", *size) == "mkl"
+            to_x = torch.matmul(flat_grad, weight) if mkl else onednn_product(flat_grad, weight.t())
+        if needs_weight:
+            mkl = again or linear_kernel("weight gradient", *size) == "mkl"
+            to_weight = torch.matmul(flat_grad.t(), flat_x) if mkl else _weight_gradient(flat_grad, flat_x)
         return (
             None if to_x is None else to_x.view_as(x),
             to_weight,
@@ -152,35 +205,22 @@ def _weight_gradient(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return onednn_product(grad.t(), x.t())
 
 
-@cache
-def _faster_kernel() -> LinearKernel:
-    """The faster kernel in each of the products of a training step, by a measurement of a few milliseconds."""
-    if not _has_onednn():
-        return "mkl"
-    with torch.inference_mode():
-        gains = [gain for shape in _PROBES for gain in _gains(*shape)]
-    gain = statistics.median(gains)
-    chosen: LinearKernel = "onednn" if gain >= _GAIN else "mkl"
-    log.debug("linear kernel: %s (oneDNN is %.2f times as fast as MKL)", chosen, gain)
-    return chosen
-
-
-def _gains(rows: int, inputs: int, outputs: int) -> list[float]:
-    """How many times as fast oneDNN is: forward, gradient of x, and of the weight where it is given that."""
+def _probe(operation: Operation, shape: str) -> tuple[Callable[[], Any], Callable[[], Any], int]:
+    """A product of that kind by MKL and by oneDNN, and how often each is to be timed."""
+    rows, inputs, outputs, rounds = _PROBES[shape]
     x, weight, grad = torch.ones(rows, inputs), torch.ones(outputs, inputs), torch.ones(rows, outputs)
-    pairs: list[tuple[Callable[[], Any], Callable[[], Any]]] = [
-        (lambda: F.linear(x, weight), lambda: onednn_product(x, weight)),
-        (lambda: torch.matmul(grad, weight), lambda: onednn_product(grad, weight.t())),
-    ]
-    if rows >= FEWEST_ROWS_WEIGHT_GRADIENT:
-        pairs.append((lambda: torch.matmul(grad.t(), x), lambda: _weight_gradient(grad, x)))
-    return [_gain(*pair) for pair in pairs]
+    if operation == "forward":
+        return lambda: F.linear(x, weight), lambda: onednn_product(x, weight), rounds
+    if operation == "input gradient":
+        return lambda: torch.matmul(grad, weight), lambda: onednn_product(grad, weight.t()), rounds
+    return lambda: torch.matmul(grad.t(), x), lambda: _weight_gradient(grad, x), rounds
 
 
-def _gain(mkl: Callable[[], Any], onednn: Callable[[], Any]) -> float:
-    """The ratio of the shortest times: other work on the machine only ever adds to a time."""
+@torch.inference_mode()
+def _gain(mkl: Callable[[], Any], onednn: Callable[[], Any], rounds: int) -> float:
+    """How many times as fast oneDNN is, by the shortest times: other work on the machine only ever adds to a time."""
     shortest = [float("inf"), float("inf")]
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         for side, run in enumerate((mkl, onednn)):
             started = time.perf_counter()
             run()

@@ -456,7 +456,10 @@ void rms_norm_backward(const float *grad, const float *x, const float *weight, c
 
 /* ---- SwiGLU's gate ---- */
 
-INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp2_(x < -87.0f ? 126.0f : x * -LOG2E)); }
+INLINE float sigmoid(float x) { /* 0 where it would be less than the smallest normal number */
+  float y = 1.0f / (1.0f + exp2_(x < -87.0f ? 0.0f : x * -LOG2E));
+  return x < -87.0f ? 0.0f : y;
+}
 
 /* y = SiLU(gate) * value. */
 void gate_forward(const void *gate, const void *value, void *y, word count, int half, int threads) {

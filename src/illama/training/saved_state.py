@@ -16,14 +16,14 @@ from torch import Tensor
 from illama.checkpoint import Checkpoint
 from illama.checkpoint.folder import DamagedError
 from illama.checkpoint.io import EMA_FILE, MODEL_FILE, STATE_FILE
-from illama.models.linear import LinearKernel
+from illama.models.linear import KINDS, LinearKernel
 from illama.text import shown
 
 if TYPE_CHECKING:
     from illama.training.state import TrainState
 
 _KEYS = frozenset({"optimizer", "average_updates", "progress", "loss_sum", "loss_steps"})
-_LATER_KEYS = frozenset({"linear_kernel", "processes", "run"})  # earlier versions did not save them
+_LATER_KEYS = frozenset({"linear_kernel", "native", "processes", "run"})  # earlier versions did not save them
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -84,9 +84,12 @@ def _demand_state(saved: Checkpoint, state: TrainState, total_steps: int) -> Non
     _number(found["loss_steps"], "loss_steps", most=step)
     _demand_tensor("loss_sum", found["loss_sum"], torch.Size(()), torch.float32)
     _number(found.get("processes", 1), "processes", least=1)
-    kernel = found.get("linear_kernel")
-    if kernel is not None and kernel not in get_args(LinearKernel):
-        raise _Odd(f"linear_kernel is {_brief(kernel)}, expected {' or '.join(get_args(LinearKernel))}")
+    kernels = found.get("linear_kernel")
+    by_kind = kernels if isinstance(kernels, dict) else {} if kernels is None else {KINDS[0]: kernels}
+    if any(kind not in KINDS or kernel not in get_args(LinearKernel) for kind, kernel in by_kind.items()):
+        raise _Odd(f"linear_kernel is {_brief(kernels)}, expected {' or '.join(get_args(LinearKernel))} by kind")
+    if not isinstance(found.get("native"), bool | None):
+        raise _Odd(f"native is {_brief(found['native'])}, expected true or false")
     if (found["average_updates"] is None) != (state.average is None):
         raise _Odd("average_updates does not go with the recipe's averaging")
     if state.average is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from illama import native
 from illama.checkpoint.adapt import LoadReport, adapt_weights
 from illama.checkpoint.foreign import read_weights
 from illama.checkpoint.published import published_by_file
@@ -19,7 +20,7 @@ from illama.distributed import World
 from illama.evaluation.data_identity import tensors_id
 from illama.evaluation.origin import Start, run_of
 from illama.models import ILlama
-from illama.models.linear import keep_linear_kernel, linear_kernel
+from illama.models.linear import keep_linear_kernels, linear_kernels
 from illama.recipes import BatchPlan, Recipe, plan_batches
 from illama.text import shown
 from illama.training.ema import WeightAverage
@@ -126,7 +127,8 @@ def build_state(recipe: Recipe, parts: Parts, device: torch.device, world: World
     if rows is not None:
         model.share_drop_path(rows.to(device), parts.plan.draw_batch)
     if device.type == "cpu" and world.size > 1:
-        keep_linear_kernel(world.broadcast(linear_kernel()))
+        keep_linear_kernels(world.broadcast(linear_kernels(model)))
+        native.keep(world.broadcast(native.kernels() is not None))
     groups = param_groups(model, optimizer.weight_decay, optimizer.layer_decay)
     adamw = build_adamw(groups, betas=optimizer.betas, eps=optimizer.eps)
     return TrainState(model, adamw, average, device, world)

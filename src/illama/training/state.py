@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from illama import native
 from illama.checkpoint import Checkpoint
 from illama.distributed import ALONE, World
 from illama.models import ILlama
-from illama.models.linear import keep_linear_kernel, linear_kernel
+from illama.models.linear import keep_linear_kernels, linear_kernels
 from illama.training.ema import WeightAverage
 from illama.training.shards import load_optimizer, load_weights, whole
 
@@ -67,7 +68,8 @@ class TrainState:
             "progress": dict(vars(self.progress)),
             "loss_sum": self.loss_sum,
             "loss_steps": self.loss_steps,
-            "linear_kernel": linear_kernel() if self.device.type == "cpu" else None,
+            "linear_kernel": linear_kernels() if self.device.type == "cpu" else None,
+            "native": native.kernels() is not None if self.device.type == "cpu" else None,
             "processes": self.world.size,
         }
 
@@ -83,7 +85,8 @@ class TrainState:
         """Take over what `weights`, `average_weights` and `to_dict` gave, by however many processes they were saved."""
         state = saved.training_state
         if state.get("linear_kernel") is not None:
-            keep_linear_kernel(state["linear_kernel"])
+            keep_linear_kernels(state["linear_kernel"])
+            native.keep(bool(state.get("native")))  # earlier versions had none
         load_weights(self.model, saved.model_state)
         load_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None and saved.ema_state is not None:
