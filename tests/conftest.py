@@ -7,10 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from illama.attention import triton
+
+ON_GPU = torch.cuda.is_available() and not triton._INTERPRETED
 torch.set_num_threads(1)  # the suite runs one worker per core
 
 GOLDEN = Path(__file__).parent / "golden" / "data"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a device that is not there: the one place that looks."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not ON_GPU:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device (make test-gpu)"))
+        if item.get_closest_marker("kernels") and not (triton._INSTALLED and (ON_GPU or triton._INTERPRETED)):
+            reason = "needs triton and a CUDA device (make test-gpu) or TRITON_INTERPRET=1 (make test-kernels)"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
