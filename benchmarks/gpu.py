@@ -43,7 +43,15 @@ CIFAR = (
     "train.eval_batch=2500",
     "train.precision=bf16",
 )
-PACE = ("schedule.epochs=3", "schedule.warmup_epochs=1", "schedule.softness.cutoff_epochs=1")
+PACE = (  # a part of the images, whose decoding would take longer than the steps
+    "data.max_train_images=10240",
+    "data.max_eval_images=1000",
+    "schedule.epochs=10",
+    "schedule.warmup_epochs=1",
+    "schedule.softness.cutoff_epochs=1",
+    "train.eval_every_epochs=10",
+    "train.log_every_steps=20",
+)
 TOY_RUN = (
     "model.embed_dim=32",
     "model.depth=1",
@@ -65,11 +73,16 @@ def parts(given: argparse.Namespace) -> list[Part]:
     needs_cuda = None if on_cuda else f"needs CUDA, and --device is {device}"
     needs_data = None if given.data is not None else "needs CIFAR-10: --data PATH"
 
+    def report(name: str) -> list[str]:
+        return (
+            ["--json", str(out / name / "report.json")] if toy else ["--out", str(out / name)]
+        )  # a chart takes seconds
+
     def attention(name: str, what: str, *more: str) -> Part:
         sizes = ["--shape", "1,2,9,32", "--rounds", "1", "--no-ceilings"] if toy else ["--shape", *SHAPES]
         sizes += [] if toy else ["--dtype", "bf16", "--seconds", "4"]
-        command = [PYTHON, "-m", "illama", "bench", "attention", "--device", device, *sizes, *more]
-        return Part(name, what, [*command, "--out", str(out / name)], 80, figures=gpu_figures.of_bench, timed=True)
+        command = [PYTHON, "-m", "illama", "bench", "attention", "--device", device, *sizes, *more, *report(name)]
+        return Part(name, what, command, 80, figures=gpu_figures.of_bench, timed=True)
 
     def step(name: str, model: str, batch: int, *more: str, needs: str | None = None) -> Part:
         sizes = ["--model", model, "--batch", str(batch), "--precision", "bf16", "--seconds", "4"]
@@ -79,7 +92,7 @@ def parts(given: argparse.Namespace) -> list[Part]:
         command = [PYTHON, "-m", "illama", "bench", "train", "--device", device, *sizes, *more]
         what = f"training step of {model} beside timm's ViT, batch {batch}" + ", CUDA graphs" * bool(more)
         what += " (toy: tiny, batch 2)" * toy
-        command += ["--out", str(out / name)]
+        command += report(name)
         return Part(name, what, command, 100, 40, figures=gpu_figures.of_bench, timed=True, needs=needs)
 
     def run(name: str, what: str, *more: str, needs: str | None = None, **rest: Any) -> Part:
@@ -155,11 +168,11 @@ def parts(given: argparse.Namespace) -> list[Part]:
         ),
         attention("attention", "attention forward, every backend"),
         attention("attention-backward", "attention forward and backward", "--backward"),
-        step("train-small", "small", 256),
-        step("train-large", "large", 64),
-        run("cifar-eager", "pace on CIFAR-10, eager", *PACE, limit_s=60, worth_s=30),
-        run("cifar-compiled", "pace, compiled", *PACE, compiled, limit_s=60, worth_s=30, needs=needs_cuda),
-        run("cifar-graphs", "pace, CUDA graphs", *PACE, *graphs, limit_s=60, worth_s=30, needs=needs_cuda),
+        step("train-small", "small", 256, needs="at toy size it is train-base" if toy else None),
+        step("train-large", "large", 64, needs="at toy size it is train-base" if toy else None),
+        run("cifar-eager", "pace on CIFAR-10, eager", *PACE, limit_s=80, worth_s=45),
+        run("cifar-compiled", "pace, compiled", *PACE, compiled, limit_s=80, worth_s=45, needs=needs_cuda),
+        run("cifar-graphs", "pace, CUDA graphs", *PACE, *graphs, limit_s=80, worth_s=45, needs=needs_cuda),
         run("cifar-run", f"{given.epochs} epochs of CIFAR-10", *whole, limit_s=math.inf, worth_s=60, grace_s=30),
     ]
 
