@@ -1,6 +1,8 @@
 # Two commands do everything on a machine with git, make and Python >= 3.11:
 #   make quickstart   set up .venv, then train on handwritten digits and look at the result
 #   make test         the same set-up, then all tests
+# On a machine with a CUDA device:
+#   make test-gpu     the tests that need it
 # PYTHON=python3.12 make ... chooses the interpreter that .venv is made with.
 
 PYTHON ?= python3
@@ -11,7 +13,7 @@ INSTALL = UV_FIND_LINKS="$(LINKS)" $(BIN)/uv pip install -q --python $(BIN)/pyth
 # Without byte code every process compiles every library again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help quickstart test test-faults test-fuzz test-kernels check format clean
+.PHONY: help quickstart test test-faults test-fuzz test-kernels test-gpu check format clean
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
@@ -57,6 +59,13 @@ test-fuzz: .venv/dev.stamp
 test-kernels: .venv/kernels.stamp
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/attention/test_triton.py
 	env -u TRITON_INTERPRET $(BIN)/python -m pytest tests/attention/test_triton_compiles.py
+
+# What needs a CUDA device: kernels, training, graphs, memory. Without one it installs nothing and says so.
+test-gpu: .venv/dev.stamp
+	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
+	  $(MAKE) .venv/kernels.stamp && \
+	  env -u TRITON_INTERPRET $(BIN)/python -m pytest -n 4 -W ignore::UserWarning -m "gpu or kernels"; \
+	else echo "make test-gpu: no CUDA device here, so there is nothing to run"; fi
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .

@@ -21,6 +21,7 @@ from illama.attention import triton_kernels as K
 from illama.attention import triton_launch as L
 from illama.attention.rotary import rotate
 from illama.models.rope import angles_1d
+from illama.timers import CudaGraphs, CudaTimer
 
 FILE, DEV, LOG2E = sys.argv[1], torch.device("cuda"), math.log2(math.e)
 T = L.Tiles
@@ -34,26 +35,8 @@ def say(**row):
 
 def ms(fn, reps=20, rounds=9):
     """Median ms per call of a replayed graph of `reps` calls."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        fn()
-        fn()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(reps):
-            fn()
-    graph.replay()
-    out = []
-    for _ in range(rounds):
-        a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        a.record()
-        graph.replay()
-        b.record()
-        b.synchronize()
-        out.append(a.elapsed_time(b) / reps)
-    return statistics.median(out)
+    replay = CudaGraphs(DEV).capture(fn, reps)
+    return statistics.median(1e3 * CudaTimer(DEV).seconds(replay, 1) / reps for _ in range(rounds))
 
 
 POISON = []  # what a kernel has to fill

@@ -8,13 +8,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from illama.attention import triton
 from illama.models import linear
 from illama.native import compiled
 
+ON_GPU = torch.cuda.is_available() and not triton._INTERPRETED
 torch.set_num_threads(1)  # the suite runs one worker per core
 
 GOLDEN = Path(__file__).parent / "golden" / "data"
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a device that is not there: the one place that looks."""
+    for item in items:
+        if item.get_closest_marker("gpu") and not ON_GPU:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device (make test-gpu)"))
+        if item.get_closest_marker("kernels") and not (triton._INSTALLED and (ON_GPU or triton._INTERPRETED)):
+            reason = "needs triton and a CUDA device (make test-gpu) or TRITON_INTERPRET=1 (make test-kernels)"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +46,8 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def _what_computes_on_the_cpu_is_nobodys_but_the_tests() -> Iterator[None]:
     """A continued run keeps the kernels that it began with, for the whole process."""
-    kept = list(compiled._kept)
+    kept, chosen = list(compiled._kept), dict(linear._chosen)
     yield
     compiled._kept[:] = kept
     linear._chosen.clear()
+    linear._chosen.update(chosen)

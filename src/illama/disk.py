@@ -98,6 +98,12 @@ def demand_writable(path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
+def is_stream(path: Path) -> bool:
+    """Whether a name that the user gave is a device, a pipe or an open descriptor: what is written twice stands there
+    twice."""
+    return _stream(path) is not None
+
+
 def own_file(path: str, flags: int) -> int:
     """An opener for `open` of a file that is added to: a regular file with no other name, made if absent.
 

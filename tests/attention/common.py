@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from illama.attention import Tables, soft_causal_attention, soft_causal_attention_qkvpacked, triton
+from illama.attention import Tables, soft_causal_attention, soft_causal_attention_qkvpacked
+from tests.conftest import ON_GPU
 
-ON_GPU = torch.cuda.is_available() and not triton._INTERPRETED
 DEVICE = "cuda" if ON_GPU else "cpu"
 TOKENS, HEAD_DIMS, SOFTNESS = (1, 5, 65, 197, 577), (32, 64, 80, 128), (0.0, 0.35, 1.0)
 

@@ -31,11 +31,6 @@ from tests.golden import test_family
 from tests.golden.common import load, relative_l2
 
 INTERPRETED = triton._INTERPRETED
-needs_kernels = pytest.mark.skipif(
-    not triton._INSTALLED or not (ON_GPU or INTERPRETED),
-    reason="needs triton and a CUDA device or TRITON_INTERPRET=1 (make test-kernels)",
-)
-needs_gpu = pytest.mark.skipif(not triton._INSTALLED or not ON_GPU, reason="needs triton and a CUDA device")
 
 DTYPES, MASKS = (torch.float32, torch.bfloat16, torch.float16), ("causal", "modified_causal")
 
@@ -46,7 +41,7 @@ def _lengths() -> Iterator[tuple]:
         yield tokens, HEAD_DIMS[(index + index // 4) % 4], softness, dtype, MASKS[index % 2], (index // 3) % 2 == 0
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize(("tokens", "head_dim", "softness", "dtype", "mask", "rotate"), list(_lengths()))
 def test_exact_at_every_length(tokens, head_dim, softness, dtype, mask, rotate) -> None:
     batch, heads = (2, 3) if tokens <= 5 else (1, 1)
@@ -55,7 +50,7 @@ def test_exact_at_every_length(tokens, head_dim, softness, dtype, mask, rotate) 
     assert_as_exact_as_the_reference(qkv, torch.tensor(softness, device=DEVICE), mask, rope)
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("softness", SOFTNESS)
@@ -68,7 +63,7 @@ def test_exact_in_every_mode(dtype, head_dim, softness, mask, rotate) -> None:
     assert_as_exact_as_the_reference(qkv, torch.tensor(softness, device=DEVICE), mask, rope)
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("tokens", [16, 17, 64, 100, 128, 129, 256, 257, 320])
 def test_exact_where_tiles_end(tokens: int) -> None:
     qkv, rope = random_qkv(1, 1, tokens, 64, torch.float16), random_tables(tokens, 64)
@@ -76,7 +71,7 @@ def test_exact_where_tiles_end(tokens: int) -> None:
     assert_as_exact_as_the_reference(qkv, torch.tensor(0.6, device=DEVICE), "causal", rope)
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_exact_where_rows_too_long_are_rotated_outside(monkeypatch) -> None:
     from illama.attention import triton_launch
 
@@ -87,7 +82,7 @@ def test_exact_where_rows_too_long_are_rotated_outside(monkeypatch) -> None:
     assert_as_exact_as_the_reference(qkv, torch.tensor(0.6, device=DEVICE), "causal", rope)
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_large_scores_do_not_overflow() -> None:
     """Scores of thousands: what is left is the rounding of the saved log-sum-exp, eps times the score."""
     q, k, v = random_qkv(1, 1, 300, 32, torch.float32).permute(2, 0, 3, 1, 4)
@@ -107,7 +102,7 @@ def test_large_scores_do_not_overflow() -> None:
         assert (mine - true).norm() <= 2 * torch.finfo(torch.float32).eps * largest * true.norm()
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("tokens", [65, 300])
@@ -130,7 +125,7 @@ def test_packed_equals_separate_to_the_bit(tokens, rotate, mask) -> None:
     assert d_qkv.is_contiguous()
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_strides_change_no_bit() -> None:
     q, k, v = random_qkv(2, 3, 20, 32, torch.float32).permute(2, 0, 3, 1, 4)
     softness = torch.tensor(0.4, device=DEVICE)
@@ -154,7 +149,7 @@ def test_strides_change_no_bit() -> None:
         assert torch.equal(d_v, outputs_and_gradients(run, (q, k, v), one.contiguous())[3])
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_softness_is_a_number_or_a_tensor_and_gets_no_gradient() -> None:
     qkv = random_qkv(1, 1, 9, 32, torch.float32).requires_grad_()
     softness = torch.tensor(0.25, device=DEVICE, requires_grad=True)
@@ -175,7 +170,7 @@ def operator_arguments(tokens: int, rotate: bool) -> tuple[tuple, tuple]:
     return (qkv.requires_grad_(), *options), (*separate, *options)
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("rotate", [False, True])
 def test_operators_keep_their_promises_to_torch(rotate: bool) -> None:
     """Schema, fake outputs, autograd registration, and tracing with dynamic shapes."""
@@ -184,7 +179,7 @@ def test_operators_keep_their_promises_to_torch(rotate: bool) -> None:
     torch.library.opcheck(triton_attention, separate)
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_one_full_graph_serves_all_softness(backend: str) -> None:
     if backend == "inductor" and not ON_GPU and shutil.which("g++") is None:
@@ -192,7 +187,7 @@ def test_one_full_graph_serves_all_softness(backend: str) -> None:
     assert_one_graph_serves_all_softness("triton", torch.float16, backend)
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize("rotate", [False, True])
 def test_what_is_saved_for_backward_grows_linearly(rotate: bool) -> None:
     def saved_bytes(tokens: int) -> int:
@@ -206,7 +201,7 @@ def test_what_is_saved_for_backward_grows_linearly(rotate: bool) -> None:
     assert 0 < large - middle == 2 * (middle - small)
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_every_run_gives_the_same_bits() -> None:
     qkv, softness = random_qkv(2, 2, 90, 64, torch.float16), torch.tensor(0.4, device=DEVICE)
     d_out = torch.randn(2, 2, 90, 64, device=DEVICE)
@@ -217,7 +212,7 @@ def test_every_run_gives_the_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@needs_kernels
+@pytest.mark.kernels
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -251,7 +246,8 @@ def test_says_what_is_missing(monkeypatch) -> None:
         soft_causal_attention(tokens, tokens, tokens, 0.0, backend="triton")
 
 
-@needs_gpu
+@pytest.mark.kernels
+@pytest.mark.gpu
 def test_memory_grows_linearly() -> None:
     def peak_bytes(tokens: int) -> int:
         qkv = random_qkv(1, 4, tokens, 64, torch.bfloat16).requires_grad_()
@@ -265,7 +261,8 @@ def test_memory_grows_linearly() -> None:
     assert peak_bytes(4097) < 2.2 * peak_bytes(2049)
 
 
-@needs_gpu
+@pytest.mark.kernels
+@pytest.mark.gpu
 @pytest.mark.parametrize("softness", [0.3, "tensor"])
 def test_nothing_waits_for_the_device(softness) -> None:
     qkv, rope = random_qkv(2, 3, 197, 64, torch.bfloat16).requires_grad_(), random_tables(197, 64)
@@ -282,7 +279,7 @@ def test_nothing_waits_for_the_device(softness) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@needs_kernels
+@pytest.mark.kernels
 def test_golden_numbers_of_the_tiny_model() -> None:
     """Published logits and gradients with the kernels in every block; the last one asks for one query."""
     name = "tiny@224"

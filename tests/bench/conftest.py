@@ -8,12 +8,19 @@ import pytest
 
 from illama.bench import attention, model
 from illama.bench.ceilings import Ceilings
+from illama.bench.networks import Network, Treatment, network_builders
+from illama.bench.options import ModelOptions
 from illama.models.config import ModelConfig
 
 TOY = ModelConfig(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=5)
 CEILINGS = Ceilings(
     {"float32": 1e9, "bf16": 2e9}, {"float32": "a guess", "bf16": "a guess"}, {1 << 20: 1e9, 1 << 28: 1e8}
 )
+
+
+def build_networks(treatment: Treatment, options: ModelOptions) -> list[Network]:
+    """All networks of a group."""
+    return [build() for build in network_builders(treatment, options).values()]
 
 
 class FakeTimer:

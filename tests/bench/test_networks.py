@@ -13,7 +13,7 @@ from illama.bench import model as bench_model
 from illama.bench import networks, runtimes
 from illama.bench.ceilings import Ceilings
 from illama.bench.model import bench_networks
-from illama.bench.networks import Network, Treatment, build_illama, build_networks
+from illama.bench.networks import Network, Treatment, build_illama
 from illama.bench.options import ModelOptions
 from illama.bench.report import markdown, write_report
 from illama.errors import UserError
@@ -25,7 +25,7 @@ from illama.models.complexity import (
     peer_config,
     working_set_bytes,
 )
-from tests.bench.conftest import TOY, FakeTimer
+from tests.bench.conftest import TOY, FakeTimer, build_networks
 
 CPU = torch.device("cpu")
 
@@ -153,19 +153,6 @@ def test_missing_runtimes_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'needs onnx, onnxscript, onnxruntime.*pip install "illama\[export\]"'):
         bench_networks(options(runtimes=("onnxruntime",)), training=False, configs={"toy": TOY})
-
-
-@pytest.mark.parametrize(
-    "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you")],
-)
-def test_no_room_is_the_users_to_fix(timer: FakeTimer, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def build(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(bench_model, "build_networks", build)
-    with pytest.raises(UserError, match="toy, 32 px, batch 2, float32: this does not fit"):
-        bench_networks(options(), training=False, configs={"toy": TOY})
 
 
 def test_other_errors_stay_what_they_are(timer: FakeTimer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from illama.bench.networks import Treatment, build_networks
+from illama.bench.networks import Treatment
 from illama.bench.options import ModelOptions
 from illama.bench.profile import PYTHON, RESIDUAL, ROTATION, profile
-from tests.bench.conftest import TOY
+from tests.bench.conftest import TOY, build_networks
 
 CPU = torch.device("cpu")
 FORWARD = {"matmul", "attention", "norm", "gate", RESIDUAL, PYTHON}

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from illama.bench import runtimes
-from illama.bench.networks import Network, Treatment, build_networks
+from illama.bench.networks import Network, Treatment
 from illama.bench.options import ModelOptions, Runtime
 from illama.bench.runtimes import check_runtimes, runtime_cases
 from illama.errors import UserError
-from tests.bench.conftest import TOY
+from tests.bench.conftest import TOY, build_networks
 
 TREATMENT = Treatment(TOY, 3, "float32", torch.device("cpu"), training=False)
 

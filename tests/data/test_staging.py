@@ -49,7 +49,7 @@ def test_constants_are_made_once() -> None:
     assert constant((1, 2), torch.uint8, torch.device("meta")).device.type == "meta"
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.gpu
 def test_a_device_gets_the_values() -> None:
     for sent, got in zip(TENSORS, to_device(TENSORS, torch.device("cuda")), strict=True):
         assert torch.equal(got.cpu(), sent)

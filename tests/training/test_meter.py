@@ -75,7 +75,7 @@ def test_measuring_touches_no_generator_and_no_switch(precision: str) -> None:
     assert not torch.is_inference_mode_enabled()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 def test_on_cuda_the_ceiling_is_no_part_of_the_peak() -> None:
     device = torch.device("cuda")
     state = torch.cuda.get_rng_state(device)

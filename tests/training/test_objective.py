@@ -24,8 +24,6 @@ from illama.training.state import TrainState
 from tests.runs import same_weights
 from tests.training.conftest import ON_CUDA
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor on the CPU needs a C++ compiler")
 def test_a_compiled_run_is_the_eager_run(toy: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -116,7 +114,7 @@ def test_toy_networks_on_cuda_reach_the_kernels(toy: Callable[..., Recipe]) -> N
     assert triton._why_not_this(request) is None
 
 
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", ["false", "true"])
 def test_no_step_waits_for_the_device(
     compiled: str, toy: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -137,7 +135,7 @@ def test_no_step_waits_for_the_device(
     train(toy(*ON_CUDA, f"train.compile={compiled}", "train.precision=bf16"), tmp_path / "run", device="cuda")
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_cuda_graphs_compute_the_same(toy: Callable[..., Recipe], tmp_path: Path) -> None:
     results = [
         train(toy(*ON_CUDA, "train.compile=true", *more), tmp_path / str(len(more)), device="cuda")

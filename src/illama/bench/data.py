@@ -15,13 +15,14 @@ import torch
 
 from illama.bench.data_picture import draw_samples
 from illama.bench.data_stages import stages_of_one_image
-from illama.bench.interleave import Case, Effort, Rounds, Timer, measure
+from illama.bench.device import unless_out_of_memory
+from illama.bench.interleave import Case, Effort, Rounds, measure
 from illama.bench.load import OtherLoad
 from illama.bench.networks import Treatment, build_illama
 from illama.bench.options import DataOptions
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment, check_folder
-from illama.bench.results import Group, Report, row_of
+from illama.bench.results import Group, Report, Row, row_of
 from illama.data import build_train_loader, look, open_source
 from illama.data.augment_images import timm_options
 from illama.data.images import BrokenImage
@@ -30,7 +31,7 @@ from illama.data.source import Source
 from illama.device import resolve_device, resolve_precision
 from illama.evaluation.subject import choose_data
 from illama.recipes import BatchPlan, DataConfig, Recipe, load_recipe
-from illama.timers import timer_for
+from illama.timers import Timer, timer_for
 from illama.timm_bridge import import_timm
 
 ROUND_S = 2.0  # of one loader: its batches come in bursts, one from each worker
@@ -87,13 +88,20 @@ def bench_data(source: str, overrides: Sequence[str], options: DataOptions) -> R
         cases, notes = _cases(images, shards, recipe, batch, device)
         workers = max(1, resolve_workers(recipe.data.workers))
         timer = LoaderTimer(device, skip=workers)
+        names = [case.name for case in cases]
         rounds = _measure(cases, timer, workers, options, progress)
-        rows = tuple(
-            row_of(case, rounds, None, "", ratio=None if case is cases[0] else rounds.speedup(cases[0].name, case.name))
+        ours = names[0]
+        found = {
+            case.name: row_of(
+                case, rounds, None, "", ratio=None if case.name == ours else rounds.speedup(ours, case.name)
+            )
             for case in cases
-        )
+        }
+        rows = tuple(found.get(name) or Row.failed(name, rounds.failures[name]) for name in names)
         progress.tell(1.0, "training steps of the same network")
-        step = _step_line(recipe, batch, device, rows[0].items_per_s)
+        step: list[str] = []
+        with unless_out_of_memory(lambda why: step.append(f"A training step could not be timed: {why}.")):
+            step.append(_step_line(recipe, batch, device, rows[0].items_per_s))
         profile = {}
         streams_crops = resolve_crop(recipe) == "resized"
         if streams_crops:
@@ -103,8 +111,8 @@ def bench_data(source: str, overrides: Sequence[str], options: DataOptions) -> R
         if streams_crops and options.out is not None:
             draw_samples(images, recipe, options.out / "data_samples.png")
     title = f"{recipe.name}: batches of {batch}, {recipe.data.workers} workers, {recipe.model.height_width} px"
-    lines = (images.description, "Time of reading and augmenting alone, batches thrown away.", step)
-    return Report(
+    lines = (images.description, "Time of reading and augmenting alone, batches thrown away.", *step)
+    report = Report(
         "data",
         "images/s",
         "illama is x times as fast",
@@ -114,6 +122,8 @@ def bench_data(source: str, overrides: Sequence[str], options: DataOptions) -> R
         bench_environment(device),
         lines,
     )
+    report.demand_a_time("give a smaller --batch")
+    return report
 
 
 def _prepare(source: str, recipe: Recipe, options: DataOptions) -> tuple[Source, Recipe, int]:
@@ -240,7 +250,7 @@ def _measure(cases: list[Case], timer: Timer, workers: int, options: DataOptions
     return measure(cases, effort, timer=timer, load=OtherLoad.here(), on_progress=progress.tell, calls=calls)
 
 
-def _step_line(recipe: Recipe, batch: int, device: torch.device, loaded_per_s: float) -> str:
+def _step_line(recipe: Recipe, batch: int, device: torch.device, loaded_per_s: float | None) -> str:
     """What the loader's speed means for training: how long a step of the recipe's network would wait for it."""
     precision = resolve_precision(recipe.train.precision, device)
     step_batch = batch if device.type == "cuda" else min(batch, 16)
@@ -248,9 +258,12 @@ def _step_line(recipe: Recipe, batch: int, device: torch.device, loaded_per_s: f
     timer = timer_for(device)
     timer.seconds(run, 1)
     trained_per_s = STEPS * step_batch / timer.seconds(run, STEPS)
-    waits = max(0.0, 1 - loaded_per_s / trained_per_s)
     text = (
         f"A training step of this recipe's network takes {trained_per_s:,.0f} images/s ({precision}, batch "
-        f"{step_batch}, {STEPS} steps); fed by this loader it would wait {100 * waits:.0f} % of the time"
+        f"{step_batch}, {STEPS} steps)"
     )
+    if loaded_per_s is None:
+        return f"{text}."
+    waits = max(0.0, 1 - loaded_per_s / trained_per_s)
+    text += f"; fed by this loader it would wait {100 * waits:.0f} % of the time"
     return text + ("." if device.type == "cuda" else ", and more where both share the CPU.")

@@ -1,4 +1,4 @@
-"""The memory that a call takes on a device."""
+"""The memory that a call takes on a device, and what becomes of one for which there is none."""
 
 from __future__ import annotations
 
@@ -6,10 +6,58 @@ import ctypes
 import ctypes.util
 import gc
 import re
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+# torch's words for a GPU and for the CPU; numpy's.
+_TRIED = re.compile(r"(?:tried|unable) to allocate (\d+(?:\.\d+)?) (\w+)", re.IGNORECASE)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+    )
+
+
+@contextmanager
+def unless_out_of_memory(tell: Callable[[str], None]) -> Iterator[None]:
+    """Inside, memory that runs out ends the block and no more: what the block held is freed.
+
+    Args:
+        tell: Told what became of it: "out of memory (tried to allocate 2.00 GiB)". It lets go of what is not needed
+            any more.
+    """
+    try:
+        yield
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # their tensors would live as long as the error
+        tell(_no_room(error))
+    free_memory()
+
+
+def free_memory() -> None:
+    """Give back what nothing holds any more."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _no_room(error: BaseException) -> str:
+    found = _TRIED.search(str(error))
+    if found is None:
+        return "out of memory"
+    amount, unit = found.groups()
+    size = f"{int(amount) / 2**30:,.2f} GiB" if unit == "bytes" else f"{amount} {unit}"
+    return f"out of memory (tried to allocate {size})"
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:

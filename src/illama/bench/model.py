@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
 from illama.bench.ceilings import Ceilings, measure_ceilings
-from illama.bench.device import peak_bytes
-from illama.bench.interleave import Effort, Rounds, measure
+from illama.bench.device import free_memory, peak_bytes, unless_out_of_memory
+from illama.bench.interleave import Case, Effort, Rounds, measure
 from illama.bench.load import OtherLoad
-from illama.bench.networks import Network, Treatment, build_networks, out_of_memory, too_large, treatments
+from illama.bench.networks import OURS, Network, Treatment, network_builders, treatments
 from illama.bench.options import ModelOptions
 from illama.bench.profile import profile
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment
-from illama.bench.results import Group, Report, row_of
-from illama.bench.runtimes import check_runtimes, runtime_cases
+from illama.bench.results import Group, Report, Row, row_of
+from illama.bench.runtimes import check_runtimes, runtime_cases, runtime_name
 from illama.device import resolve_device
 from illama.errors import UserError
 from illama.models import ModelConfig
@@ -26,17 +26,24 @@ from illama.timers import timer_for
 
 
 def bench_networks(
-    options: ModelOptions, *, training: bool, configs: Mapping[str, ModelConfig] | None = None
+    options: ModelOptions,
+    *,
+    training: bool,
+    configs: Mapping[str, ModelConfig] | None = None,
+    keep: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Measure illama and its peers at every size, precision and batch asked for.
+
+    A network for which there is no memory says so in its row, and the others go on.
 
     Args:
         options: What to measure.
         training: Training steps (forward, cross-entropy, backward, AdamW) instead of predictions.
         configs: Configurations by name instead of the family's members.
+        keep: Given what there is after each group.
 
     Raises:
-        UserError: The device, a peer or a runtime cannot be used, or memory runs out.
+        UserError: The device, a peer or a runtime cannot be used, or there was memory for nothing.
     """
     device = resolve_device(options.device)
     _check(options, device, training=training)
@@ -44,24 +51,25 @@ def bench_networks(
     todo = treatments(options, sizes, device, training=training)
     with BenchProgress(len(todo)) as progress:
         progress.begin("measuring ceilings")
-        ceilings = measure_ceilings(device, tuple(options.precision))
-        groups = []
+        ceilings = None if options.no_ceilings else measure_ceilings(device, tuple(options.precision))
+        report = Report(
+            "train" if training else "model",
+            "images/s",
+            "illama is x times as fast",
+            "illama is x\ntimes as\nfast",
+            (),
+            ceilings,
+            bench_environment(device),
+            _how(options, training=training),
+            tuple(title for title, _ in todo),
+        )
         for title, treatment in todo:
             progress.begin(title)
-            groups.append(_group(title, treatment, options, ceilings, progress))
+            report = report.with_group(_group(title, treatment, options, ceilings, progress))
+            keep(report)
             progress.end()
-    what = "train" if training else "model"
-    lines = _how(options, training=training)
-    return Report(
-        what,
-        "images/s",
-        "illama is x times as fast",
-        "illama is x\ntimes as\nfast",
-        tuple(groups),
-        ceilings,
-        bench_environment(device),
-        lines,
-    )
+    report.demand_a_time("give a smaller --batch or --img-size")
+    return report
 
 
 def _check(options: ModelOptions, device: torch.device, *, training: bool) -> None:
@@ -77,50 +85,103 @@ def _check(options: ModelOptions, device: torch.device, *, training: bool) -> No
 
 
 def _group(
-    title: str, treatment: Treatment, options: ModelOptions, ceilings: Ceilings, progress: BenchProgress
+    title: str, treatment: Treatment, options: ModelOptions, ceilings: Ceilings | None, progress: BenchProgress
 ) -> Group:
     """Build, warm up, time, weigh and profile the networks of one group, and let go of them."""
     if treatment.compile_mode is not None:
         torch._dynamo.reset()  # compiled code of earlier groups counts towards a limit that ends compilation silently
     try:
         return _measured(title, treatment, options, ceilings, progress)
-    except (RuntimeError, MemoryError) as error:
-        if out_of_memory(error):
-            raise too_large(title) from error
-        raise
     finally:
-        gc.collect()
-        if treatment.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def _measured(
-    title: str, treatment: Treatment, options: ModelOptions, ceilings: Ceilings, progress: BenchProgress
+    title: str, treatment: Treatment, options: ModelOptions, ceilings: Ceilings | None, progress: BenchProgress
 ) -> Group:
-    networks = build_networks(treatment, options)
-    cases = [network.case for network in networks]
+    networks: dict[str, Network] = {}
+    failures: dict[str, str] = {}
+    builders = network_builders(treatment, options)
+    names = list(builders)
+    for name, build in builders.items():
+        with unless_out_of_memory(partial(failures.__setitem__, name)):
+            networks[name] = build()
+    cases = [network.case for network in networks.values()]
     if options.runtimes and treatment.precision == "float32":
-        cases += runtime_cases(options.runtimes, networks[1], treatment, progress.tell)
+        for name, case in _elsewhere(options, names[1], networks, treatment, failures, progress).items():
+            names.append(name)
+            cases += [case] if case is not None else []
+    rounds = _timed(cases, networks, treatment, options, progress) if cases else Rounds({})
+    rounds.failures = failures | rounds.failures
+    rows = [Row.failed(name, rounds.failures[name]) if name in rounds.failures else None for name in names]
+    for case in cases:
+        network = networks.get(case.name)  # None in another runtime, whose memory torch does not know
+        ratio = None if case.name == OURS else rounds.speedup(OURS, over=case.name)
+        peak = None if network is None else _memory(network, treatment)
+        parameters = None if network is None else sum(p.numel() for p in network.module.parameters())
+        rows[names.index(case.name)] = row_of(
+            case, rounds, ceilings, treatment.precision, ratio=ratio, peak_bytes=peak, parameters=parameters
+        )
+    notes = _first_calls(treatment, rounds)
+    if rounds.failures and cases:
+        notes += ("all networks of a group are in memory at once: alone, one that is out of memory here may fit",)
+    profiles, told = _profiles(networks, options)
+    arithmetic = _arithmetic(networks, names[1])
+    return Group(title, tuple(row for row in rows if row is not None), rounds, (*notes, *told), arithmetic, profiles)
+
+
+def _timed(
+    cases: list[Case],
+    networks: dict[str, Network],
+    treatment: Treatment,
+    options: ModelOptions,
+    progress: BenchProgress,
+) -> Rounds:
+    """Rounds of the networks; those for which there is no memory are gone from both."""
 
     def tell(share: float, text: str) -> None:
         compiling = treatment.compile_mode is not None and text.startswith("first call")
         progress.tell(share, f"compiling, {text}" if compiling else text)
 
-    effort, timer = Effort(options.seconds, options.rounds), timer_for(treatment.device)
-    rounds = measure(cases, effort, timer=timer, load=OtherLoad.here(), on_progress=tell)
-    by_name = {network.case.name: network for network in networks}
-    ours = cases[0]
-    rows = []
-    for case in cases:
-        network = by_name.get(case.name)  # None in another runtime, whose memory torch does not know
-        ratio = None if case is ours else rounds.speedup(ours.name, over=case.name)
-        peak = None if network is None else _memory(network, treatment)
-        parameters = None if network is None else sum(p.numel() for p in network.module.parameters())
-        rows.append(
-            row_of(case, rounds, ceilings, treatment.precision, ratio=ratio, peak_bytes=peak, parameters=parameters)
-        )
-    arithmetic = None if ours.flops is None or cases[1].flops is None else cases[1].flops / ours.flops
-    return Group(title, tuple(rows), rounds, _first_calls(treatment, rounds), arithmetic, _profiles(networks, options))
+    def let_go(name: str) -> None:
+        networks.pop(name, None)
+
+    return measure(
+        cases,
+        Effort(options.seconds, options.rounds),
+        timer=timer_for(treatment.device),
+        load=OtherLoad.here(),
+        on_progress=tell,
+        on_failure=let_go,
+    )
+
+
+def _elsewhere(
+    options: ModelOptions,
+    peer: str,
+    networks: dict[str, Network],
+    treatment: Treatment,
+    failures: dict[str, str],
+    progress: BenchProgress,
+) -> dict[str, Case | None]:
+    """The peer in other runtimes, by name; None, with a failure, where there is no memory for it."""
+    found: dict[str, Case | None] = dict.fromkeys(runtime_name(peer, runtime) for runtime in options.runtimes)
+    why = failures.get(peer)
+    if why is None:
+        told: list[str] = []
+        with unless_out_of_memory(told.append):
+            cases = runtime_cases(options.runtimes, networks[peer], treatment, progress.tell)
+            found |= {case.name: case for case in cases}
+        why = told[0] if told else None
+    if why is not None:
+        failures |= dict.fromkeys(found, why)
+    return found
+
+
+def _arithmetic(networks: dict[str, Network], peer: str) -> float | None:
+    """Needed operations of the first peer over ours; None where one of them was not measured."""
+    own, other = (networks[name].case.flops if name in networks else None for name in (OURS, peer))
+    return None if own is None or other is None else other / own
 
 
 def _first_calls(treatment: Treatment, rounds: Rounds) -> tuple[str, ...]:
@@ -130,14 +191,23 @@ def _first_calls(treatment: Treatment, rounds: Rounds) -> tuple[str, ...]:
     return (f"first call, compilation included: {calls}",)
 
 
-def _profiles(networks: list[Network], options: ModelOptions) -> dict[str, dict[str, float]]:
-    if not options.profile:
-        return {}
-    return {network.case.name: profile(network.module, network.eager, network.device) for network in networks}
+def _profiles(
+    networks: dict[str, Network], options: ModelOptions
+) -> tuple[dict[str, dict[str, float]], tuple[str, ...]]:
+    """Where the time of each network goes, and what to say of those for whose eager calls there is no memory."""
+    found: dict[str, dict[str, float]] = {}
+    told: list[str] = []
+    for name, network in networks.items() if options.profile else ():
+        with unless_out_of_memory(lambda why, name=name: told.append(f"profile of {name}: {why}")):  # type: ignore[misc]
+            found[name] = profile(network.module, network.eager, network.device)
+    return found, tuple(told)
 
 
 def _memory(network: Network, treatment: Treatment) -> int | None:
-    taken = peak_bytes(network.case.run, treatment.device)
+    """Memory at the peak; None where it cannot be measured."""
+    taken = None
+    with unless_out_of_memory(lambda why: None):
+        taken = peak_bytes(network.case.run, treatment.device)
     return None if taken is None else network.held_bytes() + taken
 
 

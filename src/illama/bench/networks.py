@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -12,13 +13,13 @@ from torch import nn
 
 from illama.bench.interleave import Case
 from illama.bench.options import BenchPrecision, CompileMode, ModelOptions
-from illama.bench.peers import Cost, cost, counted_cost, load_peer, timm_vit, vit_cost
+from illama.bench.peers import Cost, cost, counted_cost, load_peer, timm_vit, timm_vit_name, vit_cost
 from illama.device import autocast
-from illama.errors import UserError
 from illama.matmul_rate import DTYPES
 from illama.models import ILlama, ModelConfig
 from illama.models.complexity import needed_multiply_adds
 
+OURS = "illama"
 LR = 1e-4  # small: random labels must not blow the weights up while the step is timed
 
 
@@ -68,23 +69,17 @@ class Network:
     device: torch.device
 
 
-def build_networks(treatment: Treatment, options: ModelOptions) -> list[Network]:
-    """illama first, then the peers, in the order in which they are listed.
+def network_builders(treatment: Treatment, options: ModelOptions) -> dict[str, Callable[[], Network]]:
+    """What builds each network, by name: illama first, then the peers, in the order in which they are listed.
 
-    Raises:
-        UserError: A peer cannot be used, or a network does not fit into memory.
+    A builder raises a `UserError` where its peer cannot be used.
     """
-    config, training = treatment.config, treatment.training
-    size = treatment.batch, treatment.bytes_per_value
-    found = [build_illama(treatment)]
+    builders: dict[str, Callable[[], Network]] = {OURS: lambda: build_illama(treatment)}
     if not options.no_timm:
-        name, vit = timm_vit(config)
-        found.append(_network(name, vit, vit_cost(config, *size, training=training), treatment))
+        builders[timm_vit_name(treatment.config)] = lambda: _build_vit(treatment)
     for spec in options.peer:
-        peer, classes = load_peer(spec, config)
-        price = counted_cost(peer, config, *size, training=training)
-        found.append(_network(spec, peer, price, treatment, classes))
-    return found
+        builders[spec] = partial(_build_peer, spec, treatment)
+    return builders
 
 
 def build_illama(treatment: Treatment) -> Network:
@@ -94,7 +89,21 @@ def build_illama(treatment: Treatment) -> Network:
     model.set_softness(softness)
     needed = needed_multiply_adds(config, softness)
     price = cost(config, needed, treatment.batch, treatment.bytes_per_value, training=treatment.training)
-    return _network("illama", model, price, treatment)
+    return _network(OURS, model, price, treatment)
+
+
+def _build_vit(treatment: Treatment) -> Network:
+    config = treatment.config
+    name, vit = timm_vit(config)
+    price = vit_cost(config, treatment.batch, treatment.bytes_per_value, training=treatment.training)
+    return _network(name, vit, price, treatment)
+
+
+def _build_peer(spec: str, treatment: Treatment) -> Network:
+    config = treatment.config
+    peer, classes = load_peer(spec, config)
+    price = counted_cost(peer, config, treatment.batch, treatment.bytes_per_value, training=treatment.training)
+    return _network(spec, peer, price, treatment, classes)
 
 
 def random_batch(treatment: Treatment, classes: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,16 +182,3 @@ def treatments(
                 treatment = Treatment(sized, batch, precision, device, training, mode, options.softness)
                 found.append((title, treatment))
     return found
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
-    )
-
-
-def too_large(title: str) -> UserError:
-    """The complaint about a group that does not fit."""
-    return UserError(f"{title}: this does not fit into the device's memory; give a smaller --batch or --img-size")

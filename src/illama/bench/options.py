@@ -65,6 +65,7 @@ class ModelOptions(EffortOptions):
         softness: Softness of illama's mask, 0 (causal) to 1.
         runtimes: Also the peer exported to ONNX, in onnxruntime or openvino (CPU, float32, prediction).
         profile: Also where the time goes, by kind of work; without torch.compile.
+        no_ceilings: Leave out what the device can do at best, which takes a while to measure, and with it the floors.
     """
 
     model: Annotated[tuple[str, ...], _Several] = ("tiny",)
@@ -78,6 +79,7 @@ class ModelOptions(EffortOptions):
     softness: float = 0.0
     runtimes: Annotated[tuple[Runtime, ...], _Several] = ()
     profile: Annotated[bool, _Switch] = False
+    no_ceilings: Annotated[bool, _Switch] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +103,7 @@ class AttentionOptions(EffortOptions):
         softness: Softness of the mask, 0 (causal) to 1.
         dtype: float32 or bf16, or both.
         backward: Forward and backward instead of forward alone.
+        no_ceilings: Leave out what the device can do at best, which takes a while to measure, and with it the floors.
     """
 
     shape: Annotated[tuple[str, ...], _Several] = ("16,3,197,64", "16,12,197,64", "4,12,577,64")
@@ -108,6 +111,7 @@ class AttentionOptions(EffortOptions):
     softness: float = 0.0
     dtype: Annotated[tuple[BenchPrecision, ...], _Several] = ("float32",)
     backward: Annotated[bool, _Switch] = False
+    no_ceilings: Annotated[bool, _Switch] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

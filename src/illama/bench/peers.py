@@ -49,13 +49,14 @@ def timm_vit(config: ModelConfig) -> tuple[str, nn.Module]:
     import timm
     from timm.models import VisionTransformer
 
-    size = config.height_width
-    same: dict[str, Any] = {"img_size": size, "num_classes": config.num_classes, "in_chans": config.in_chans}
-    for name, variant in VARIANTS.items():
-        if _size(variant) == _size(config):
-            px = 384 if size == (384, 384) else 224
-            full_name = f"vit_{name}_patch16_{px}"
-            return f"timm {full_name}", timm.create_model(full_name, pretrained=False, **same)
+    same: dict[str, Any] = {
+        "img_size": config.height_width,
+        "num_classes": config.num_classes,
+        "in_chans": config.in_chans,
+    }
+    full_name = _registered(config)
+    if full_name is not None:
+        return timm_vit_name(config), timm.create_model(full_name, pretrained=False, **same)
     vit = VisionTransformer(
         patch_size=config.patch_size,
         embed_dim=config.embed_dim,
@@ -63,7 +64,20 @@ def timm_vit(config: ModelConfig) -> tuple[str, nn.Module]:
         num_heads=config.num_heads,
         **same,
     )
-    return f"timm ViT {config.embed_dim} x {config.depth}", vit
+    return timm_vit_name(config), vit
+
+
+def timm_vit_name(config: ModelConfig) -> str:
+    """What `timm_vit` calls its network, without building it."""
+    full_name = _registered(config)
+    return f"timm ViT {config.embed_dim} x {config.depth}" if full_name is None else f"timm {full_name}"
+
+
+def _registered(config: ModelConfig) -> str | None:
+    """timm's own name of the ViT of that size."""
+    px = 384 if config.height_width == (384, 384) else 224
+    same = (name for name, variant in VARIANTS.items() if _size(variant) == _size(config))
+    return next((f"vit_{name}_patch16_{px}" for name in same), None)
 
 
 def vit_cost(config: ModelConfig, batch: int, bytes_per_value: int, *, training: bool) -> Cost:

@@ -17,7 +17,7 @@ from illama.bench.interleave import Spread
 from illama.bench.load import OTHERS_LIMIT
 from illama.bench.results import Group, Report, Row
 from illama.console import Terminal
-from illama.disk import write_file
+from illama.disk import remove, write_file
 from illama.environment import environment
 from illama.errors import UserError
 from illama.report import terminal_table
@@ -74,7 +74,8 @@ def _terminal_table(report: Report, group: Group, *, wide: bool) -> Table:
     for row in group.rows:
         name, rate, times, ratio, speed, share, arithmetic, bandwidth, memory = _cells(row)
         if not wide:
-            times, ratio, speed = times.split(" ")[0], ratio.replace(" ", "\n"), ""
+            times = times if row.time_s is None else times.split(" ")[0]
+            ratio, speed = ratio.replace(" ", "\n"), ""
         rows.append([name, rate, times, ratio, share, arithmetic, bandwidth, memory.removesuffix(" MiB"), speed])
     return terminal_table(*_without_empty_columns(header, rows))
 
@@ -87,11 +88,11 @@ def _summary(report: Report) -> tuple[list[str], list[list[str]]]:
         own, *others = group.rows
         peer = next((row for row in others if row.ratio is not None), None)
         if group.arithmetic_ratio is None or peer is None or peer.ratio is None:
-            continue  # only networks are told in one line
+            continue  # only networks are told in one line, where both have a time
         arithmetic = f"{group.arithmetic_ratio:.2f}"
         share = "" if own.utilization is None else f"{100 * own.utilization:.0f} %"
-        times = [_number(1e3 * row.time_s.median) for row in (own, peer)]
-        rows.append([group.title, _number(own.items_per_s), *times, ratio_text(peer.ratio), arithmetic, share])
+        times = [_number(1e3 * row.time_s.median) for row in (own, peer) if row.time_s is not None]
+        rows.append([group.title, _rate(own), *times, ratio_text(peer.ratio), arithmetic, share])
     return header, rows
 
 
@@ -100,20 +101,29 @@ def _without_empty_columns(header: list[str], rows: list[list[str]]) -> tuple[li
     return [header[at] for at in kept], [[cells[at] for at in kept] for cells in rows]
 
 
-def write_report(report: Report, folder: Path) -> list[Path]:
+def write_report(report: Report, folder: Path, *, chart: bool = True) -> list[Path]:
     """Write `<what>.md`, `<what>.json` and, where there are ratios, `<what>.png` into a folder that is made if absent.
+
+    Each file is replaced as a whole.
+
+    Args:
+        report: What was measured.
+        folder: Where to write.
+        chart: Whether the picture is wanted, which takes its time; one of other numbers is removed.
 
     Raises:
         UserError: The folder cannot be written to.
     """
-    from illama.bench.chart import draw_ratios
-
     check_folder(folder)
     files = {".md": markdown(report).encode(), ".json": (json.dumps(report.to_dict(), indent=1) + "\n").encode()}
-    if any(row.ratio is not None for group in report.groups for row in group.rows):
+    if chart and any(row.ratio is not None for group in report.groups for row in group.rows):
+        from illama.bench.chart import draw_ratios
+
         files[".png"] = draw_ratios(report)
     try:
         written = []
+        if ".png" not in files:
+            remove(folder / f"{report.what}.png")
         for suffix, content in files.items():
             path = folder / f"{report.what}{suffix}"
             write_file(path, content)
@@ -152,7 +162,7 @@ def markdown(report: Report) -> str:
         f"* {found['processor']}, {found['cpu_cores']} cores, {found['torch_threads']} threads, "
         f"{found['cpu_capability']}, {memory}; device {found['device']}",
         f"* {versions}; {found['platform']}; revision {found['git_revision']}",
-        *(f"* {line}" for line in (*_ceiling_lines(report), *report.lines)),
+        *(f"* {line}" for line in (*_missing_lines(report), *_ceiling_lines(report), *report.lines)),
         "* Rounds in rotated order; times are medians over rounds with quartiles in brackets, and a ratio is the "
         "median of the ratios within the rounds. A round in which other processes kept more than "
         f"{OTHERS_LIMIT:.2f} cores busy is made again.",
@@ -186,9 +196,9 @@ def _header(report: Report) -> list[str]:
 
 def _cells(row: Row) -> list[str]:
     return [
-        row.name,
-        _number(row.items_per_s),
-        _times(row.time_s),
+        f"{row.name} (timed eagerly)" if row.eager else row.name,
+        _rate(row),
+        _times(row),
         "" if row.ratio is None else ratio_text(row.ratio),
         "" if row.flops_per_s is None else _number(row.flops_per_s / 1e9),
         "" if row.utilization is None else f"{100 * row.utilization:.0f} %",
@@ -209,7 +219,14 @@ def ratio_text(ratio: Spread) -> str:
     return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
 
 
-def _times(time_s: Spread) -> str:
+def _rate(row: Row) -> str:
+    return "" if row.items_per_s is None else _number(row.items_per_s)
+
+
+def _times(row: Row) -> str:
+    time_s = row.time_s
+    if time_s is None:
+        return "" if row.failure is None else row.failure.partition(" (")[0]  # all of it stands below the table
     return f"{_number(1e3 * time_s.median)} ({_number(1e3 * time_s.low)}-{_number(1e3 * time_s.high)})"
 
 
@@ -224,14 +241,16 @@ def _number(value: float) -> str:
 
 def _group_lines(group: Group) -> list[str]:
     rounds = group.rounds
-    made = len(next(iter(rounds.seconds.values())))
+    made = rounds.made
     text = f"{made} rounds"
     if rounds.others:
         others = Spread.of(rounds.others)
         text += f"; other processes kept {others.median:.2f} cores busy (median, highest {max(rounds.others):.2f})"
     if rounds.repeated:
         text += f"; {rounds.repeated} rounds made again because others were busy"
-    lines = [text]
+    lines = [text] if made else []
+    lines += [f"{row.name}: {row.failure}" for row in group.rows if row.failure is not None]
+    lines += [f"{name}: timed eagerly, with what the host does: {why}" for name, why in rounds.eager.items()]
     if rounds.disturbed:
         lines.append(
             f"DISTURBED: in {rounds.disturbed} of {made} rounds others kept more than {OTHERS_LIMIT:.2f} cores busy; "
@@ -240,6 +259,10 @@ def _group_lines(group: Group) -> list[str]:
     if group.arithmetic_ratio is not None:
         lines.append(f"arithmetic alone would give {group.arithmetic_ratio:.3f}")
     return [*lines, *group.notes]
+
+
+def _missing_lines(report: Report) -> list[str]:
+    return [f"NOT FINISHED: still to be measured were {'; '.join(report.missing)}."] if report.missing else []
 
 
 def _ceiling_lines(report: Report) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from illama.bench.ceilings import Ceilings
 from illama.bench.interleave import Case, Rounds, Spread
+from illama.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Row:
 
     Attributes:
         name: What was timed.
-        time_s: Seconds per call.
+        time_s: Seconds per call; None where it could not be measured.
         items_per_s: Images (sequences) per second, from the median.
         ratio: The comparison that the report's `ratio_title` names; None for the one compared with.
         flops_per_s: Needed operations over the median time.
@@ -23,11 +24,13 @@ class Row:
         arithmetic_floor_s, bandwidth_floor_s: What the needed operations, and the least traffic, take at the ceilings.
         peak_bytes: Memory at the peak of a call: weights, optimizer state and what the call takes.
         parameters: Parameters of the network.
+        failure: Why it could not be measured.
+        eager: Whether the host's part is in the times, where that of the others is not (CUDA graphs).
     """
 
     name: str
-    time_s: Spread
-    items_per_s: float
+    time_s: Spread | None
+    items_per_s: float | None
     ratio: Spread | None = None
     flops_per_s: float | None = None
     utilization: float | None = None
@@ -35,11 +38,18 @@ class Row:
     bandwidth_floor_s: float | None = None
     peak_bytes: int | None = None
     parameters: int | None = None
+    failure: str | None = None
+    eager: bool = False
+
+    @classmethod
+    def failed(cls, name: str, why: str) -> Row:
+        """A case that could not be measured."""
+        return cls(name, None, None, failure=why)
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "seconds": self.time_s.to_dict(),
+            "seconds": None if self.time_s is None else self.time_s.to_dict(),
             "items_per_s": self.items_per_s,
             "ratio": None if self.ratio is None else self.ratio.to_dict(),
             "needed_flops_per_s": self.flops_per_s,
@@ -48,6 +58,8 @@ class Row:
             "bandwidth_floor_s": self.bandwidth_floor_s,
             "peak_bytes": self.peak_bytes,
             "parameters": self.parameters,
+            "failure": self.failure,
+            "timed_eagerly": self.eager,
         }
 
 
@@ -95,6 +107,7 @@ class Report:
         ceilings: What the machine reaches at best; None where nothing is compared with it.
         environment: Hardware, versions, command.
         lines: How it was measured, for the reader.
+        missing: Titles of groups that are not measured yet.
     """
 
     what: str
@@ -105,6 +118,28 @@ class Report:
     ceilings: Ceilings | None
     environment: dict[str, Any]
     lines: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    def with_group(self, group: Group) -> Report:
+        """The same with one more of the groups that are still missing."""
+        missing = tuple(title for title in self.missing if title != group.title)
+        return replace(self, groups=(*self.groups, group), missing=missing)
+
+    def demand_a_time(self, advice: str) -> None:
+        """Refuse a report in which nothing could be measured.
+
+        Args:
+            advice: What to do.
+
+        Raises:
+            UserError: There is no time in it.
+        """
+        rows = [(group.title, row) for group in self.groups for row in group.rows]
+        if any(row.time_s is not None for _, row in rows):
+            return
+        title, row = rows[0]
+        more = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+        raise UserError(f"{title}: {row.name}: {row.failure}{more}; {advice}")
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -114,6 +149,7 @@ class Report:
             "environment": self.environment,
             "ceilings": None if self.ceilings is None else self.ceilings.to_dict(),
             "notes": list(self.lines),
+            "groups_not_measured_yet": list(self.missing),
             "groups": [group.to_dict() for group in self.groups],
         }
 
@@ -148,4 +184,5 @@ def row_of(
         bandwidth,
         peak_bytes,
         parameters,
+        eager=case.name in rounds.eager,
     )

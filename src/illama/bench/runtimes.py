@@ -76,9 +76,14 @@ def runtime_cases(
             logits = np.asarray(predict(pixels))
             if not np.abs(logits - expected).max() <= AGREEMENT * np.abs(expected).max():
                 raise UserError(f"--runtimes {runtime}: its logits differ from torch's; its time would mean nothing")
-            name = f"{network.case.name} in {runtime}"
+            name = runtime_name(network.case.name, runtime)
             cases.append(replace(network.case, name=name, run=_bound(predict, pixels)))
     return cases
+
+
+def runtime_name(network: str, runtime: Runtime) -> str:
+    """What a network in a runtime is called."""
+    return f"{network} in {runtime}"
 
 
 def _bound(predict: Predict, pixels: np.ndarray) -> Callable[[], object]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
@@ -10,6 +12,7 @@ from cyclopts import App, Parameter
 from illama.bench.options import AttentionOptions, DataOptions, ModelOptions
 from illama.cli.options import Json
 from illama.cli.output import STDOUT, check_targets, write_result
+from illama.disk import is_stream
 
 if TYPE_CHECKING:
     from illama.bench.options import EffortOptions
@@ -31,7 +34,7 @@ def model_command(
     from illama.bench.model import bench_networks
 
     _check(options, json)
-    _hand_over(bench_networks(options, training=False), options, json)
+    _hand_over(bench_networks(options, training=False, keep=_keeper(options, json)), options, json)
 
 
 @bench_command.command(name="train")
@@ -44,7 +47,7 @@ def train_command(
     from illama.bench.model import bench_networks
 
     _check(options, json)
-    _hand_over(bench_networks(options, training=True), options, json)
+    _hand_over(bench_networks(options, training=True, keep=_keeper(options, json)), options, json)
 
 
 @bench_command.command(name="attention")
@@ -57,7 +60,7 @@ def attention_command(
     from illama.bench.attention import bench_attention
 
     _check(options, json)
-    _hand_over(bench_attention(options), options, json)
+    _hand_over(bench_attention(options, keep=_keeper(options, json)), options, json)
 
 
 @bench_command.command(name="data")
@@ -88,12 +91,31 @@ def _check(options: EffortOptions, json: str | None) -> None:
     check_folder(options.out)
 
 
+def _keeper(options: EffortOptions, json: str | None) -> Callable[[Report], None]:
+    """Writes what there is after each group: an interrupted bench keeps what it has measured."""
+    from illama.bench.report import write_report
+
+    file = None if json is None or json == STDOUT or is_stream(Path(json)) else json
+
+    def keep(report: Report) -> None:
+        if file is not None:
+            write_result(file, _as_json(report))
+        if options.out is not None:
+            write_report(report, options.out, chart=False)
+
+    return keep
+
+
+def _as_json(report: Report) -> str:
+    return json_format.dumps(report.to_dict(), indent=1) + "\n"
+
+
 def _hand_over(report: Report, options: EffortOptions, json: str | None) -> None:
     """Print the report, and write what was asked for."""
     from illama.bench.report import print_report, write_report
 
     if json is not None:
-        write_result(json, json_format.dumps(report.to_dict(), indent=1) + "\n")
+        write_result(json, _as_json(report))
     if json != STDOUT:
         print_report(report)
     if options.out is not None:
