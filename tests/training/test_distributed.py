@@ -17,6 +17,7 @@ from illama.checkpoint import load_checkpoint
 from illama.data import batch as data_batch
 from illama.distributed import join_world
 from illama.errors import Stopped, ToldElsewhere, UserError
+from illama.models import ILlama, ModelConfig
 from illama.recipes import Recipe, plan_batches
 from illama.training.loop import Run, train
 from illama.training.objective import Objective
@@ -295,6 +296,50 @@ def test_gradients_of_shards_can_be_added_up_in_bf16(toy: Callable[..., Recipe],
         recipe = toy(*EVERYTHING, "train.parallel=fsdp", f"train.grad_reduce={kind}")
         in_processes(2, train_here, recipe, tmp_path / name)
     assert 1e-7 < distance(tmp_path / "exact", tmp_path / "bf16") < 1e-2
+
+
+def test_shards_travel_in_bf16_where_a_run_computes_in_it(toy: Callable[..., Recipe], tmp_path: Path) -> None:
+    """The products are those of copies; the norms' weights alone are rounded more. Shards stay float32."""
+    runs = {
+        "copies": ("train.precision=bf16",),
+        "shards": ("train.precision=bf16", "train.parallel=fsdp"),
+        "exact": ("train.parallel=fsdp",),
+    }
+    for name, edits in runs.items():
+        in_processes(2, train_here, toy(*EVERYTHING, *edits), tmp_path / name)
+    rounding = distance(tmp_path / "exact", tmp_path / "copies")
+    assert 1e-7 < distance(tmp_path / "copies", tmp_path / "shards") <= rounding
+    state = load_checkpoint(tmp_path / "shards", "last")
+    assert {tensor.dtype for tensor in state.model_state.values()} == {torch.float32}
+
+
+def weights_on_the_way(precision: str) -> list[tuple[str, torch.dtype, torch.dtype]]:
+    """What a block's layers see as the type of their weights and of the residual stream."""
+    from illama.training.objective import shard_model
+
+    model = ILlama(ModelConfig(img_size=32, embed_dim=32, num_heads=1, depth=2, num_classes=3))
+    seen: list[tuple[str, torch.dtype, torch.dtype]] = []
+    for name, module in model.named_modules():
+        if hasattr(module, "weight"):
+            module.register_forward_pre_hook(
+                lambda module, inputs, name=name: seen.append((name, module.weight.dtype, inputs[0].dtype))
+            )
+    with join_world("cpu") as (_, device):
+        shard_model(model, device, precision=precision)  # type: ignore[arg-type]
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            model(torch.randn(2, 3, 32, 32)).float().sum().backward()
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+    return seen
+
+
+def test_half_as_many_bytes_travel(tmp_path: Path) -> None:
+    for precision in ("float32", "bf16"):
+        for seen in in_processes(2, weights_on_the_way, precision):
+            in_blocks = {dtype for name, dtype, _ in seen if name.startswith("blocks")}
+            outside = {dtype for name, dtype, _ in seen if not name.startswith("blocks")}
+            stream = {entering for name, _, entering in seen if "norm" in name}
+            assert in_blocks == {torch.bfloat16 if precision == "bf16" else torch.float32}
+            assert outside == stream == {torch.float32}
 
 
 def test_copies_add_up_in_bf16_on_cuda_only(toy: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ class EvalLoader:
         self._places = torch.arange(world.rank, len(source), world.size)
         self._source = source if world.size == 1 else SubsetSource(source, self._places.numpy(), "a share")
         self.transform = transform
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self.device = device
         self._workers = workers
         self._timeout_s = timeout_s
@@ -195,7 +195,7 @@ class EvalLoader:
 
     def __len__(self) -> int:
         """Batches per pass, when no image is broken."""
-        return -(-len(self._source) // self._batch_size)
+        return -(-len(self._source) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         for raw in self._from_memory() if self._memory is not None else self._from_workers():
@@ -207,13 +207,13 @@ class EvalLoader:
     def _from_memory(self) -> Iterator[RawBatch]:
         memory = self._memory
         assert memory is not None
-        for at in range(0, len(memory.labels), self._batch_size):
-            rows = slice(at, at + self._batch_size)
+        for at in range(0, len(memory.labels), self.batch_size):
+            rows = slice(at, at + self.batch_size)
             yield RawBatch(memory.images[rows], memory.labels[rows], memory.indices[rows], {})
 
     def _from_workers(self) -> Iterator[RawBatch]:
         pin = self.device.type == "cuda"
-        how = self._batch_size, self._workers, self._timeout_s
+        how = self.batch_size, self._workers, self._timeout_s
         return stream_evaluation(self._source, self.transform, *how, pin_memory=pin)
 
 

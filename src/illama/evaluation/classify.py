@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from illama.models import ILlama
 
 
+Forward = Callable[["ILlama", "Tensor"], "Tensor"]  # logits of images
+
+
 @dataclass(frozen=True)
 class EvalResult:
     """What an evaluation found.
@@ -113,6 +116,7 @@ def evaluate_together(
     progress: bool = False,
     world: World = ALONE,
     keep: KeptLogits | None = None,
+    forward: Forward = lambda model, images: model(images),
 ) -> list[EvalResult]:
     """`evaluate_model` of several models, or of one at several values of softness, in one pass over the data.
 
@@ -120,6 +124,7 @@ def evaluate_together(
         asked: Models, each with the softness of its mask; its own when None.
         loader, num_classes, progress, world: As for `evaluate_model`.
         keep: Where the logits of the first one go.
+        forward: How a model's logits are computed, from the model and images.
 
     Returns:
         A result for each; images per second are those of the pass that they share.
@@ -135,7 +140,7 @@ def evaluate_together(
             keep.add(logits, batch)
 
     started = time.perf_counter()
-    used = _classify_all(asked, loader, progress, world, judge)
+    used = _classify_all(asked, loader, progress, world, judge, forward)
     # Joining waits for the device, so the time below is the pass's.
     found = [Scores.join(world.gather(Scores.join(scores))) for scores in parts]
     skipped = {where: why for each in world.gather(loader.skipped) for where, why in each.items()}
@@ -219,6 +224,7 @@ def _classify_all(
     progress: bool,
     world: World,
     look: Callable[[int, Tensor, Batch], None],
+    forward: Forward = lambda model, images: model(images),
 ) -> list[float]:
     """Hand the logits of each model (by its number) and batch to `look`; returns the softness of each."""
     softnesses = [float(model.softness) if softness is None else softness for model, softness in asked]
@@ -229,7 +235,7 @@ def _classify_all(
         for batch in _in_step(loader, [model for model, _ in asked], world):
             for number, (model, _) in enumerate(asked):
                 model.set_softness(softnesses[number])
-                look(number, model(batch.images), batch)
+                look(number, forward(model, batch.images), batch)
             advance()
     return softnesses
 

@@ -126,9 +126,9 @@ class Run:
         self.plan, self.schedules, self.model = parts.plan, parts.schedules, parts.model
         self._demand_same_everywhere()
         self.notes = list(parts.notes)
-        self.validation = Validation(parts.eval_loader, device, self.precision, world)
+        self.validation = Validation(parts.eval_loader, device, self.precision, world, recipe.train.compile)
         self.model.set_grad_checkpointing(recipe.train.grad_checkpointing)
-        self.state = build_state(recipe, parts, device, world)
+        self.state = build_state(recipe, parts, device, world, self.precision)
         self.objective = build_objective(
             self.model,
             parts.loss,

@@ -123,7 +123,12 @@ def build_objective(
 
 
 def shard_model(
-    model: ILlama, device: torch.device, grad_reduce: Literal["float32", "bf16"] = "float32", *, compiled: bool = False
+    model: ILlama,
+    device: torch.device,
+    grad_reduce: Literal["float32", "bf16"] = "float32",
+    *,
+    precision: Precision = "float32",
+    compiled: bool = False,
 ) -> None:
     """Cut a model's weights into shards over all processes (FSDP2), block by block, in place.
 
@@ -131,12 +136,17 @@ def shard_model(
         model: On `device`, with the same weights on every process.
         device: This process's own.
         grad_reduce: Type in which gradients are added up.
+        precision: With "bf16" the weights of the blocks travel as that, half as many bytes; shards stay float32.
         compiled: Whether each block is compiled.
     """
     mesh = torch.distributed.init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if grad_reduce == "bf16" else None)
+    reduce_dtype = torch.bfloat16 if grad_reduce == "bf16" else torch.float32
+    whole = MixedPrecisionPolicy(reduce_dtype=reduce_dtype)
+    # Autocast rounds these weights to bf16 anyway, all but those of norms. The residual stream stays float32, and with
+    # it the embeddings, where it begins.
+    half = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype, cast_forward_inputs=False)
     for block in model.blocks:
         if compiled:
             block.compile(fullgraph=True)
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=half if precision == "bf16" else whole)
+    fully_shard(model, mesh=mesh, mp_policy=whole)

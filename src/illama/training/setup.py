@@ -16,6 +16,7 @@ from illama.checkpoint.resolve import resolve
 from illama.data import EvalTransform, build_eval_loader, build_train_loader
 from illama.data.loader import EvalLoader, TrainLoader
 from illama.data.source import Source
+from illama.device import Precision
 from illama.distributed import World
 from illama.evaluation.data_identity import tensors_id
 from illama.evaluation.origin import Start, run_of
@@ -112,7 +113,7 @@ def prepare(recipe: Recipe, device: torch.device, init_from: Path | None, world:
     )
 
 
-def build_state(recipe: Recipe, parts: Parts, device: torch.device, world: World) -> TrainState:
+def build_state(recipe: Recipe, parts: Parts, device: torch.device, world: World, precision: Precision) -> TrainState:
     """The optimizer and the averaged weights; with `train.parallel=fsdp` model and average become shards here.
 
     A collective. Drop path and matrix products become what one process with the whole batch would have.
@@ -120,9 +121,9 @@ def build_state(recipe: Recipe, parts: Parts, device: torch.device, world: World
     optimizer, how, model = recipe.optimizer, recipe.train, parts.model
     average = None if how.ema_decay is None else WeightAverage(model, how.ema_decay)
     if how.parallel == "fsdp" and world.size > 1:
-        shard_model(model, device, how.grad_reduce, compiled=how.compile)
+        shard_model(model, device, how.grad_reduce, precision=precision, compiled=how.compile)
         if average is not None:
-            shard_model(average.model, device)
+            shard_model(average.model, device, precision=precision)
     rows = parts.train_loader.rows
     if rows is not None:
         model.share_drop_path(rows.to(device), parts.plan.draw_batch)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from illama.data import EvalLoader
 from illama.device import Precision, autocast
@@ -23,6 +24,8 @@ class Validation:
     device: torch.device
     precision: Precision
     world: World = ALONE
+    compiled: bool = False
+    _graphs: dict[ILlama, Any] = field(default_factory=dict)
 
     def __call__(self, model: ILlama, average: WeightAverage | None, *, step: int, epoch: int) -> dict[str, Any]:
         """One record of metrics.jsonl; accuracies in percent, losses in nats.
@@ -37,7 +40,7 @@ class Validation:
         if average is not None:
             asked.append((average.model, softness))
         with autocast(self.device, self.precision):
-            results = evaluate_together(asked, self.loader, model.num_classes, world=self.world)
+            results = evaluate_together(asked, self.loader, model.num_classes, world=self.world, forward=self._forward)
         result, causal = results[0], results[1 if softness else 0]
         record: dict[str, Any] = {
             "kind": "eval",
@@ -56,6 +59,17 @@ class Validation:
             averaged = results[-1]
             record |= {"ema_top1": averaged.top1, "ema_loss": averaged.loss, "ema_updates": average.updates}
         return record
+
+    def _forward(self, model: ILlama, images: torch.Tensor) -> torch.Tensor:
+        """The logits; whole batches by one compiled graph for all values of softness, where the recipe compiles.
+
+        What is left of a pass would need a graph of its own. A sharded model's blocks are compiled already.
+        """
+        if not self.compiled or len(images) != self.loader.batch_size or isinstance(model, FSDPModule):
+            return model(images)
+        if model not in self._graphs:
+            self._graphs[model] = torch.compile(model, fullgraph=True)
+        return self._graphs[model](images)
 
 
 def in_words(record: dict[str, Any]) -> str:
