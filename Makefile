@@ -56,7 +56,7 @@ test-fuzz: .venv/dev.stamp
 
 test-kernels: .venv/kernels.stamp
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/attention/test_triton.py
-	env -u TRITON_INTERPRET $(BIN)/python -m pytest tests/attention/test_triton_compiles.py
+	env -u TRITON_INTERPRET $(BIN)/python -m pytest -n 2 tests/attention/test_triton_compiles.py
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
