@@ -24,7 +24,10 @@ def times() -> dict[tuple[int, int, int], dict[tuple[str, Tiles], float]]:
     for line in MEASURED.read_text().splitlines():
         row = json.loads(line)
         way, _, kernel = row.get("kernel", "").partition(" ")
-        if kernel not in NAMES.get(way, ()) or row["alpha"] != 0:
+        if kernel not in NAMES.get(way, ()) or row["alpha"] != 0 or row.get("ms") is None:
+            continue
+        rotated_inside = row["shape"][2] <= triton_tiles.LONGEST_ROTATED
+        if row.get("rotation") == ("before" if rotated_inside else "inside"):
             continue
         numbers = re.findall(r"(\w+)=(\w+)", row["tiles"])
         tiles = {name: None if number == "None" else int(number) for name, number in numbers}
@@ -51,7 +54,7 @@ def test_the_table_takes_what_was_fastest(shape, measured) -> None:
 
 
 def test_the_measured_shapes_are_there() -> None:
-    assert {(tokens, head_dim) for _, tokens, head_dim in times()} == {(65, 64), (197, 64), (577, 64), (4097, 64)}
+    assert {(tokens, head_dim) for _, tokens, head_dim in times()} >= {(65, 64), (197, 64), (577, 64), (4097, 64)}
 
 
 @pytest.mark.parametrize(("way", "head_dim", "dtype"), TABLES)
