@@ -119,19 +119,27 @@ def _registers_and_stack(cubin: bytes) -> tuple[int, int]:
 
 
 def print_table() -> None:
-    print(f"Triton {triton.__version__}, sm_90a\n")
-    print(
-        "| dtype | d | N up to | kernel | queries x keys, warps, stages | registers | spilled | KB shared | programs |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
-    for dtype, head_dim in [(torch.bfloat16, d) for d in (32, 64, 80, 128)] + [(torch.float32, d) for d in (64, 128)]:
-        for case in table_cases(dtype, head_dim):
-            found, tiles = compile_for_hopper(case), case.tiles
-            cut = "" if tiles is None else f"{tiles.queries} x {tiles.keys}, {tiles.warps}, {tiles.stages}"
-            longest = "any" if case.longest == triton_tiles.ANY else case.longest
+    columns = [(torch.bfloat16, 32), (torch.bfloat16, 64), (torch.bfloat16, 80), (torch.bfloat16, 128)]
+    columns += [(torch.float32, 64), (torch.float32, 128)]
+    cells: dict[tuple[str, int], dict] = {}
+    for column in columns:
+        for case in table_cases(*column):
+            found = compile_for_hopper(case)
             numbers = (found.registers, found.spilled, -(-found.shared // 1024), found.programs)
-            cells = (str(dtype).removeprefix("torch."), head_dim, longest, case.kernel, cut, *numbers)
-            print("| " + " | ".join(str(cell) for cell in cells) + " |", flush=True)
+            cells.setdefault((case.kernel, case.longest), {})[column] = " / ".join(map(str, numbers))
+    print(
+        f"Triton {triton.__version__}, sm_90a: registers and bytes spilled per thread, KB of shared memory per program,"
+    )
+    print("programs per multiprocessor\n")
+    print_row("kernel, N up to", [f"{str(dtype).removeprefix('torch.')}, {d}" for dtype, d in columns])
+    print("|---" * (1 + len(columns)) + "|")
+    for kernel, longest in sorted(cells, key=lambda key: (list(triton_launch.KERNELS).index(key[0]), key[1])):
+        name = kernel if longest == triton_tiles.ANY else f"{kernel}, {longest}"
+        print_row(name, [cells[kernel, longest].get(column, "") for column in columns])
+
+
+def print_row(first: str, others: list[str]) -> None:
+    print("| " + " | ".join([first, *others]) + " |")
 
 
 if __name__ == "__main__":
