@@ -58,7 +58,7 @@ test-fuzz: .venv/dev.stamp
 
 test-kernels: .venv/kernels.stamp
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n 2 tests/attention/test_triton.py
-	env -u TRITON_INTERPRET $(BIN)/python -m pytest tests/attention/test_triton_compiles.py
+	env -u TRITON_INTERPRET $(BIN)/python -m pytest -n 2 tests/attention/test_triton_compiles.py
 
 # What needs a CUDA device: kernels, training, graphs, memory. Without one it installs nothing and says so.
 test-gpu: .venv/dev.stamp

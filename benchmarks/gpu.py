@@ -36,6 +36,7 @@ from illama.text import duration
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
 TESTS = (PYTHON, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-W", "ignore::UserWarning")
+WARM_SHAPES = ("256x12x197x64", "512x3x65x64", "64x12x577x64", "4x12x4097x64")  # of gpu_kernels.py
 SHAPES = ("256,12,197,64", "256,3,197,64", "64,12,577,64")
 CIFAR = (
     "train.save_every_epochs=1000",
@@ -137,7 +138,11 @@ def parts(given: argparse.Namespace) -> list[Part]:
             needs=needs_cuda,
             beside=()
             if toy
-            else [*([PYTHON, kernels, os.devnull, i] for i in "0234"), warming("tiny"), warming("base")],
+            else [
+                ["env", "ILLAMA_WARM=1", PYTHON, kernels, os.devnull, *WARM_SHAPES],
+                warming("tiny"),
+                warming("base"),
+            ],
         ),
         Part(
             "training-tests",
@@ -151,7 +156,7 @@ def parts(given: argparse.Namespace) -> list[Part]:
             "kernel-times",
             "each kernel, its candidates and SDPA",
             [PYTHON, kernels, str(out / "kernel-times" / "kernels.jsonl")],
-            100,
+            150,
             figures=gpu_figures.of_kernels,
             needs=needs_cuda,
             timed=True,

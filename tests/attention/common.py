@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
 from illama.attention import Tables, soft_causal_attention, soft_causal_attention_qkvpacked
 from tests.conftest import ON_GPU
@@ -73,7 +76,32 @@ def reference_errors(qkv_BhNd, truth, d_out, softness, rope, **options) -> list[
     return largest
 
 
-def assert_as_exact_as_the_reference(
+def by_flex_attention(q, k, v, softness: float, mask: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eq. 2 for softness > 0 without a softmax of ours, and the log-sum-exp of the scores; on the CPU, no gradients.
+
+    With log(softness) added to later keys' scores a plain attention gives O_soft, the softmax of which has another
+    denominator than Eq. 2: O = exp(lse_soft - lse) O_soft.
+    """
+
+    def soften(score, b, h, query, key):
+        seen = (key <= query) | (query == 0) if mask == "modified_causal" else key <= query
+        return torch.where(seen, score, score + math.log(softness))
+
+    q, k, v = (t.detach().cpu() for t in (q, k, v))
+    with warnings.catch_warnings():  # that it is slow without torch.compile
+        warnings.simplefilter("ignore", UserWarning)
+        out_BhNd, soft = flex_attention(q, k, v, score_mod=soften, return_aux=AuxRequest(lse=True))
+        _, plain = flex_attention(q, k, v, return_aux=AuxRequest(lse=True))
+    return (soft.lse - plain.lse).exp().unsqueeze(-1) * out_BhNd, plain.lse
+
+
+def assert_as_exact_as_the_reference(*arguments, **options) -> None:
+    """Errors against float64 at most twice those of `reference` in this dtype, plus one rounding of the result."""
+    for name, error, _, allowed in errors_beside_the_reference(*arguments, **options):
+        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def errors_beside_the_reference(
     qkv: torch.Tensor,
     softness: float | torch.Tensor,
     mask: str,
@@ -82,8 +110,8 @@ def assert_as_exact_as_the_reference(
     *,
     mask_mode: str = "post_softmax",
     packed: bool = False,
-) -> None:
-    """Errors against float64 at most twice those of `reference` in this dtype, plus one rounding of the result."""
+) -> Iterator[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Of output and gradients: name, L2 error against float64, that of `reference`, and what is allowed."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     dtype, tokens, scale = qkv.dtype, qkv.shape[1], qkv.shape[-1] ** -0.5
     d_out = torch.randn(q.shape, device=DEVICE).to(dtype)
@@ -111,8 +139,7 @@ def assert_as_exact_as_the_reference(
         if tokens == 1 and name in ("dq", "dk"):  # zero, as the difference of two equal sums in float32
             terms = scale * d_out.double().norm() * v.double().norm() * torch.maximum(q.norm(), k.norm())
             allowed = allowed + torch.finfo(torch.float32).eps * terms
-        error = (mine.double() - true).norm()
-        assert error <= allowed, f"{name}: error {error:.3g}, allowed {allowed:.3g}"
+        yield name, (mine.double() - true).norm(), reference, allowed
 
 
 def assert_one_graph_serves_all_softness(backend: str, dtype: torch.dtype, compiler: str) -> None:

@@ -16,6 +16,7 @@ from tests.attention.common import (
     SOFTNESS,
     TOKENS,
     assert_as_exact_as_the_reference,
+    by_flex_attention,
     in_dtype,
     outputs_and_gradients,
     random_qkv,
@@ -56,6 +57,15 @@ def test_equations_written_out(mask: str, mask_mode: str, softness: float) -> No
     for given in (softness, torch.tensor(softness, dtype=torch.float64)):
         found = soft_causal_attention(q, k, v, given, mask=mask, mask_mode=mask_mode)
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("softness", [0.01, 0.35, 1.0])
+@pytest.mark.parametrize("mask", ["causal", "modified_causal"])
+def test_the_same_by_flex_attention(mask: str, softness: float) -> None:
+    """Eq. 2 out of two plain attentions and their log-sum-exps."""
+    q, k, v = qkv(65)
+    found = soft_causal_attention(q, k, v, softness, mask=mask, backend="reference")
+    torch.testing.assert_close(found, by_flex_attention(q, k, v, softness, mask)[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import shutil
 from collections.abc import Iterator
 
@@ -12,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from illama import UserError
-from illama.attention import soft_causal_attention, soft_causal_attention_qkvpacked, triton
+from illama.attention import soft_causal_attention, soft_causal_attention_qkvpacked, triton, triton_tiles
+from illama.attention.rotary import rotate
 from illama.attention.triton import triton_attention, triton_attention_packed
 from tests.attention.common import (
     DEVICE,
@@ -22,6 +24,7 @@ from tests.attention.common import (
     TOKENS,
     assert_as_exact_as_the_reference,
     assert_one_graph_serves_all_softness,
+    by_flex_attention,
     outputs_and_gradients,
     poisoned,
     random_qkv,
@@ -71,15 +74,101 @@ def test_exact_where_tiles_end(tokens: int) -> None:
     assert_as_exact_as_the_reference(qkv, torch.tensor(0.6, device=DEVICE), "causal", rope)
 
 
+def _short_heads() -> Iterator[tuple]:
+    """Around the ends of tiles and of the table's rows, each with each softness; width, mask, rotation go round."""
+    lengths, half = (1, 5, 64, 65, 128, 129, 197, 256), (torch.bfloat16, torch.float16)
+    for index, (tokens, softness, dtype) in enumerate(itertools.product(lengths, SOFTNESS, half)):
+        yield tokens, HEAD_DIMS[(index + index // 4) % 4], softness, dtype, MASKS[(index // 2) % 2], index % 5 > 0
+
+
+@pytest.fixture
+def a_program_per_head(monkeypatch) -> None:
+    """The kernels that take a whole head per program serve few heads as well."""
+    monkeypatch.setattr(triton_tiles, "LEAST_HEADS", 1)
+
+
 @pytest.mark.kernels
-def test_exact_where_rows_too_long_are_rotated_outside(monkeypatch) -> None:
+@pytest.mark.parametrize(("tokens", "head_dim", "softness", "dtype", "mask", "rotated"), list(_short_heads()))
+def test_exact_with_a_program_per_head(tokens, head_dim, softness, dtype, mask, rotated, a_program_per_head) -> None:
+    chosen = [triton_tiles.kernels_for(way, 1, tokens, head_dim, dtype) for way in ("forward", "backward")]
+    assert chosen[0].keys() == ({"row"} if tokens > 208 and head_dim > 64 else {"head"})
+    assert chosen[1].keys() == ({"fused"} if tokens <= 128 and head_dim <= 64 else {"queries", "keys"})
+    qkv = random_qkv(1, 2 if tokens <= 5 else 1, tokens, head_dim, dtype)
+    rope = random_tables(tokens, head_dim) if rotated else None
+    assert_as_exact_as_the_reference(qkv, torch.tensor(softness, device=DEVICE), mask, rope)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_the_rotation_gives_the_bits_of_rotate(head_dim, dtype) -> None:
+    """Forward to new tensors, back in place, from and to a packed projection. A GPU rounds once less (fma)."""
     from illama.attention import triton_launch
 
-    qkv, rope = random_qkv(1, 2, 70, 32, torch.float16), random_tables(70, 32)
-    assert triton_launch.rotates_inside(70, torch.float16)
-    monkeypatch.setattr(triton_launch, "LONGEST_ROTATED", 69)
-    assert not triton_launch.rotates_inside(70, torch.float16)
-    assert_as_exact_as_the_reference(qkv, torch.tensor(0.6, device=DEVICE), "causal", rope)
+    qkv, (cos, sin) = random_qkv(2, 3, 70, head_dim, dtype), random_tables(70, head_dim)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    expected, back = ([rotate(t, tables) for t in (q, k)] for tables in ((cos, sin), (cos, -sin)))
+    value = v.clone()
+    with poisoned():
+        found = triton_launch.rotated(q, k, (cos, sin))
+    triton_launch.rotate_into(q, k, q, k, (cos, sin), back=True)
+    for mine, true in zip([*found, q, k], [*expected, *back], strict=True):
+        if ON_GPU:
+            torch.testing.assert_close(mine, true, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+        else:
+            assert torch.equal(mine, true)
+    assert all(t.is_contiguous() for t in found)
+    assert torch.equal(v, value), "what lies between stays"
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_exact_where_rows_too_long_are_rotated_outside(dtype, monkeypatch) -> None:
+    qkv, rope = random_qkv(1, 2, 70, 32, dtype), random_tables(70, 32)
+    assert triton_tiles.rotates_inside(70, dtype)
+    monkeypatch.setattr(triton_tiles, "LONGEST_ROTATED", 69)
+    assert not triton_tiles.rotates_inside(70, dtype)
+    for packed in (False, True):
+        assert_as_exact_as_the_reference(qkv, torch.tensor(0.6, device=DEVICE), "causal", rope, packed=packed)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("dtype", "least_heads"), [(torch.float32, 1), (torch.float16, 1), (torch.float16, 99)])
+def test_agrees_with_flex_attention(dtype, least_heads, mask, monkeypatch) -> None:
+    """An oracle that shares no formula with `reference`: output and log-sum-exp of each forward kernel."""
+    monkeypatch.setattr(triton_tiles, "LEAST_HEADS", least_heads)
+    q, k, v = random_qkv(1, 2, 129, 64, dtype).permute(2, 0, 3, 1, 4)
+    softness, scale = torch.tensor(0.35, device=DEVICE), 64**-0.5
+    true, true_lse = by_flex_attention(q.double(), k.double(), v.double(), 0.35, mask)
+    plain = soft_causal_attention(q, k, v, softness, mask=mask, backend="reference")
+    with poisoned():
+        out, lse = triton_attention(q, k, v, softness, None, None, scale, mask == "modified_causal")
+    mine, reference = ((t.cpu().double() - true).norm() for t in (out, plain))
+    assert mine <= 2 * reference + torch.finfo(dtype).eps * true.norm()
+    torch.testing.assert_close(lse.cpu().double() * math.log(2), true_lse, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("rotates_inside", [True, False])
+@pytest.mark.parametrize("least_heads", [1, 99])
+def test_batches_far_apart(least_heads, rotates_inside, monkeypatch) -> None:
+    """Offsets of more than 32 bits; nobody touches the memory between the images."""
+    monkeypatch.setattr(triton_tiles, "LEAST_HEADS", least_heads)
+    monkeypatch.setattr(triton_tiles, "LONGEST_ROTATED", 1024 if rotates_inside else 0)
+    near = random_qkv(2, 1, 16, 32, torch.float16)
+    far = torch.empty(2**31 + near[0].numel(), dtype=near.dtype, device=DEVICE)
+    far = far.as_strided(near.shape, (2**31, *near.stride()[1:])).copy_(near)
+    rope, d_out = random_tables(16, 32), torch.randn(2, 1, 16, 32, device=DEVICE)
+    found, expected = (
+        outputs_and_gradients(
+            lambda q, k, v: soft_causal_attention(q, k, v, 0.4, rope=rope, backend="triton"),
+            qkv.permute(2, 0, 3, 1, 4),
+            d_out,
+        )
+        for qkv in (far, near)
+    )
+    assert all(torch.equal(mine, other) for mine, other in zip(found, expected, strict=True))
 
 
 @pytest.mark.kernels
@@ -104,9 +193,12 @@ def test_large_scores_do_not_overflow() -> None:
 
 @pytest.mark.kernels
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("rotate", [False, True])
-@pytest.mark.parametrize("tokens", [65, 300])
-def test_packed_equals_separate_to_the_bit(tokens, rotate, mask) -> None:
+@pytest.mark.parametrize(
+    ("tokens", "least_heads", "rotate"),
+    [(65, 1, False), (65, 1, True), (65, 99, False), (65, 99, True), (300, 99, True)],
+)
+def test_packed_equals_separate_to_the_bit(tokens, least_heads, rotate, mask, monkeypatch) -> None:
+    monkeypatch.setattr(triton_tiles, "LEAST_HEADS", least_heads)
     qkv, softness = random_qkv(2, 2, tokens, 32, torch.float16), torch.tensor(0.4, device=DEVICE)
     rope = random_tables(tokens, 32) if rotate else None
     options = {"mask": mask, "rope": rope, "backend": "triton"}
@@ -126,8 +218,9 @@ def test_packed_equals_separate_to_the_bit(tokens, rotate, mask) -> None:
 
 
 @pytest.mark.kernels
-def test_strides_change_no_bit() -> None:
-    q, k, v = random_qkv(2, 3, 20, 32, torch.float32).permute(2, 0, 3, 1, 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_strides_change_no_bit(dtype, a_program_per_head) -> None:
+    q, k, v = random_qkv(2, 3, 20, 32, dtype).permute(2, 0, 3, 1, 4)
     softness = torch.tensor(0.4, device=DEVICE)
     d_out = torch.randn(2, 3, 20, 32, device=DEVICE)
 
@@ -202,7 +295,9 @@ def test_what_is_saved_for_backward_grows_linearly(rotate: bool) -> None:
 
 
 @pytest.mark.kernels
-def test_every_run_gives_the_same_bits() -> None:
+@pytest.mark.parametrize("least_heads", [1, 99])
+def test_every_run_gives_the_same_bits(least_heads, monkeypatch) -> None:
+    monkeypatch.setattr(triton_tiles, "LEAST_HEADS", least_heads)
     qkv, softness = random_qkv(2, 2, 90, 64, torch.float16), torch.tensor(0.4, device=DEVICE)
     d_out = torch.randn(2, 2, 90, 64, device=DEVICE)
     first, second = (

@@ -1,6 +1,8 @@
 # mypy: allow-untyped-defs
 """Triton kernels of soft-causal attention (Eq. 2), forward and backward; started by `triton_launch.py`.
 
+A program works on a block of one head; kernels that take a whole head per program are in `triton_head_kernels.py`.
+
 With alpha the softness, S = scale q k^T, P = softmax(S) over all keys and F the factor 1 (key no later than the query)
 or alpha (later key), O = (P * F) v. The backward pass recomputes P = exp(S - lse) from the saved log-sum-exp:
 
@@ -20,93 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def _dot(a, b, accumulator, INTERPRETED: tl.constexpr):
-    """accumulator + a b in float32. The interpreter multiplies the bit patterns of bfloat16, hence the cast there."""
-    if INTERPRETED:
-        a = a.to(tl.float32)
-        b = b.to(tl.float32)
-    return tl.dot(a, b, accumulator, input_precision="ieee")
-
-
-@triton.jit
-def _rounded(x, dtype: tl.constexpr, INTERPRETED: tl.constexpr):
-    """float32 to dtype, to the nearest, ties to even, as devices do. The interpreter cuts bfloat16 off instead."""
-    if INTERPRETED and dtype == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
-        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return bits.to(tl.uint16).to(tl.bfloat16, bitcast=True)
-    return x.to(dtype)
-
-
-@triton.jit
-def _of_head(tensor, head, heads, stride_batch, stride_head):
-    """Where a head begins; `head` counts over batch and heads. Large batches exceed 32-bit offsets."""
-    return tensor + (head // heads).to(tl.int64) * stride_batch + (head % heads) * stride_head
-
-
-@triton.jit
-def _load_rows(tensor, stride_token, rows, tokens, D: tl.constexpr, BD: tl.constexpr):
-    """Rows of one head, (rows, BD), zero outside of tokens and channels."""
-    channels = tl.arange(0, BD)
-    inside = rows[:, None] < tokens
-    if D != BD:
-        inside = inside & (channels[None, :] < D)
-    return tl.load(tensor + rows[:, None] * stride_token + channels[None, :], mask=inside, other=0.0)
-
-
-@triton.jit
-def _store_rows(
-    tensor, stride_token, rows, tokens, values, D: tl.constexpr, BD: tl.constexpr, INTERPRETED: tl.constexpr
-):
-    channels = tl.arange(0, BD)
-    inside = rows[:, None] < tokens
-    if D != BD:
-        inside = inside & (channels[None, :] < D)
-    values = _rounded(values, tensor.dtype.element_ty, INTERPRETED)
-    tl.store(tensor + rows[:, None] * stride_token + channels[None, :], values, mask=inside)
-
-
-@triton.jit
-def _rotated(x, cos, sin, rows, tokens, D: tl.constexpr, BD: tl.constexpr, BACK: tl.constexpr):
-    """Rotates the channel pairs (2j, 2j + 1) in float32 by the row's angles; BACK by the negative angles.
-
-    Both channels of a pair lie in one thread's registers, so splitting and joining moves nothing.
-    """
-    pairs = tl.arange(0, BD // 2)
-    inside = rows[:, None] < tokens
-    if D != BD:
-        inside = inside & (pairs[None, :] < D // 2)
-    place = rows[:, None] * (D // 2) + pairs[None, :]
-    cosine = tl.load(cos + place, mask=inside, other=0.0)
-    sine = tl.load(sin + place, mask=inside, other=0.0)
-    if BACK:
-        sine = -sine
-    first, second = tl.split(tl.reshape(x.to(tl.float32), (x.shape[0], BD // 2, 2)))
-    turned = tl.join(first * cosine - second * sine, first * sine + second * cosine)
-    return tl.reshape(turned, (x.shape[0], BD))
-
-
-@triton.jit
-def _load_rotated(
-    tensor, stride_token, cos, sin, rows, tokens,
-    D: tl.constexpr, BD: tl.constexpr, ROPE: tl.constexpr, INTERPRETED: tl.constexpr,
-):  # fmt: skip
-    """Rows of q or k, rotated if ROPE and rounded to their own dtype, as the rotation outside of the kernel does."""
-    x = _load_rows(tensor, stride_token, rows, tokens, D, BD)
-    if ROPE:
-        x = _rounded(_rotated(x, cos, sin, rows, tokens, D, BD, False), x.dtype, INTERPRETED)
-    return x
-
-
-@triton.jit
-def _soften(x, queries, keys, alpha, MODIFIED: tl.constexpr):
-    """x * F; `queries` and `keys` hold token indices, shaped so that they broadcast to x."""
-    seen = keys <= queries
-    if MODIFIED:
-        seen = seen | (queries == 0)
-    return tl.where(seen, x, x * alpha)
+from illama.attention.triton_parts import dot, load_rotated, load_rows, of_head, rotated, rounded, soften, store_rows
 
 
 @triton.jit
@@ -124,21 +40,21 @@ def forward_row_kernel(
     """
     block = tl.program_id(0) % tl.cdiv(tokens, QUERIES)
     head = tl.program_id(0) // tl.cdiv(tokens, QUERIES)
-    q = _of_head(q, head, heads, q_batch, q_head)
-    k = _of_head(k, head, heads, k_batch, k_head)
-    v = _of_head(v, head, heads, v_batch, v_head)
-    out = _of_head(out, head, heads, out_batch, out_head)
+    q = of_head(q, head, heads, q_batch, q_head)
+    k = of_head(k, head, heads, k_batch, k_head)
+    v = of_head(v, head, heads, v_batch, v_head)
+    out = of_head(out, head, heads, out_batch, out_head)
     alpha = tl.load(softness)
     rows = block * QUERIES + tl.arange(0, QUERIES)
-    queries = _load_rotated(q, q_token, cos, sin, rows, tokens, D, BD, ROPE, INTERPRETED)
+    queries = load_rotated(q, q_token, cos, sin, rows, tokens, D, BD, ROPE, INTERPRETED)
 
     scores = ()
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
     for tile in tl.static_range(TILES):
         columns = tile * KEYS + tl.arange(0, KEYS if tile < TILES - 1 else LAST)
-        keys = _load_rotated(k, k_token, cos, sin, columns, tokens, D, BD, ROPE, INTERPRETED)
+        keys = load_rotated(k, k_token, cos, sin, columns, tokens, D, BD, ROPE, INTERPRETED)
         zeros = tl.zeros((QUERIES, KEYS if tile < TILES - 1 else LAST), tl.float32)
-        score = _dot(queries, tl.trans(keys), zeros, INTERPRETED)
+        score = dot(queries, tl.trans(keys), zeros, INTERPRETED)
         if tile == TILES - 1:
             score = tl.where(columns[None, :] < tokens, score, float("-inf"))
         top = tl.maximum(top, tl.max(score, 1))
@@ -155,11 +71,11 @@ def forward_row_kernel(
         weights = tl.exp2(scores[tile] * scale_log2 - (top * scale_log2)[:, None])
         total += tl.sum(weights, 1)
         if tile * KEYS < end:
-            values = _load_rows(v, v_token, columns, tokens, D, BD)
-            weights = _soften(weights, rows[:, None], columns[None, :], alpha, MODIFIED)
-            attended = _dot(_rounded(weights, values.dtype, INTERPRETED), values, attended, INTERPRETED)
+            values = load_rows(v, v_token, columns, tokens, D, BD)
+            weights = soften(weights, rows[:, None], columns[None, :], alpha, MODIFIED)
+            attended = dot(rounded(weights, values.dtype, INTERPRETED), values, attended, INTERPRETED)
 
-    _store_rows(out, out_token, rows, tokens, attended / total[:, None], D, BD, INTERPRETED)
+    store_rows(out, out_token, rows, tokens, attended / total[:, None], D, BD, INTERPRETED)
     tl.store(lse + head * tokens + rows, top * scale_log2 + tl.log2(total), mask=rows < tokens)
 
 
@@ -170,9 +86,9 @@ def _forward_tile(
     MASK: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     """One step of the online softmax; MASK where a key may be later than a query or beyond the end, VALUES with P v."""
-    keys = _load_rotated(k, k_token, cos, sin, columns, tokens, D, BD, ROPE, INTERPRETED)
+    keys = load_rotated(k, k_token, cos, sin, columns, tokens, D, BD, ROPE, INTERPRETED)
     zeros = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
-    scores = _dot(queries, tl.trans(keys), zeros, INTERPRETED)
+    scores = dot(queries, tl.trans(keys), zeros, INTERPRETED)
     if MASK:
         scores = tl.where(columns[None, :] < tokens, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1) * scale_log2)
@@ -180,10 +96,10 @@ def _forward_tile(
     shrink = tl.exp2(top - new_top)
     total = total * shrink + tl.sum(weights, 1)
     if VALUES:
-        values = _load_rows(v, v_token, columns, tokens, D, BD)
+        values = load_rows(v, v_token, columns, tokens, D, BD)
         if MASK:
-            weights = _soften(weights, rows[:, None], columns[None, :], alpha, MODIFIED)
-        attended = _dot(_rounded(weights, values.dtype, INTERPRETED), values, attended * shrink[:, None], INTERPRETED)
+            weights = soften(weights, rows[:, None], columns[None, :], alpha, MODIFIED)
+        attended = dot(rounded(weights, values.dtype, INTERPRETED), values, attended * shrink[:, None], INTERPRETED)
     return new_top, total, attended
 
 
@@ -198,13 +114,13 @@ def forward_online_kernel(
     """out and lse of QUERIES queries of one head, keys in tiles of KEYS with a running maximum (any N)."""
     block = tl.program_id(0) % tl.cdiv(tokens, QUERIES)
     head = tl.program_id(0) // tl.cdiv(tokens, QUERIES)
-    q = _of_head(q, head, heads, q_batch, q_head)
-    k = _of_head(k, head, heads, k_batch, k_head)
-    v = _of_head(v, head, heads, v_batch, v_head)
-    out = _of_head(out, head, heads, out_batch, out_head)
+    q = of_head(q, head, heads, q_batch, q_head)
+    k = of_head(k, head, heads, k_batch, k_head)
+    v = of_head(v, head, heads, v_batch, v_head)
+    out = of_head(out, head, heads, out_batch, out_head)
     alpha = tl.load(softness)
     rows = block * QUERIES + tl.arange(0, QUERIES)
-    queries = _load_rotated(q, q_token, cos, sin, rows, tokens, D, BD, ROPE, INTERPRETED)
+    queries = load_rotated(q, q_token, cos, sin, rows, tokens, D, BD, ROPE, INTERPRETED)
 
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
@@ -232,7 +148,7 @@ def forward_online_kernel(
         )  # fmt: skip
 
     attended *= (tl.exp2(values_top - top) / total)[:, None]
-    _store_rows(out, out_token, rows, tokens, attended, D, BD, INTERPRETED)
+    store_rows(out, out_token, rows, tokens, attended, D, BD, INTERPRETED)
     tl.store(lse + head * tokens + rows, top + tl.log2(total), mask=rows < tokens)
 
 
@@ -243,21 +159,21 @@ def _queries_tile(
     MASK: tl.constexpr, VALUES: tl.constexpr,
 ):  # fmt: skip
     """d_q plus dS k of one tile of keys; without VALUES these keys' values have the factor 0."""
-    keys = _load_rotated(k, k_token, cos, sin, columns, tokens, D, BD, ROPE, INTERPRETED)
+    keys = load_rotated(k, k_token, cos, sin, columns, tokens, D, BD, ROPE, INTERPRETED)
     zeros = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
-    scores = _dot(queries, tl.trans(keys), zeros, INTERPRETED)
+    scores = dot(queries, tl.trans(keys), zeros, INTERPRETED)
     weights = tl.exp2(scores * scale_log2 - lse[:, None])
     if MASK:
         weights = tl.where(columns[None, :] < tokens, weights, 0.0)
     if VALUES:
-        values = _load_rows(v, v_token, columns, tokens, D, BD)
-        d_weights = _dot(d_out, tl.trans(values), zeros, INTERPRETED)
+        values = load_rows(v, v_token, columns, tokens, D, BD)
+        d_weights = dot(d_out, tl.trans(values), zeros, INTERPRETED)
         if MASK:
-            d_weights = _soften(d_weights, rows[:, None], columns[None, :], alpha, MODIFIED)
+            d_weights = soften(d_weights, rows[:, None], columns[None, :], alpha, MODIFIED)
         d_scores = weights * (d_weights - delta[:, None])
     else:
         d_scores = -weights * delta[:, None]
-    return _dot(_rounded(d_scores, keys.dtype, INTERPRETED), keys, d_q, INTERPRETED)
+    return dot(rounded(d_scores, keys.dtype, INTERPRETED), keys, d_q, INTERPRETED)
 
 
 @triton.jit
@@ -272,17 +188,17 @@ def backward_queries_kernel(
     """d_q of QUERIES queries of one head, and their delta for the kernel that follows."""
     block = tl.program_id(0) % tl.cdiv(tokens, QUERIES)
     head = tl.program_id(0) // tl.cdiv(tokens, QUERIES)
-    q = _of_head(q, head, heads, q_batch, q_head)
-    k = _of_head(k, head, heads, k_batch, k_head)
-    v = _of_head(v, head, heads, v_batch, v_head)
-    out = _of_head(out, head, heads, out_batch, out_head)
-    d_out = _of_head(d_out, head, heads, d_out_batch, d_out_head)
-    d_q = _of_head(d_q, head, heads, d_q_batch, d_q_head)
+    q = of_head(q, head, heads, q_batch, q_head)
+    k = of_head(k, head, heads, k_batch, k_head)
+    v = of_head(v, head, heads, v_batch, v_head)
+    out = of_head(out, head, heads, out_batch, out_head)
+    d_out = of_head(d_out, head, heads, d_out_batch, d_out_head)
+    d_q = of_head(d_q, head, heads, d_q_batch, d_q_head)
     alpha = tl.load(softness)
     rows = block * QUERIES + tl.arange(0, QUERIES)
-    queries = _load_rotated(q, q_token, cos, sin, rows, tokens, D, BD, ROPE, INTERPRETED)
-    d_rows = _load_rows(d_out, d_out_token, rows, tokens, D, BD)
-    out_rows = _load_rows(out, out_token, rows, tokens, D, BD)
+    queries = load_rotated(q, q_token, cos, sin, rows, tokens, D, BD, ROPE, INTERPRETED)
+    d_rows = load_rows(d_out, d_out_token, rows, tokens, D, BD)
+    out_rows = load_rows(out, out_token, rows, tokens, D, BD)
     delta_rows = tl.sum(d_rows.to(tl.float32) * out_rows.to(tl.float32), 1)
     tl.store(delta + head * tokens + rows, delta_rows, mask=rows < tokens)
     # Rows beyond the end get the weight 2^-inf = 0.
@@ -311,8 +227,8 @@ def backward_queries_kernel(
 
     d_queries *= scale
     if ROPE:
-        d_queries = _rotated(d_queries, cos, sin, rows, tokens, D, BD, True)
-    _store_rows(d_q, d_q_token, rows, tokens, d_queries, D, BD, INTERPRETED)
+        d_queries = rotated(d_queries, cos, sin, rows, tokens, D, BD, True)
+    store_rows(d_q, d_q_token, rows, tokens, d_queries, D, BD, INTERPRETED)
 
 
 @triton.jit
@@ -326,24 +242,24 @@ def _keys_tile(
 
     Without VALUES these queries look at the values with the factor 0.
     """
-    queries = _load_rotated(q, q_token, cos, sin, rows, tokens, D, BD, ROPE, INTERPRETED)
+    queries = load_rotated(q, q_token, cos, sin, rows, tokens, D, BD, ROPE, INTERPRETED)
     lse_rows = tl.load(lse + rows, mask=rows < tokens, other=float("inf"))
     delta_rows = tl.load(delta + rows, mask=rows < tokens, other=0.0)
     zeros = tl.zeros((columns.shape[0], rows.shape[0]), tl.float32)
-    scores = _dot(keys, tl.trans(queries), zeros, INTERPRETED)
+    scores = dot(keys, tl.trans(queries), zeros, INTERPRETED)
     weights = tl.exp2(scores * scale_log2 - lse_rows[None, :])
     if VALUES:
-        d_rows = _load_rows(d_out, d_out_token, rows, tokens, D, BD)
-        d_weights = _dot(values, tl.trans(d_rows), zeros, INTERPRETED)
+        d_rows = load_rows(d_out, d_out_token, rows, tokens, D, BD)
+        d_weights = dot(values, tl.trans(d_rows), zeros, INTERPRETED)
         softened = weights
         if MASK:
-            softened = _soften(weights, rows[None, :], columns[:, None], alpha, MODIFIED)
-            d_weights = _soften(d_weights, rows[None, :], columns[:, None], alpha, MODIFIED)
-        d_v = _dot(_rounded(softened, d_rows.dtype, INTERPRETED), d_rows, d_v, INTERPRETED)
+            softened = soften(weights, rows[None, :], columns[:, None], alpha, MODIFIED)
+            d_weights = soften(d_weights, rows[None, :], columns[:, None], alpha, MODIFIED)
+        d_v = dot(rounded(softened, d_rows.dtype, INTERPRETED), d_rows, d_v, INTERPRETED)
         d_scores = weights * (d_weights - delta_rows[None, :])
     else:
         d_scores = -weights * delta_rows[None, :]
-    return _dot(_rounded(d_scores, queries.dtype, INTERPRETED), queries, d_k, INTERPRETED), d_v
+    return dot(rounded(d_scores, queries.dtype, INTERPRETED), queries, d_k, INTERPRETED), d_v
 
 
 @triton.jit
@@ -358,18 +274,18 @@ def backward_keys_kernel(
     """d_k and d_v of KEYS keys of one head, queries in tiles of QUERIES."""
     block = tl.program_id(0) % tl.cdiv(tokens, KEYS)
     head = tl.program_id(0) // tl.cdiv(tokens, KEYS)
-    q = _of_head(q, head, heads, q_batch, q_head)
-    k = _of_head(k, head, heads, k_batch, k_head)
-    v = _of_head(v, head, heads, v_batch, v_head)
-    d_out = _of_head(d_out, head, heads, d_out_batch, d_out_head)
-    d_k = _of_head(d_k, head, heads, d_k_batch, d_k_head)
-    d_v = _of_head(d_v, head, heads, d_v_batch, d_v_head)
+    q = of_head(q, head, heads, q_batch, q_head)
+    k = of_head(k, head, heads, k_batch, k_head)
+    v = of_head(v, head, heads, v_batch, v_head)
+    d_out = of_head(d_out, head, heads, d_out_batch, d_out_head)
+    d_k = of_head(d_k, head, heads, d_k_batch, d_k_head)
+    d_v = of_head(d_v, head, heads, d_v_batch, d_v_head)
     lse += head * tokens
     delta += head * tokens
     alpha = tl.load(softness)
     columns = block * KEYS + tl.arange(0, KEYS)
-    keys = _load_rotated(k, k_token, cos, sin, columns, tokens, D, BD, ROPE, INTERPRETED)
-    values = _load_rows(v, v_token, columns, tokens, D, BD)
+    keys = load_rotated(k, k_token, cos, sin, columns, tokens, D, BD, ROPE, INTERPRETED)
+    values = load_rows(v, v_token, columns, tokens, D, BD)
 
     d_keys = tl.zeros((KEYS, BD), tl.float32)
     d_values = tl.zeros((KEYS, BD), tl.float32)
@@ -395,6 +311,6 @@ def backward_keys_kernel(
 
     d_keys *= scale
     if ROPE:
-        d_keys = _rotated(d_keys, cos, sin, columns, tokens, D, BD, True)
-    _store_rows(d_k, d_k_token, columns, tokens, d_keys, D, BD, INTERPRETED)
-    _store_rows(d_v, d_v_token, columns, tokens, d_values, D, BD, INTERPRETED)
+        d_keys = rotated(d_keys, cos, sin, columns, tokens, D, BD, True)
+    store_rows(d_k, d_k_token, columns, tokens, d_keys, D, BD, INTERPRETED)
+    store_rows(d_v, d_v_token, columns, tokens, d_values, D, BD, INTERPRETED)

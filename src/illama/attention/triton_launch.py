@@ -1,98 +1,31 @@
-"""Starts the kernels of `triton_kernels.py`: tile sizes by shape and dtype, strides, grids."""
+"""Starts the Triton kernels that the tile table (`triton_tiles.py`) names: strides, grids, rotation outside."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
 
+from illama.attention import triton_head_kernels as head_kernels
 from illama.attention import triton_kernels as kernels
-from illama.attention.rotary import Tables, rotate
+from illama.attention.rotary import Tables
+from illama.attention.triton_parts import rotate_kernel
+from illama.attention.triton_tiles import Tiles, kernels_for, padded, programs, rotates_inside, row_plan
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 when the kernels were defined
-LONGEST_ROW = 256  # tokens whose scores stay in registers; longer rows go tile by tile
-LONGEST_ROTATED = 1024  # tokens up to which rotating inside of the kernels is estimated to pay
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """How one kernel cuts a head: rows of queries and of keys per tile, warps per program, tiles in flight.
-
-    Attributes:
-        registers: Most registers per thread; fewer let more programs share a multiprocessor. None leaves it open.
-    """
-
-    queries: int
-    keys: int
-    warps: int
-    stages: int
-    registers: int | None = None
-
-
-# Width 64 in half precision is measured on an H200 (docs/kernels.md): 64 rows and four warps with at most 168
-# registers, three programs per multiprocessor, beat 128 rows and eight warps. The other rows are chosen by counting: a
-# wgmma instruction works on 64 rows per four warps; a thread has 255 registers and a multiprocessor 65536. Row: the
-# scores take queries * N / threads registers. Keys: two accumulators and two score tiles take (2 BD + 2 queries) *
-# keys / threads. float32 runs on the plain cores, whose operands lie in registers: small tiles.
-_HALF_TILES = {  # (kernel, BD): tiles, for bfloat16 and float16
-    ("row", 32): Tiles(128, 64, 8, 1),
-    ("row", 64): Tiles(64, 64, 4, 1, registers=168),
-    ("row", 128): Tiles(128, 64, 8, 1),
-    ("online", 32): Tiles(128, 64, 8, 3),
-    ("online", 64): Tiles(64, 64, 4, 3, registers=168),
-    ("online", 128): Tiles(128, 64, 8, 2),
-    ("queries", 32): Tiles(128, 64, 8, 2),
-    ("queries", 64): Tiles(64, 64, 4, 2, registers=168),
-    ("queries", 128): Tiles(128, 64, 8, 2),
-    ("keys", 32): Tiles(64, 128, 8, 2),
-    ("keys", 64): Tiles(64, 64, 4, 1),
-    ("keys", 128): Tiles(64, 64, 8, 2),
+KERNELS = {
+    "head": head_kernels.forward_head_kernel,
+    "row": kernels.forward_row_kernel,
+    "online": kernels.forward_online_kernel,
+    "fused": head_kernels.backward_head_kernel,
+    "queries": kernels.backward_queries_kernel,
+    "keys": kernels.backward_keys_kernel,
+    "rotate": rotate_kernel,
 }
-_FLOAT32_TILES = {  # (kernel, BD): tiles
-    ("online", 32): Tiles(64, 32, 8, 2),
-    ("online", 64): Tiles(64, 32, 8, 2),
-    ("online", 128): Tiles(16, 16, 4, 2),
-    ("queries", 32): Tiles(64, 32, 8, 2),
-    ("queries", 64): Tiles(64, 32, 8, 2),
-    ("queries", 128): Tiles(32, 32, 4, 2),
-    ("keys", 32): Tiles(64, 32, 8, 2),
-    ("keys", 64): Tiles(64, 32, 8, 2),
-    ("keys", 128): Tiles(16, 16, 4, 2),
-}
-
-
-def tiles_for(kernel: str, head_dim: int, dtype: torch.dtype) -> Tiles:
-    """Tiles of the kernel "row" (half precision only), "online", "queries" or "keys"."""
-    return (_FLOAT32_TILES if dtype == torch.float32 else _HALF_TILES)[kernel, padded(head_dim)]
-
-
-def forward_kernel(tokens: int, dtype: torch.dtype) -> str:
-    """ "row" where the scores of a row fit into registers, else "online"."""
-    return "row" if tokens <= LONGEST_ROW and dtype != torch.float32 else "online"
-
-
-def rotates_inside(tokens: int, dtype: torch.dtype) -> bool:
-    """Whether the kernels rotate q and k themselves, which saves a pass over both.
-
-    Keys are rotated again for every block of queries, which costs more than the pass beyond about ten blocks. In
-    float32 the rotated tile would have to stay in registers, and thousands of bytes per thread spill.
-    """
-    return tokens <= LONGEST_ROTATED and dtype != torch.float32
-
-
-def padded(size: int) -> int:
-    """The next power of two, as tile sides have to be."""
-    return triton.next_power_of_2(size)
-
-
-def row_plan(tokens: int, tiles: Tiles) -> dict[str, int]:
-    """How the row kernel cuts a row of scores: TILES tiles, the last of them LAST keys wide (at least 16)."""
-    count = triton.cdiv(tokens, tiles.keys)
-    return {"TILES": count, "LAST": max(16, padded(tokens - (count - 1) * tiles.keys))}
+ROTATED_AT_ONCE = 2048  # channels of q and of k, one program of the rotation: 16 per thread
 
 
 def forward(
@@ -109,16 +42,13 @@ def forward(
     """Fills `out_BhNd` (any strides, contiguous channels) and `lse_BhN` (float32, contiguous, base 2)."""
     batch, heads, tokens, head_dim = q_BhNd.shape
     if rope is not None and not rotates_inside(tokens, q_BhNd.dtype):
-        q_BhNd, k_BhNd, rope = rotate(q_BhNd, rope), rotate(k_BhNd, rope), None
-    name = forward_kernel(tokens, q_BhNd.dtype)
-    tiles = tiles_for(name, head_dim, q_BhNd.dtype)
-    plan = row_plan(tokens, tiles) if name == "row" else {}
-    kernel = kernels.forward_row_kernel if name == "row" else kernels.forward_online_kernel
+        (q_BhNd, k_BhNd), rope = rotated(q_BhNd, k_BhNd, rope), None
     tensors = (q_BhNd, k_BhNd, v_BhNd, out_BhNd)
+    ((name, tiles),) = kernels_for("forward", batch * heads, tokens, head_dim, q_BhNd.dtype).items()
     with _on(q_BhNd):
-        kernel[batch * heads * triton.cdiv(tokens, tiles.queries),](
+        KERNELS[name][programs(name, batch * heads, tokens, tiles),](
             *tensors, lse_BhN, softness, *_tables(rope, softness), *_strides(*tensors),
-            heads, tokens, scale * math.log2(math.e), **plan, **constants(head_dim, rope, modified, tiles),
+            heads, tokens, scale * math.log2(math.e), **constants(name, tokens, head_dim, rope, modified, tiles),
         )  # fmt: skip
 
 
@@ -139,33 +69,66 @@ def backward(
     batch, heads, tokens, head_dim = q_BhNd.shape
     d_q, d_k, d_v = gradients
     if rope is not None and not rotates_inside(tokens, q_BhNd.dtype):
-        turned = rotate(q_BhNd, rope), rotate(k_BhNd, rope)
+        turned = rotated(q_BhNd, k_BhNd, rope)
         backward(d_out_BhNd, *turned, v_BhNd, softness, None, out_BhNd, lse_BhN, scale, modified, gradients)
-        for gradient in (d_q, d_k):
-            gradient.copy_(rotate(gradient, (rope[0], -rope[1])))
+        rotate_into(d_q, d_k, d_q, d_k, rope, back=True)
         return
     if d_out_BhNd.stride(-1) != 1:  # the gradient of a sum, for instance, is one number with strides 0
         d_out_BhNd = d_out_BhNd.contiguous()
     delta_BhN = torch.empty_like(lse_BhN)
     qkv = (q_BhNd, k_BhNd, v_BhNd)
+    # What each kernel reads and writes with strides, around the plain lse and delta.
+    arguments: dict[str, tuple[tuple[torch.Tensor, ...], ...]] = {
+        "fused": ((*qkv, out_BhNd, d_out_BhNd), (lse_BhN,), (d_q, d_k, d_v)),
+        "queries": ((*qkv, out_BhNd, d_out_BhNd), (lse_BhN, delta_BhN), (d_q,)),
+        "keys": ((*qkv, d_out_BhNd), (lse_BhN, delta_BhN), (d_k, d_v)),
+    }
     numbers = (heads, tokens, scale, scale * math.log2(math.e))
     switches = (softness, *_tables(rope, softness))
     with _on(q_BhNd):
-        tiles = tiles_for("queries", head_dim, q_BhNd.dtype)
-        kernels.backward_queries_kernel[batch * heads * triton.cdiv(tokens, tiles.queries),](
-            *qkv, out_BhNd, d_out_BhNd, lse_BhN, delta_BhN, d_q, *switches, *_strides(*qkv, out_BhNd, d_out_BhNd, d_q),
-            *numbers, **constants(head_dim, rope, modified, tiles),
-        )  # fmt: skip
-        tiles = tiles_for("keys", head_dim, q_BhNd.dtype)
-        kernels.backward_keys_kernel[batch * heads * triton.cdiv(tokens, tiles.keys),](
-            *qkv, d_out_BhNd, lse_BhN, delta_BhN, d_k, d_v, *switches, *_strides(*qkv, d_out_BhNd, d_k, d_v),
-            *numbers, **constants(head_dim, rope, modified, tiles),
+        for name, tiles in kernels_for("backward", batch * heads, tokens, head_dim, q_BhNd.dtype).items():
+            read, plain, written = arguments[name]
+            KERNELS[name][programs(name, batch * heads, tokens, tiles),](
+                *read, *plain, *written, *switches, *_strides(*read, *written), *numbers,
+                **constants(name, tokens, head_dim, rope, modified, tiles),
+            )  # fmt: skip
+
+
+def rotated(q_BhNd: torch.Tensor, k_BhNd: torch.Tensor, rope: Tables) -> tuple[torch.Tensor, torch.Tensor]:
+    """q and k after the rotary embedding, as `rotary.rotate` rounds them, in new contiguous tensors."""
+    turned = q_BhNd.new_empty(q_BhNd.shape), k_BhNd.new_empty(k_BhNd.shape)
+    rotate_into(q_BhNd, k_BhNd, *turned, rope)
+    return turned
+
+
+def rotate_into(
+    q_BhNd: torch.Tensor,
+    k_BhNd: torch.Tensor,
+    q_turned_BhNd: torch.Tensor,
+    k_turned_BhNd: torch.Tensor,
+    rope: Tables,
+    *,
+    back: bool = False,
+) -> None:
+    """Rotates q and k, `back` by the negative angles, in one launch; the targets may be q and k themselves.
+
+    All of any strides, with contiguous channels.
+    """
+    batch, heads, tokens, head_dim = q_BhNd.shape
+    tensors = (q_BhNd, k_BhNd, q_turned_BhNd, k_turned_BhNd)
+    constants = rotation_constants(head_dim, back)
+    with _on(q_BhNd):
+        rotate_kernel[batch * heads * triton.cdiv(tokens, constants["ROWS"]),](
+            *tensors, *rope, *_strides(*tensors), heads, tokens, **constants,
         )  # fmt: skip
 
 
-def constants(head_dim: int, rope: Tables | None, modified: bool, tiles: Tiles) -> dict[str, Any]:
-    """What is known when a kernel is compiled, and how it is compiled."""
+def constants(
+    name: str, tokens: int, head_dim: int, rope: Tables | None, modified: bool, tiles: Tiles
+) -> dict[str, Any]:
+    """What is known when an attention kernel is compiled, and how it is compiled."""
     return {
+        **row_plan(name, tokens, tiles),
         "D": head_dim,
         "BD": padded(head_dim),
         "ROPE": rope is not None,
@@ -176,6 +139,18 @@ def constants(head_dim: int, rope: Tables | None, modified: bool, tiles: Tiles) 
         "num_warps": tiles.warps,
         "num_stages": tiles.stages,
     } | ({} if tiles.registers is None else {"maxnreg": tiles.registers})
+
+
+def rotation_constants(head_dim: int, back: bool) -> dict[str, Any]:
+    """The same for the rotation."""
+    return {
+        "D": head_dim,
+        "BD": padded(head_dim),
+        "BACK": back,
+        "INTERPRETED": INTERPRETED,
+        "ROWS": ROTATED_AT_ONCE // padded(head_dim),
+        "num_warps": 4,
+    }
 
 
 def _tables(rope: Tables | None, anything: torch.Tensor) -> Tables:
