@@ -172,6 +172,25 @@ class DropPathConfig(Section):
     """`early` and `late` only: the epoch of the change."""
 
 
+class PatchDropConfig(Section):
+    """Patches that training steps leave out, one random choice for each device batch; the others keep order and
+    position. The class token and evaluation are not affected."""
+
+    rate: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the patches that is left out, to whole patches; 0 is off."""
+    cutoff_epochs: Epochs = 0
+    """The epoch from which all patches are there."""
+
+
+class MixingConfig(Section):
+    """When batches are mixed; how is `augment.mixup`, `cutmix` and `mix_prob`."""
+
+    mode: Literal["standard", "early", "late"] = "standard"
+    """The whole run, only before `cutoff_epochs`, or only from there on."""
+    cutoff_epochs: Epochs = 0
+    """`early` and `late` only: the epoch of the change."""
+
+
 class ScheduleConfig(Section):
     """Everything that changes with the optimizer step."""
 
@@ -183,6 +202,10 @@ class ScheduleConfig(Section):
     """The soft mask."""
     drop_path: DropPathConfig = DropPathConfig()
     """Stochastic depth over time."""
+    patch_drop: PatchDropConfig = PatchDropConfig()
+    """Patches left out, over time."""
+    mixing: MixingConfig = MixingConfig()
+    """Mixup and cutmix over time."""
 
 
 class TrainConfig(Section):
