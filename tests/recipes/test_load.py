@@ -171,6 +171,7 @@ IMPOSSIBLE = {
     "schedule.mixing.cutoff_epochs": ["schedule.mixing={mode: late, cutoff_epochs: 11}", "augment.mixup=1"],
     "schedule.mixing.cutoff_epochs ": ["schedule.mixing.cutoff_epochs=3", "augment.mixup=1"],
     "schedule.mixing.mode": ["schedule.mixing={mode: late, cutoff_epochs: 3}"],
+    "optimizer.name": ["optimizer.name=muon", "train.parallel=fsdp"],
     "optimizer.min_lr": ["optimizer.min_lr=1"],
     "train.total_batch": ["train.device_batch=48"],
     "train.total_batch ": ["data.max_train_images=63"],

@@ -81,7 +81,7 @@ def test_several_processes_train_to_the_weights_of_one(
         assert one == pytest.approx(several, rel=1e-5)
 
 
-@pytest.mark.parametrize("more", [(), LEVERS])
+@pytest.mark.parametrize("more", [(), (*LEVERS, "optimizer.name=muon")])
 def test_the_same_micro_batches_give_the_same_bits(
     more: tuple[str, ...], toy: Callable[..., Recipe], tmp_path: Path
 ) -> None:

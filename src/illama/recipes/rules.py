@@ -210,6 +210,13 @@ def _lr_falls(min_lr: float, lr: float) -> str | None:
     return f"allowed: 0 to optimizer.lr ({lr:g}), given {min_lr:g}" if min_lr > lr else None
 
 
+@_rule("optimizer.name", "train.parallel")
+def _muon_has_whole_matrices(name: str, parallel: str) -> str | None:
+    if name == "muon" and parallel == "fsdp":
+        return "muon needs whole matrices, and train.parallel=fsdp cuts them; give train.parallel=ddp, or adamw"
+    return None
+
+
 @_rule("train.cuda_graphs", "train.compile")
 def _graphs_are_compiled(cuda_graphs: bool, compiled: bool) -> str | None:
     return (

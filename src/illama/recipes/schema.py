@@ -124,10 +124,11 @@ class AugmentConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW and its learning rate, which belongs to a total batch."""
+    """The optimizer and its learning rate, which belongs to a total batch."""
 
-    name: Literal["adamw"] = "adamw"
-    """The one optimizer of the published runs."""
+    name: Literal["adamw", "muon"] = "adamw"
+    """`adamw`, that of the published runs, or `muon` for the matrices of the blocks and AdamW for everything else; one
+    `lr` serves both. Muon needs whole matrices: not with `train.parallel=fsdp`."""
     lr: AboveZero
     """Highest learning rate, for a total batch of `lr_batch`."""
     lr_batch: Count
@@ -139,9 +140,9 @@ class OptimizerConfig(Section):
     weight_decay: AtLeastZero = 0.05
     """Decoupled weight decay of all matrices; vectors, biases, position and class token have none."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Decay of the running mean and of the running square of gradients."""
+    """AdamW's decay of the running mean and of the running square of gradients."""
     eps: AboveZero = 1e-8
-    """Added to the root of the running square."""
+    """AdamW's addition to the root of the running square."""
     clip_grad: AboveZero | None = None
     """Largest norm of the whole gradient; null does not clip."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
