@@ -66,7 +66,7 @@ def train_here(recipe: Recipe, out: Path, crash_at: int | None = None) -> list[t
     return seen
 
 
-@pytest.mark.parametrize(("processes", "more"), [(2, ()), (4, ()), (2, LEVERS)])
+@pytest.mark.parametrize(("processes", "more"), [(2, ()), (4, ()), (2, (*LEVERS, "optimizer.name=muon"))])
 def test_several_processes_train_to_the_weights_of_one(
     processes: int, more: tuple[str, ...], toy: Callable[..., Recipe], tmp_path: Path
 ) -> None:
