@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 from pathlib import Path
@@ -102,6 +103,33 @@ def test_every_epoch_is_a_permutation_without_its_rest() -> None:
     late = next(iter(order.from_step(4)))
     assert (late.step, late.part) == (4, 0)
     assert np.array_equal(late.chosen, micro[8].chosen)
+
+
+@dataclasses.dataclass
+class Half:
+    """Eight of the sixteen patches until step 2, mixing from there on; asked by a loader."""
+
+    def mix_prob(self, step: int) -> float:
+        return float(step >= 2)
+
+    def kept_patches(self, step: int) -> int:
+        return 8 if step < 2 else 16
+
+
+def test_each_draw_batch_keeps_patches_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, none twice; the same from any step on, and however many micro-batches are made at once."""
+    recipe = _recipe(*PLAIN, "augment.mixup=0.8", "train.accumulation=2")
+    kept = [batch.kept for batch in itertools.islice(_loader(recipe).batches(0, Half()), 8)]
+    assert kept[4:] == [None] * 4
+    chosen = [one.tolist() for one in kept[:4] if one is not None]
+    assert all(len(one) == 8 and one == sorted(set(one)) and set(one) < set(range(16)) for one in chosen)
+    assert len({tuple(one) for one in chosen}) == 4
+    monkeypatch.setattr(loaders, "_at_once", lambda device, size: 5)
+    again = list(itertools.islice(_loader(recipe).batches(1, Half()), 6))
+    assert [None if b.kept is None else b.kept.tolist() for b in again] == [*chosen[2:], *[None] * 4]
+    mixed = [bool((b.targets.max(1).values < 1).any()) for b in again]
+    assert mixed == [False, False, *[True] * 4]
+    assert all(batch.kept is None for batch in itertools.islice(_loader(recipe).batches(0), 2))
 
 
 # exact restarts

@@ -124,6 +124,15 @@ def test_print_shows_an_early_drop_path_and_a_scaled_rate() -> None:
     ]
 
 
+def test_print_shows_patches_and_mixing_that_change() -> None:
+    edits = ["schedule.patch_drop={rate: 0.5, cutoff_epochs: 160}", "schedule.mixing={mode: early, cutoff_epochs: 190}"]
+    found = [row for row in rows(describe(load_recipe("cifar10_tiny", edits))) if row[0] in ("patches", "mixing")]
+    assert [row[2:] for row in found] == [
+        *(["0", "32"], ["159", "32"], ["160", "64"], ["199", "64"]),
+        *(["0", "1"], ["189", "1"], ["190", "0"], ["199", "0"]),
+    ]
+
+
 def test_print_without_known_data_counts_in_epochs() -> None:
     text = describe(load_recipe("imagenet1k_tiny", ["data.num_train_images=null"]))
     assert "known once the data is opened" in text

@@ -39,7 +39,7 @@ PUBLISHED: dict[str, tuple[Any, ...]] = {
     "cifar100_transfer_tiny": ("tiny", 100, 224, 300, 1024, 2e-3, 0.05, 50, 0.0, 0.8, 1.0, "linear", 50),
 }
 FROM_LLAMA2 = ["imagenet1k_tiny", "imagenet1k_small", "imagenet1k_base"]
-OWN = ["cifar10_micro", "cifar10_tiny", "digits_micro"]
+OWN = ["cifar10_micro", "cifar10_tiny", "cifar10_tiny_fast", "digits_micro"]
 IMAGES = {"imagenet1k": 1281167, "imagenet21k": 11060223, "roadmap": 1281167, "qat": 1281167, "cifar10": 50000}
 
 

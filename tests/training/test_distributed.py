@@ -36,6 +36,7 @@ EVERYTHING = (
     "train.eval_batch=8",
 )
 FILES = ("model.safetensors", "ema.safetensors")
+LEVERS = ("schedule.patch_drop={rate: 0.5, cutoff_epochs: 2}", "schedule.mixing={mode: late, cutoff_epochs: 1}")
 
 
 def train_here(recipe: Recipe, out: Path, crash_at: int | None = None) -> list[tuple[int, list[int]]]:
@@ -66,12 +67,12 @@ def train_here(recipe: Recipe, out: Path, crash_at: int | None = None) -> list[t
     return seen
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(("processes", "more"), [(2, ()), (4, ()), (2, (*LEVERS, "optimizer.name=muon"))])
 def test_several_processes_train_to_the_weights_of_one(
-    processes: int, toy: Callable[..., Recipe], tmp_path: Path
+    processes: int, more: tuple[str, ...], toy: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     """The recipe names the total batch alone: each process takes a share of every draw batch."""
-    recipe = toy(*EVERYTHING)
+    recipe = toy(*EVERYTHING, *more)
     in_processes(1, train_here, recipe, tmp_path / "one")
     in_processes(processes, train_here, recipe, tmp_path / "several")
     for file in FILES:
@@ -81,9 +82,12 @@ def test_several_processes_train_to_the_weights_of_one(
         assert one == pytest.approx(several, rel=1e-5)
 
 
-def test_the_same_micro_batches_give_the_same_bits(toy: Callable[..., Recipe], tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), (*LEVERS, "optimizer.name=muon")])
+def test_the_same_micro_batches_give_the_same_bits(
+    more: tuple[str, ...], toy: Callable[..., Recipe], tmp_path: Path
+) -> None:
     """With the device batch named, one process accumulates what two add up: two sums of the same two numbers."""
-    recipe = toy(*EVERYTHING, "train.device_batch=16")
+    recipe = toy(*EVERYTHING, "train.device_batch=16", *more)
     in_processes(1, train_here, recipe, tmp_path / "one")
     in_processes(2, train_here, recipe, tmp_path / "two")
     assert all(same_weights(tmp_path / "one", tmp_path / "two", file=file) for file in FILES)

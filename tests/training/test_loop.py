@@ -26,6 +26,13 @@ from tests.training.conftest import ON_CUDA
 EVERYTHING = ("train.accumulation=2", "train.ema_decay=0.9", "train.save_every_steps=2", "augment.mixup=0.2")
 
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.gpu))
+# What is off in published recipes; patches and mixing change at step 10.
+LEVERS = (
+    "optimizer.name=muon",
+    "schedule.patch_drop={rate: 0.5, cutoff_epochs: 2}",
+    "schedule.mixing={mode: late, cutoff_epochs: 2}",
+)
+
 FILES = ("model.safetensors", "ema.safetensors")
 
 
@@ -45,14 +52,19 @@ def crash_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("crash_at", [1, 4, 7, 13])
+@pytest.mark.parametrize(("crash_at", "more"), [(1, ()), (4, ()), (7, ()), (13, ()), (9, LEVERS)])
 def test_a_crash_changes_nothing(
-    crash_at: int, device: str, toy: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    crash_at: int,
+    more: tuple[str, ...],
+    device: str,
+    toy: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights, averaged weights, optimizer and every logged loss equal those of the uninterrupted run, bit for bit."""
     # A GPU repeats its bits where it is asked to only; there in the precision in which it is used.
     repeating = (*ON_CUDA, "train.deterministic=true", "train.precision=bf16") if device == "cuda" else ()
-    recipe = toy(*EVERYTHING, *repeating)
+    recipe = toy(*EVERYTHING, *more, *repeating)
     train(recipe, tmp_path / "whole", device=device)
     with monkeypatch.context() as patch:
         crash_before(patch, crash_at)
@@ -136,27 +148,40 @@ def test_schedules_reach_the_model_at_every_step(
     toy: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = ILlama.forward
+    original, run_blocks = ILlama.forward, ILlama.run_blocks
 
-    def forward(self: ILlama, images: torch.Tensor) -> torch.Tensor:
+    def forward(self: ILlama, images: torch.Tensor, *kept: torch.Tensor) -> torch.Tensor:
         if self.training:
             seen.append((float(self.softness), self.blocks[-1].drop_path1.rate))
-        return original(self, images)
+        return original(self, images, *kept)
+
+    def counted(self: ILlama, tokens: torch.Tensor, **how: Any) -> torch.Tensor:
+        computed[self.training].append(tokens.shape[1])
+        return run_blocks(self, tokens, **how)
 
     monkeypatch.setattr(ILlama, "forward", forward)
-    train(toy(), tmp_path / "run", device="cpu")
+    monkeypatch.setattr(ILlama, "run_blocks", counted)
+    computed: dict[bool, list[int]] = {True: [], False: []}
+    train(toy("schedule.patch_drop={rate: 0.3, cutoff_epochs: 1}"), tmp_path / "run", device="cpu")
     assert [softness for softness, _ in seen] == pytest.approx([1 - i / 9 for i in range(10)] + [0] * 5)
     assert {rate for _, rate in seen} == {0.2}
+    assert computed[True] == [11 + 1] * 5 + [16 + 1] * 10
+    assert set(computed[False]) == {16 + 1}
     logged = [line for line in records(tmp_path / "run") if line["kind"] == "train"]
     assert [line["softness"] for line in logged] == pytest.approx([seen[line["step"] - 1][0] for line in logged])
+    assert [line["patches"] for line in logged] == [computed[True][line["step"] - 1] - 1 for line in logged]
 
 
-@pytest.mark.parametrize("bad_step", [0, 8])
+@pytest.mark.parametrize(("bad_step", "more"), [(0, ()), (8, ()), (8, ("optimizer.name=muon",))])
 def test_a_non_finite_loss_stops_before_the_weights_change(
-    bad_step: int, toy: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bad_step: int,
+    more: tuple[str, ...],
+    toy: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The model still has the weights of the step before, though the loss is read at log points only."""
-    recipe = toy("train.log_every_steps=4", "model.drop_path=0")
+    recipe = toy("train.log_every_steps=4", "model.drop_path=0", *more)
     kept: dict[str, Any] = {}
     original = Run._step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import pytest
@@ -40,6 +41,17 @@ def test_a_soft_mask_needs_more(ceiling: float) -> None:
     assert soft / hard == pytest.approx(needed[1] / needed[0])
     assert soft > hard
     assert multiply_adds(TOY) > needed[1] / 3  # the last block's class token alone stays a saving
+
+
+def test_patches_that_are_left_out_need_nothing(ceiling: float) -> None:
+    """8 of 16 patches: what 8 patches of a wide image would need."""
+    step = StepMeter(TOY, CPU, "float32")
+    wide = dataclasses.replace(TOY, img_size=(8, 64))
+    for softness in (0.0, 0.5):
+        assert step.summary(1.0, softness, 8) == StepMeter(wide, CPU, "float32").summary(1.0, softness) | {
+            "memory_gb": pytest.approx(step.summary(1.0)["memory_gb"], rel=0.1)
+        }
+    assert step.summary(1.0, patches=16)["mfu"] == step.summary(1.0)["mfu"]
 
 
 def test_memory_at_its_peak(ceiling: float) -> None:

@@ -116,8 +116,13 @@ def test_toy_networks_on_cuda_reach_the_kernels(toy: Callable[..., Recipe]) -> N
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", ["false", "true"])
+@pytest.mark.parametrize("more", [(), ("optimizer.name=muon", "schedule.patch_drop={rate: 0.5, cutoff_epochs: 3}")])
 def test_no_step_waits_for_the_device(
-    compiled: str, toy: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    more: tuple[str, ...],
+    compiled: str,
+    toy: Callable[..., Recipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the second step on, between log points, CUDA calls that make the host wait are errors."""
     original = Run._step
@@ -132,7 +137,8 @@ def test_no_step_waits_for_the_device(
             torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(Run, "_step", strict)
-    train(toy(*ON_CUDA, f"train.compile={compiled}", "train.precision=bf16"), tmp_path / "run", device="cuda")
+    recipe = toy(*ON_CUDA, f"train.compile={compiled}", "train.precision=bf16", *more)
+    train(recipe, tmp_path / "run", device="cuda")
 
 
 @pytest.mark.gpu

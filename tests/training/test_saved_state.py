@@ -277,6 +277,25 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
                 yield from places(part, (*path, key))
 
 
+def test_moments_of_muon_are_its_own(pictures: Path, tmp_path: Path) -> None:
+    """One for each matrix of the blocks, in its shape; a run goes on with them and with no other."""
+    recipe = tiny(pictures, "optimizer.name=muon")
+    run = stopped_run(recipe, tmp_path / "run")
+    moments = load_checkpoint(run, "last").training_state["optimizer"]["state"]
+    number = next(number for number, entry in moments.items() if "momentum_buffer" in entry)
+    place = ("optimizer", "state", number)
+    whole = moments[number]["momentum_buffer"]
+    for change, expected in (
+        (put(*place, "momentum_buffer", value=torch.zeros(3)), rf"momentum_buffer of parameter {number} is \(3,\)"),
+        (put(*place, value={}), "'momentum_buffer' is missing"),
+        (put(*place, "exp_avg", value=whole), "'exp_avg' is unknown"),
+    ):
+        rewrite(shutil.copytree(run, tmp_path / "changed"), change)
+        refused(recipe, tmp_path / "changed", expected)
+        shutil.rmtree(tmp_path / "changed")
+    train(recipe, run, device="cpu")
+
+
 def test_junk_anywhere_is_taken_over_or_refused_in_a_line(run: Path, recipe: Recipe) -> None:
     saved = load_checkpoint(run, "last")
     assert saved is not None

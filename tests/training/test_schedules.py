@@ -131,6 +131,19 @@ def test_the_functions_refuse_what_the_authors_refuse() -> None:
             curve(kind, entry["args"])[0](0)
 
 
+def test_patches_and_mixing_change_at_their_epoch() -> None:
+    """Off they are those of the recipe; a loader that works ahead asks beyond the last step."""
+    plain = Schedules.of(load_recipe("cifar10_tiny"), 4)
+    assert [(plain.kept_patches(step), plain.mix_prob(step)) for step in (0, 799, 805)] == [(64, 1.0)] * 3
+    edits = ["schedule.epochs=5", "schedule.warmup_epochs=1", "schedule.softness.cutoff_epochs=1"]
+    edits += ["schedule.patch_drop={rate: 0.3, cutoff_epochs: 3}", "augment.mix_prob=0.4"]
+    for mode, early, late in (("early", 0.4, 0.0), ("late", 0.0, 0.4)):
+        recipe = load_recipe("cifar10_tiny", [*edits, f"schedule.mixing={{mode: {mode}, cutoff_epochs: 2}}"])
+        schedules = Schedules.of(recipe, 4)
+        assert [schedules.kept_patches(step) for step in range(22)] == [45] * 12 + [64] * 10
+        assert [schedules.mix_prob(step) for step in range(22)] == [early] * 8 + [late] * 14
+
+
 @pytest.mark.parametrize("step", [-1, 10, 11])
 def test_steps_outside_the_run_are_refused(step: int) -> None:
     schedules = Schedules.of(load_recipe("digits_micro", ["schedule.epochs=10"]), 1)

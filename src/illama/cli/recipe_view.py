@@ -83,6 +83,10 @@ def _corner_lines(schedules: Schedules, *, with_steps: bool) -> Iterator[str]:
         ("softness", schedules.softness, schedules.softness_end_step),
         ("drop path", schedules.drop_path, schedules.drop_path_change_step),
     ]
+    if schedules.recipe.schedule.patch_drop.rate > 0:
+        curves.append(("patches", schedules.kept_patches, schedules.patch_drop_end_step))
+    if schedules.recipe.schedule.mixing.mode != "standard":
+        curves.append(("mixing", schedules.mix_prob, schedules.mixing_change_step))
     for title, value, bend in curves:
         for step in _corners(value, bend, schedules.total_steps):
             shown = f"{step:>10}" if with_steps else ""

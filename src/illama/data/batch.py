@@ -24,12 +24,15 @@ class Batch:
         targets: Classes (B,) int64, or soft targets (B, K) float32, on the device.
         indices: Position of each image in its source, (B,) int64 on the CPU.
         micro: Which micro-batch of the training this is; None in evaluation.
+        kept: Patches that the step computes, int64, rising, on the device, the same for all images of the draw batch;
+            None where it computes all.
     """
 
     images: torch.Tensor
     targets: torch.Tensor
     indices: torch.Tensor
     micro: MicroBatch | None = None
+    kept: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

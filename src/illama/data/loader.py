@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -44,6 +46,30 @@ AT_ONCE_BYTES = 32 << 20
 
 # Micro-batches one behind the other, and their images, labels and positions.
 _Raw = tuple[list[MicroBatch], Tensor, Tensor, Tensor]
+
+
+class InputSchedules(Protocol):
+    """What of a step's input changes over time. Batches are made ahead, so steps after the last are asked for too."""
+
+    def mix_prob(self, step: int) -> float:
+        """Probability that a batch of a step is mixed."""
+
+    def kept_patches(self, step: int) -> int:
+        """Patches of an image that a step computes."""
+
+
+@dataclass(frozen=True)
+class _Unchanging:
+    """The same for all steps."""
+
+    prob: float
+    patches: int
+
+    def mix_prob(self, step: int) -> float:
+        return self.prob
+
+    def kept_patches(self, step: int) -> int:
+        return self.patches
 
 
 class TrainLoader:
@@ -98,13 +124,17 @@ class TrainLoader:
         rows = torch.from_numpy(self._order.rows)
         return rows if len(rows) < self._order.plan.draw_batch else None
 
-    def batches(self, start_step: int = 0) -> Generator[Batch, None, None]:
-        """This device's micro-batches from optimizer step `start_step` on, `accumulation` per step, without end."""
+    def batches(self, start_step: int = 0, schedules: InputSchedules | None = None) -> Generator[Batch, None, None]:
+        """This device's micro-batches from optimizer step `start_step` on, `accumulation` per step, without end.
+
+        Without schedules all of them are mixed as `augment.mix_prob` says, and have all their patches.
+        """
+        schedules = schedules or _Unchanging(self._recipe.augment.mix_prob, self._recipe.model.num_patches)
         in_memory = self._memory is not None
         feed = self._from_memory if in_memory else self._from_workers
         for micros, images, labels, indices in feed(start_step):
             with nullcontext() if in_memory or not self._workers else one_thread(self._device):
-                batches = self._finish(micros, images, labels, indices)
+                batches = self._finish(micros, images, labels, indices, schedules)
             yield from batches
 
     def _from_memory(self, start_step: int) -> Iterator[_Raw]:
@@ -129,32 +159,53 @@ class TrainLoader:
             self.skipped.update(raw.broken)
             yield ([micro], *_to(raw, self._device))
 
-    def _finish(self, micros: Sequence[MicroBatch], images: Tensor, labels: Tensor, indices: Tensor) -> list[Batch]:
+    def _finish(
+        self,
+        micros: Sequence[MicroBatch],
+        images: Tensor,
+        labels: Tensor,
+        indices: Tensor,
+        schedules: InputSchedules,
+    ) -> list[Batch]:
         """Augment (what no worker did), normalise, erase, mix, on the device; all but the mixing for all batches."""
         data, size = self._recipe.data, images.shape[2:]
         augmenting = None if self._augment is None else self._augment.draw(self._draws(Purpose.AUGMENT, micros), *size)
         erasing = None if self._erasing is None else self._erasing.draw(self._draws(Purpose.ERASE, micros), *size)
-        augmenting, erasing = to_device((augmenting, erasing), self._device)
+        kept = [self._draw_kept(micro, schedules.kept_patches(micro.step)) for micro in micros]
+        augmenting, erasing, kept = to_device((augmenting, erasing, kept), self._device)
         if self._augment is not None and augmenting is not None:
             images = self._augment.apply(images, augmenting)
         images = normalize(images, data.mean, data.std)
         if self._erasing is not None and erasing is not None:
             images = self._erasing.apply(images, erasing)
         parts = (whole.split(len(images) // len(micros)) for whole in (images, labels, indices))
-        return [self._mixed(micro, *part) for micro, *part in zip(micros, *parts, strict=True)]
+        return [
+            self._batch(micro, own, schedules.mix_prob(micro.step), *part)
+            for micro, own, *part in zip(micros, kept, *parts, strict=True)
+        ]
 
     def _draws(self, purpose: Purpose, micros: Sequence[MicroBatch]) -> Draws:
         rows = None if micros[0].is_whole else torch.from_numpy(micros[0].rows)
         generators = [torch_generator(purpose, self._recipe.seed, micro.step, micro.part) for micro in micros]
         return Draws(generators, micros[0].of, rows)
 
-    def _mixed(self, micro: MicroBatch, images: Tensor, labels: Tensor, indices: Tensor) -> Batch:
+    def _draw_kept(self, micro: MicroBatch, count: int) -> Tensor | None:
+        """The patches that a draw batch keeps, so many, rising; None where it keeps all."""
+        patches = self._recipe.model.num_patches
+        if count == patches:
+            return None
+        generator = torch_generator(Purpose.PATCH, self._recipe.seed, micro.step, micro.part)
+        return torch.randperm(patches, generator=generator)[:count].sort().values
+
+    def _batch(
+        self, micro: MicroBatch, kept: Tensor | None, prob: float, images: Tensor, labels: Tensor, indices: Tensor
+    ) -> Batch:
+        """A batch of augmented images, mixed with this probability."""
         if self._mixing is None:
-            return Batch(images, labels, indices, micro)
-        mix = self._mixing.draw(
-            numpy_generator(Purpose.MIX, self._recipe.seed, micro.step, micro.part), *images.shape[2:]
-        )
-        return Batch(*self._mixing.apply(images, labels, mix), indices, micro)
+            return Batch(images, labels, indices, micro, kept)
+        generator = numpy_generator(Purpose.MIX, self._recipe.seed, micro.step, micro.part)
+        mix = dataclasses.replace(self._mixing, prob=prob).draw(generator, *images.shape[2:])
+        return Batch(*self._mixing.apply(images, labels, mix), indices, micro, kept)
 
 
 class EvalLoader:

@@ -21,6 +21,7 @@ class Purpose(enum.IntEnum):
     SAMPLE = 4
     ERASE = 5
     DROP = 7
+    PATCH = 8
 
 
 def _state(purpose: Purpose, seed: int, *position: int) -> int:

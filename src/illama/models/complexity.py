@@ -122,6 +122,20 @@ def training_multiply_adds(config: ModelConfig, forward: int) -> int:
     return 3 * forward - _patch_embedding(config)
 
 
+def on_patches(config: ModelConfig, patches: int) -> ModelConfig:
+    """The network while it computes so many patches of each image, for the counts of this module."""
+    return _OnPatches(**{**vars(config), "patches": patches})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OnPatches(ModelConfig):
+    patches: int
+
+    @property
+    def num_patches(self) -> int:
+        return self.patches
+
+
 def peer_config(config: ModelConfig) -> ModelConfig:
     """The plain ViT of the same size (same D, L, heads, patches): two-layer MLP, LayerNorm, no mask."""
     return dataclasses.replace(

@@ -126,14 +126,23 @@ class ILlama(Features, nn.Module):
         self.set_drop_path(config.drop_path)
         self.init_weights()
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         """Logits (B, C) of normalised images (B, in_chans, H, W).
 
         Where the head sees the class token alone, the last block computes nothing else (`only_needed_tokens`).
+
+        Args:
+            images: The images.
+            kept: Patches that are computed, int64 of any number, rising, the same for all images; the others are as if
+                they were not there, and each token keeps its position. None is all of them.
         """
+        rows = None if kept is None else self._token_rows(kept)
+        tokens_BND = self.embed(images)
+        if rows is not None:
+            tokens_BND = tokens_BND.index_select(1, rows)
         if not (self.only_needed_tokens and self.config.global_pool == "token" and len(self.blocks)):
-            return self.forward_head(self.forward_features(images))
-        class_token_B1D = self.norm(self.run_blocks(self.embed(images), only_class_token=True))
+            return self.forward_head(self.norm(self.run_blocks(tokens_BND, rows=rows)))
+        class_token_B1D = self.norm(self.run_blocks(tokens_BND, only_class_token=True, rows=rows))
         return self.head(self.head_drop(class_token_B1D.squeeze(1)))
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
@@ -159,6 +168,7 @@ class ILlama(Features, nn.Module):
         after_block: Callable[[int, torch.Tensor], None] | None = None,
         stop_after: int | None = None,
         only_class_token: bool = False,
+        rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The blocks in order, without the final norm.
 
@@ -167,10 +177,11 @@ class ILlama(Features, nn.Module):
             after_block: Called with the block's index and its output (B, N, D).
             stop_after: Index of the last block to run; all when None.
             only_class_token: Whether the last block that runs computes its class token alone: (B, 1, D).
+            rows: Places that the tokens have in the whole sequence, (N,) int64; None where this is the whole.
         """
         last = len(self.blocks) - 1 if stop_after is None else stop_after
         class_token = self.cls_index % x_BND.shape[1]
-        softness, rope = self._known_softness(), None if self.rope is None else self.rope.tables()
+        softness, rope = self._known_softness(), None if self.rope is None else self.rope.tables(rows)
         for index, block in enumerate(self.blocks[: last + 1]):
             token = class_token if only_class_token and index == last else None
             if self.grad_checkpointing and torch.is_grad_enabled():
@@ -257,6 +268,12 @@ class ILlama(Features, nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=INIT_STD)
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=INIT_STD)
+
+    def _token_rows(self, kept: torch.Tensor) -> torch.Tensor:
+        """Places in the whole sequence of these patches and of the class token, in order."""
+        if self.config.cls_position == "last":
+            return torch.cat((kept, torch.full_like(kept[:1], self.config.num_patches)))
+        return torch.cat((torch.zeros_like(kept[:1]), kept + 1))
 
     def _known_softness(self) -> Softness:
         """The softness as a tensor, so that one compiled graph serves all values; SDPA must know a 0 to use it."""

@@ -74,6 +74,6 @@ class RotaryTable(nn.Module):
         self._fill()
         return self
 
-    def tables(self) -> Tables:
-        """cos and sin, as `soft_causal_attention` takes them."""
-        return self.cos, self.sin
+    def tables(self, rows: torch.Tensor | None = None) -> Tables:
+        """cos and sin, as `soft_causal_attention` takes them: of all tokens, or of those of these places (N,) int64."""
+        return (self.cos, self.sin) if rows is None else (self.cos[rows], self.sin[rows])

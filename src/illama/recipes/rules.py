@@ -22,6 +22,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def kept_patches(patches: int, rate: float) -> int:
+    """How many of so many patches a training step keeps at this rate of dropping."""
+    return patches - round(rate * patches)
+
+
 def broken_rules(flat: Mapping[str, Any], ignore: Collection[str] = ()) -> list[tuple[str, str]]:
     """All rules that a recipe breaks.
 
@@ -144,6 +149,43 @@ def _standard_drop_path_is_constant(mode: str, shape: str, cutoff: int) -> str |
     return None
 
 
+@_rule("schedule.patch_drop.cutoff_epochs", "schedule.patch_drop.rate", "schedule.epochs")
+def _patch_drop_ends(cutoff: int, rate: float, epochs: int) -> str | None:
+    if cutoff > epochs:
+        return f"allowed: 0 to schedule.epochs ({epochs}), given {cutoff}"
+    if rate > 0 and cutoff == 0:
+        return f"with schedule.patch_drop.rate {rate} allowed: 1 to schedule.epochs ({epochs}), given 0"
+    return f"has no effect while schedule.patch_drop.rate is 0; given {cutoff}" if rate == 0 and cutoff > 0 else None
+
+
+@_rule("schedule.patch_drop.rate", "model.img_size", "model.patch_size")
+def _patch_drop_drops(rate: float, img_size: int | list[int], patch_size: int) -> str | None:
+    shorter, longer = _sides(img_size)
+    patches = (shorter // patch_size) * (longer // patch_size)
+    kept = kept_patches(patches, rate)
+    if rate == 0 or 0 < kept < patches:
+        return None
+    return f"{rate} of {patches} patches leaves {'none' if kept == 0 else 'all'} of them; choose another, or 0"
+
+
+@_rule("schedule.mixing.cutoff_epochs", "schedule.mixing.mode", "schedule.epochs")
+def _mixing_changes(cutoff: int, mode: str, epochs: int) -> str | None:
+    if cutoff > epochs:
+        return f"allowed: 0 to schedule.epochs ({epochs}), given {cutoff}"
+    if mode == "standard" and cutoff > 0:
+        return (
+            f"standard mixes for the whole run; set it to 0, or schedule.mixing.mode to early or late; given {cutoff}"
+        )
+    return None
+
+
+@_rule("schedule.mixing.mode", "augment.mixup", "augment.cutmix")
+def _there_is_mixing(mode: str, mixup: float, cutmix: float) -> str | None:
+    if mode != "standard" and mixup == 0 and cutmix == 0:
+        return f"{mode} needs something to mix, but augment.mixup and augment.cutmix are 0"
+    return None
+
+
 @_rule("schedule.drop_path.mode", "model.drop_path")
 def _drop_path_has_a_rate(mode: str, rate: float) -> str | None:
     return f"{mode} needs a rate, but model.drop_path is 0" if mode != "standard" and rate == 0 else None
@@ -166,6 +208,13 @@ def _mask_can_soften(mask: str, mode: str, cutoff: int) -> str | None:
 @_rule("optimizer.min_lr", "optimizer.lr")
 def _lr_falls(min_lr: float, lr: float) -> str | None:
     return f"allowed: 0 to optimizer.lr ({lr:g}), given {min_lr:g}" if min_lr > lr else None
+
+
+@_rule("optimizer.name", "train.parallel")
+def _muon_has_whole_matrices(name: str, parallel: str) -> str | None:
+    if name == "muon" and parallel == "fsdp":
+        return "muon needs whole matrices, and train.parallel=fsdp cuts them; give train.parallel=ddp, or adamw"
+    return None
 
 
 @_rule("train.cuda_graphs", "train.compile")

@@ -124,10 +124,11 @@ class AugmentConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW and its learning rate, which belongs to a total batch."""
+    """The optimizer and its learning rate, which belongs to a total batch."""
 
-    name: Literal["adamw"] = "adamw"
-    """The one optimizer of the published runs."""
+    name: Literal["adamw", "muon"] = "adamw"
+    """`adamw`, that of the published runs, or `muon` for the matrices of the blocks and AdamW for everything else; one
+    `lr` serves both. Muon needs whole matrices: not with `train.parallel=fsdp`."""
     lr: AboveZero
     """Highest learning rate, for a total batch of `lr_batch`."""
     lr_batch: Count
@@ -139,9 +140,9 @@ class OptimizerConfig(Section):
     weight_decay: AtLeastZero = 0.05
     """Decoupled weight decay of all matrices; vectors, biases, position and class token have none."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Decay of the running mean and of the running square of gradients."""
+    """AdamW's decay of the running mean and of the running square of gradients."""
     eps: AboveZero = 1e-8
-    """Added to the root of the running square."""
+    """AdamW's addition to the root of the running square."""
     clip_grad: AboveZero | None = None
     """Largest norm of the whole gradient; null does not clip."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -172,6 +173,25 @@ class DropPathConfig(Section):
     """`early` and `late` only: the epoch of the change."""
 
 
+class PatchDropConfig(Section):
+    """Patches that training steps leave out, one random choice for each device batch; the others keep order and
+    position. The class token and evaluation are not affected."""
+
+    rate: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the patches that is left out, to whole patches; 0 is off."""
+    cutoff_epochs: Epochs = 0
+    """The epoch from which all patches are there."""
+
+
+class MixingConfig(Section):
+    """When batches are mixed; how is `augment.mixup`, `cutmix` and `mix_prob`."""
+
+    mode: Literal["standard", "early", "late"] = "standard"
+    """The whole run, only before `cutoff_epochs`, or only from there on."""
+    cutoff_epochs: Epochs = 0
+    """`early` and `late` only: the epoch of the change."""
+
+
 class ScheduleConfig(Section):
     """Everything that changes with the optimizer step."""
 
@@ -183,6 +203,10 @@ class ScheduleConfig(Section):
     """The soft mask."""
     drop_path: DropPathConfig = DropPathConfig()
     """Stochastic depth over time."""
+    patch_drop: PatchDropConfig = PatchDropConfig()
+    """Patches left out, over time."""
+    mixing: MixingConfig = MixingConfig()
+    """Mixup and cutmix over time."""
 
 
 class TrainConfig(Section):

@@ -10,12 +10,12 @@ from illama.distributed import ALONE, World
 class LossGuard:
     """Watches the loss on the device.
 
-    From the first non-finite loss on, the fused optimizer leaves every weight as it is: its steps read `found_inf`
-    on the device, the way torch's gradient scaler uses it. The host asks for the verdict at log points only.
+    From the first non-finite loss on, the optimizer leaves every weight as it is: its steps read `found_inf` on the
+    device, the way torch's gradient scaler uses it. The host asks for the verdict at log points only.
 
     Args:
         device: Where the loss is.
-        optimizer: A fused one.
+        optimizer: A fused one of torch, or one that reads `found_inf` as those do.
         world: The processes that share the weights: where one meets such a loss, none may change them.
     """
 

@@ -232,7 +232,7 @@ class Run:
         progress, per_epoch = self.state.progress, self.schedules.steps_per_epoch
         if self.world.size > 2 and self.recipe.train.parallel == "ddp":
             self._settle_buckets()
-        batches = self.parts.train_loader.batches(progress.step)
+        batches = self.parts.train_loader.batches(progress.step, self.schedules)
         since, vote = Stopwatch(), Vote(self.world)
         try:
             while progress.step < self.schedules.total_steps:
@@ -264,7 +264,7 @@ class Run:
             waited += time.perf_counter() - asked
             seed_global(self.device, Purpose.DROP, self.recipe.seed, step, batch.micro.part)
             with self.objective.exchanging(left == 0):
-                loss = self.objective(batch.images, batch.targets) / self.plan.accumulation
+                loss = self.objective(batch.images, batch.targets, batch.kept) / self.plan.accumulation
                 loss.backward()
             state.loss_sum += loss.detach() / self.world.size
             self.guard.watch(loss.detach(), step)
@@ -338,10 +338,11 @@ class Run:
             "lr": self.schedules.lr(step - 1),
             "softness": self.schedules.softness(step - 1),
             "drop_path": self.schedules.drop_path(step - 1),
+            "patches": self.schedules.kept_patches(step - 1),
             "images_per_s": images_per_s,
             "data_wait": data_wait,
         }
-        record |= self.meter.summary(images_per_s, record["softness"])
+        record |= self.meter.summary(images_per_s, record["softness"], record["patches"])
         self.log.write(record)
         return summary(record, self.recipe.schedule.epochs)
 

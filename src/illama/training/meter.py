@@ -8,7 +8,7 @@ import torch
 
 from illama.device import Precision
 from illama.matmul_rate import MatmulRate, quick_matmul_rate
-from illama.models.complexity import needed_multiply_adds, training_multiply_adds
+from illama.models.complexity import needed_multiply_adds, on_patches, training_multiply_adds
 from illama.models.config import ModelConfig
 
 GB = 1e9
@@ -34,7 +34,9 @@ class StepMeter:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
 
-    def summary(self, images_per_s: float, softness: float = 0.0) -> dict[str, float | None]:
+    def summary(
+        self, images_per_s: float, softness: float = 0.0, patches: int | None = None
+    ) -> dict[str, float | None]:
         """Figures for a log record; both depend on clock and machine.
 
         `mfu`: what the images' forward and backward passes need at least (`illama.models.complexity`), in operations
@@ -45,8 +47,9 @@ class StepMeter:
         Args:
             images_per_s: Training images per second, all devices together.
             softness: Softness in force; above 0 the mask saves nothing.
+            patches: Patches of an image that are computed; all when None.
         """
-        flops = training_flops(self._config, softness)
+        flops = training_flops(self._config if patches is None else on_patches(self._config, patches), softness)
         mfu = images_per_s * flops / (self.ceiling.flops_per_s * self._world_size)
         return {"mfu": mfu, "memory_gb": peak_memory_gb(self._device)}
 

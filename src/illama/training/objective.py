@@ -34,14 +34,15 @@ class _LossOfBatch(nn.Module):
         self._loss = loss
         self._device, self._precision = device, precision
 
-    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, targets: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         with autocast(self._device, self._precision):
-            logits = self.model(images)
+            logits = self.model(images) if kept is None else self.model(images, kept)
         return self._loss(logits.float(), targets)
 
 
 class Objective:
-    """The training loss as a function of (images, targets), 0-d float32; of several processes each has its own.
+    """The training loss as a function of (images, targets, kept patches), 0-d float32; of several processes each has
+    its own.
 
     Gradients of several processes are averaged in the backward pass; `exchanging` says when.
     """
@@ -51,11 +52,11 @@ class Objective:
         self._sharded = model if isinstance(model, FSDPModule) else None
         self._cuda_graphs = cuda_graphs
 
-    def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, targets: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         if not self._cuda_graphs:
-            return self._module(images, targets)
+            return self._module(images, targets, kept)
         torch.compiler.cudagraph_mark_step_begin()
-        return self._module(images, targets).clone()  # the next replay writes to the same memory
+        return self._module(images, targets, kept).clone()  # the next replay writes to the same memory
 
     def prepare_gradients(self, accumulation: int) -> bool:
         """Whether gradients are set to None after a step; before the first one, make room for those that are not.
@@ -89,7 +90,7 @@ def build_objective(
     world: World = ALONE,
     grad_reduce: Literal["float32", "bf16"] = "float32",
 ) -> Objective:
-    """The training loss as a function of (images, targets).
+    """The training loss as a function of (images, targets, kept patches or None).
 
     Args:
         model: Maps images to logits; already cut into shards (`shard_model`) where the recipe says so.

@@ -9,27 +9,34 @@ import torch
 from illama.models.illama import ILlama
 
 
-def param_groups(model: ILlama, weight_decay: float, layer_decay: float | None = None) -> list[dict[str, Any]]:
+def param_groups(
+    model: ILlama, weight_decay: float, layer_decay: float | None = None, *, muon: bool = False
+) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer.
 
     Tensors of one dimension, every `.bias`, `pos_embed` and `cls_token` do not decay; everything else does. With
     `layer_decay`, group 0 is class token, position and patch embedding, group i + 1 is block i, the last group is
-    the final norm and the head, and group g of G has `lr_scale` = layer_decay^(G - 1 - g).
+    the final norm and the head, and group g of G has `lr_scale` = layer_decay^(G - 1 - g). With `muon` the matrices of
+    the blocks have groups of their own, for that optimizer: what embeds, normalises or classifies is no map from one
+    hidden space to another.
 
     Returns:
-        Groups with the keys params, names, weight_decay, lr_scale; only trainable tensors, no empty group.
+        Groups with the keys params, names, weight_decay, lr_scale, and muon (bool) where asked for; only trainable
+        tensors, no empty group.
     """
     last = model.config.depth + 1
-    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in model.no_weight_decay()
         depth = last if layer_decay is None else _layer(name, last)
         scale = 1.0 if layer_decay is None else layer_decay ** (last - depth)
+        by_muon = muon and parameter.ndim == 2 and name.startswith("blocks.")
         group = groups.setdefault(
-            (depth, decays),
-            {"params": [], "names": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale},
+            (depth, decays, by_muon),
+            {"params": [], "names": [], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
+            | ({"muon": by_muon} if muon else {}),
         )
         group["params"].append(parameter)
         group["names"].append(name)

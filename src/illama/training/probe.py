@@ -50,7 +50,7 @@ def measure_pace(recipe: Recipe, device: str | None = None, seconds: float = 3.0
     begun = time.perf_counter()
     run = Run(recipe, Path(recipe.name), resolve_device(device), None)
     run.state.progress.step = run.schedules.total_steps // 2  # a softness and a drop path of the middle
-    batches = run.parts.train_loader.batches()
+    batches = run.parts.train_loader.batches(run.state.progress.step, run.schedules)
     try:
         for _ in range(_UNCOUNTED):
             run._step(batches)

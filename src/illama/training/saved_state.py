@@ -18,13 +18,14 @@ from illama.checkpoint.folder import DamagedError
 from illama.checkpoint.io import EMA_FILE, MODEL_FILE, STATE_FILE
 from illama.models.linear import KINDS, LinearKernel
 from illama.text import shown
+from illama.training.muon import MOMENT
 
 if TYPE_CHECKING:
     from illama.training.state import TrainState
 
 _KEYS = frozenset({"optimizer", "average_updates", "progress", "loss_sum", "loss_steps"})
 _LATER_KEYS = frozenset({"linear_kernel", "native", "processes", "run"})  # earlier versions did not save them
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_ADAMW_MOMENTS, _MUON_MOMENTS = ("exp_avg", "exp_avg_sq"), (MOMENT,)
 
 
 class _Odd(Exception):  # noqa: N818 - the end of a sentence, no error of its own
@@ -100,14 +101,18 @@ def _demand_state(saved: Checkpoint, state: TrainState, total_steps: int) -> Non
 def _demand_optimizer(found: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Moments of all parameters, in the optimizer's order."""
     _demand_keys(found, {"state", "param_groups"}, where="the optimizer")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    groups = optimizer.param_groups
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    by_muon = [group.get("muon", False) for group in groups for _ in group["params"]]
     moments = found["state"]
     _demand_keys(moments, set(range(len(parameters))) if step else set(), where="the optimizer's state")
     for number, entry in moments.items():
-        _demand_keys(entry, {"step", *_MOMENTS}, where=f"parameter {number}")
-        _demand_tensor(f"step of parameter {number}", entry["step"], torch.Size(()), torch.float32)
-        _number(float(entry["step"]), f"step of parameter {number}", most=step, kind=float)
-        for name in _MOMENTS:
+        names = _MUON_MOMENTS if by_muon[number] else _ADAMW_MOMENTS
+        _demand_keys(entry, {*names} if by_muon[number] else {"step", *names}, where=f"parameter {number}")
+        if not by_muon[number]:
+            _demand_tensor(f"step of parameter {number}", entry["step"], torch.Size(()), torch.float32)
+            _number(float(entry["step"]), f"step of parameter {number}", most=step, kind=float)
+        for name in names:
             shape, dtype = parameters[number].shape, parameters[number].dtype
             _demand_tensor(f"{name} of parameter {number}", entry[name], shape, dtype)
 

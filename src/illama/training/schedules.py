@@ -1,7 +1,7 @@
 """Learning rate, softness and drop path as pure functions of the optimizer step (the paper's Tables 12 to 16).
 
 One value per optimizer step, set before the step; gradient accumulation does not advance them. Steps count from 0.
-`Schedules.of` gives a recipe's three schedules; the functions below are what they are made of.
+`Schedules.of` gives a recipe's schedules; the functions below are what they are made of.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from illama.recipes.rules import kept_patches
 
 if TYPE_CHECKING:
     from illama.recipes.schema import Recipe
@@ -96,6 +98,22 @@ def drop_path(
     return rate if mode == "standard" else _until(step, rate, shape, cutoff_steps)
 
 
+def mix_prob(step: int, *, prob: float, mode: DropPathMode, cutoff_steps: int, total_steps: int) -> float:
+    """Probability that a batch is mixed: `prob` where a drop path of this mode acts, 0 elsewhere.
+
+    Args:
+        step: Optimizer step, 0 to total_steps - 1.
+        prob: The recipe's probability.
+        mode: "standard" is the whole run, "early" before `cutoff_steps` only, "late" from there on only.
+        cutoff_steps: The step of the change, 0 to total_steps.
+        total_steps: Steps of the whole run.
+
+    Raises:
+        ValueError: `step` is not a step of the run.
+    """
+    return drop_path(step, rate=prob, mode=mode, shape="constant", cutoff_steps=cutoff_steps, total_steps=total_steps)
+
+
 def _until(step: int, value: float, shape: Shape, cutoff_steps: int) -> float:
     """`value`, constant or falling to 0, for the first `cutoff_steps` steps; 0 afterwards."""
     if step >= cutoff_steps:
@@ -163,6 +181,16 @@ class Schedules:
         """Step at which an early drop path ends or a late one starts; 0 where it never changes."""
         return self.recipe.schedule.drop_path.cutoff_epochs * self.steps_per_epoch
 
+    @property
+    def patch_drop_end_step(self) -> int:
+        """First step with all patches; 0 where none is ever left out."""
+        return self.recipe.schedule.patch_drop.cutoff_epochs * self.steps_per_epoch
+
+    @property
+    def mixing_change_step(self) -> int:
+        """Step at which early mixing ends or late mixing starts; 0 where it never changes."""
+        return self.recipe.schedule.mixing.cutoff_epochs * self.steps_per_epoch
+
     def lr(self, step: int) -> float:
         """Learning rate of a step; groups with a rate of their own multiply it."""
         return learning_rate(
@@ -196,3 +224,18 @@ class Schedules:
             cutoff_steps=self.drop_path_change_step,
             total_steps=self.total_steps,
         )
+
+    def mix_prob(self, step: int) -> float:
+        """Probability that a batch of a step is mixed; after the last step, for loaders work ahead, as in that."""
+        return mix_prob(
+            min(step, self.total_steps - 1),
+            prob=self.recipe.augment.mix_prob,
+            mode=self.recipe.schedule.mixing.mode,
+            cutoff_steps=self.mixing_change_step,
+            total_steps=self.total_steps,
+        )
+
+    def kept_patches(self, step: int) -> int:
+        """Patches of an image that a step computes; after the last step as in that."""
+        rate = _until(step, self.recipe.schedule.patch_drop.rate, "constant", self.patch_drop_end_step)
+        return kept_patches(self.recipe.model.num_patches, rate)

@@ -27,6 +27,7 @@ from illama.text import shown
 from illama.training.ema import WeightAverage
 from illama.training.fit import fit_to_data, short_run
 from illama.training.losses import Loss, build_loss
+from illama.training.muon import MuonWithAdamW
 from illama.training.objective import shard_model
 from illama.training.optim import build_adamw, param_groups
 from illama.training.schedules import Schedules
@@ -130,9 +131,10 @@ def build_state(recipe: Recipe, parts: Parts, device: torch.device, world: World
     if device.type == "cpu" and world.size > 1:
         keep_linear_kernels(world.broadcast(linear_kernels(model)))
         native.keep(world.broadcast(native.kernels() is not None))
-    groups = param_groups(model, optimizer.weight_decay, optimizer.layer_decay)
-    adamw = build_adamw(groups, betas=optimizer.betas, eps=optimizer.eps)
-    return TrainState(model, adamw, average, device, world)
+    muon = optimizer.name == "muon"
+    groups = param_groups(model, optimizer.weight_decay, optimizer.layer_decay, muon=muon)
+    build = MuonWithAdamW if muon else build_adamw
+    return TrainState(model, build(groups, betas=optimizer.betas, eps=optimizer.eps), average, device, world)
 
 
 def start_from(
