@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from processes import BATCH, NETWORKS, allocator_cases, environment_cases
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+from illama import native
 from illama.attention import blocked, soft_causal_attention_qkvpacked
-from illama.attention.rotary import rotate
+from illama.attention.rotary import Tables, rotate
 from illama.bench.interleave import Case
-from illama.models.layers import PatchEmbed, RMSNorm
+from illama.models.layers import PatchEmbed, RMSNorm, _gated
 from illama.models.linear import onednn_product
+from illama.models.rope import angles_1d
 from illama.models.variants import VARIANTS
 
 Shape = tuple[int, int, int, int]  # batch, heads, tokens, head width
@@ -221,6 +224,93 @@ def _two_sdpa(shape: Shape) -> Group:
     return _ways(_shape(shape), None, {"blocked": blocks, "two SDPA calls": joined})
 
 
+def attention() -> Iterator[Group]:
+    """Eq. 2 at softness 0, rotation included: backends, FlexAttention's output joined by its lse (forward, compiled),
+    and beside them SDPA without mask and rotation, which is another function."""
+    for shape, backward in ((TINY, False), (MANY, False), (LONG, False), (TINY, True), (MANY, True), (LONG, True)):
+        batch, count, tokens, width = shape
+        qkv = torch.randn(batch, tokens, 3, count, width).requires_grad_(backward)
+        upstream, angles = torch.randn(batch, count, tokens, width), angles_1d(tokens, width)
+        rope, softness = (angles.cos().float(), angles.sin().float()), torch.zeros(())
+        inputs = (qkv, upstream, rope, softness)
+        ways = {name: _attended(name, *inputs) for name in ("reference", "blocked", "native")}
+        if not backward:
+            ways["FlexAttention"] = _flex(qkv, rope)
+        ways["SDPA, no mask, no rotation"] = _sdpa(qkv, upstream)
+        yield _ways(f"{_shape(shape)}, {'forward + backward' if backward else 'forward'}", None, ways)
+
+
+def _attended(
+    backend: str, qkv: torch.Tensor, upstream: torch.Tensor, rope: Tables, softness: torch.Tensor
+) -> Callable[[], object]:
+    def attend() -> object:
+        out = soft_causal_attention_qkvpacked(qkv, softness, rope=rope, backend=backend)
+        return torch.autograd.grad(out, qkv, upstream) if qkv.requires_grad else out
+
+    return attend
+
+
+def _sdpa(qkv: torch.Tensor, upstream: torch.Tensor) -> Callable[[], object]:
+    def attend() -> object:
+        out = F.scaled_dot_product_attention(*qkv.permute(2, 0, 3, 1, 4))
+        return torch.autograd.grad(out, qkv, upstream) if qkv.requires_grad else out
+
+    return attend
+
+
+def _flex(qkv: torch.Tensor, rope: Tables) -> Callable[[], object]:
+    """With lse the log-sum-exp of all scores and lse_c that of the causal ones, O = exp(lse_c - lse) O_c."""
+    tokens = qkv.shape[1]
+    seen = create_block_mask(lambda b, h, query, key: query >= key, None, None, tokens, tokens, device="cpu")
+    flex = torch.compile(flex_attention)
+
+    def attend() -> object:
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k = rotate(q, rope), rotate(k, rope)
+        out, causal = flex(q, k, v, block_mask=seen, return_lse=True)
+        _, full = flex(q, k, v, return_lse=True)
+        return out * (causal - full).exp().unsqueeze(-1)
+
+    torch.testing.assert_close(
+        attend(), soft_causal_attention_qkvpacked(qkv, 0.0, rope=rope, backend="reference"), rtol=1e-4, atol=1e-5
+    )
+    return attend
+
+
+def between() -> Iterator[Group]:
+    """What lies between the products of a block, by torch's operators and by compiled kernels."""
+    yield from (group(backward) for backward in (False, True) for group in (_norm, _gate))
+
+
+def _norm(backward: bool) -> Group:
+    x, norm = torch.randn(ROWS, WIDTH).requires_grad_(backward), RMSNorm(WIDTH).requires_grad_(backward)
+    ways = {
+        "torch's operators": lambda: norm._formula(x, norm.weight),
+        "compiled kernel": lambda: native.rms_norm(x, norm.weight, norm.eps, norm._formula),
+    }
+    return _both_ways(f"RMSNorm, {ROWS} x {WIDTH}", ways, x, norm.weight)
+
+
+def _gate(backward: bool) -> Group:
+    gate, value = (torch.randn(ROWS, HIDDEN).requires_grad_(backward) for _ in range(2))
+    ways = {
+        "torch's operators": lambda: _gated(gate, value),
+        "compiled kernel": lambda: native.gate(gate, value, _gated),
+    }
+    return _both_ways(f"SiLU(gate) * value, {ROWS} x {HIDDEN}", ways, gate, value)
+
+
+def _both_ways(title: str, ways: Mapping[str, Callable[[], torch.Tensor]], *inputs: torch.Tensor) -> Group:
+    if not inputs[0].requires_grad:
+        return _ways(f"{title}, forward", None, ways)
+    upstream = torch.randn_like(next(iter(ways.values()))())
+
+    def with_gradients(run: Callable[[], torch.Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(run(), inputs, upstream)
+
+    return _ways(f"{title}, forward + backward", None, {name: with_gradients(run) for name, run in ways.items()})
+
+
 def allocator() -> Iterator[Group]:
     """Predicting 16 images with malloc as it comes, and told to keep freed memory (as the command line does)."""
     for network in NETWORKS:
@@ -272,6 +362,7 @@ def _under(run: Callable[[], object], **settings: float) -> Callable[[], object]
 PARTS: dict[str, Callable[[], Iterator[Group]]] = {
     part.__name__: part
     for part in (
-        linear, rotation, softmax, swiglu, packed, rmsnorm, patches, heads, cuts, two_sdpa, allocator, mkl_environment
+        linear, rotation, softmax, swiglu, packed, rmsnorm, patches, heads, cuts, two_sdpa, attention,
+        between, allocator, mkl_environment
     )
 }  # fmt: skip

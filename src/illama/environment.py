@@ -83,8 +83,16 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cpu_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "native_kernels": _native() if device.type == "cpu" else None,
         "git_revision": _git_revision(),
     }
+
+
+def _native() -> bool | str:
+    """Whether compiled kernels compute on the CPU, or why they do not."""
+    from illama import native
+
+    return native.kernels() is not None or native.why_not() or "the run began without them"
 
 
 def _launched(variable: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -114,7 +115,7 @@ def test_attention_is_captured_where_the_device_has_graphs(
     assert "* illama reference: timed eagerly, with what the host does: it waits for the device" in text
     assert "captured in a CUDA graph" in text
     print_report(report)
-    assert "(timed eagerly)" in capsys.readouterr().out
+    assert re.search(r"\(timed[^)]*eagerly\)", capsys.readouterr().out), "maybe on two lines"
     assert json.dumps(report.to_dict()).count('"timed_eagerly": true') == 1
 
 

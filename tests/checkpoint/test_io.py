@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -89,6 +90,19 @@ def test_a_new_save_keeps_the_one_before_it_and_nothing_else(tmp_path: Path, mod
         save(tmp_path, model, meta, step)
     assert (step_of(tmp_path), step_of(tmp_path, "previous")) == (3, 2)
     assert names(tmp_path) == ["last", "previous"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_umask_decides_who_may_read(tmp_path: Path, model: ILlama, meta: Meta, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        folder_ = save(tmp_path, model, meta, step=1, ema=True)
+        save_weights(tmp_path / "alone.safetensors", model.state_dict(), meta)
+    finally:
+        os.umask(before)
+    files = [path for path in (*folder_.iterdir(), tmp_path / "alone.safetensors") if path.is_file()]
+    assert len(files) >= 4
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
 
 
 def test_other_tags_keep_none_before_them(tmp_path: Path, model: ILlama, meta: Meta) -> None:

@@ -73,6 +73,7 @@ def _arguments() -> argparse.Namespace:
 def _import_everything(root: Path) -> None:
     """All that commands import, without starting a thread: none of them would live in the forks."""
     os.environ |= {
+        "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"),  # with the compiled kernels
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "ARROW_DEFAULT_MEMORY_POOL": "system",
@@ -89,9 +90,11 @@ def _import_everything(root: Path) -> None:
         torch.set_num_threads(1)
         for module in (*_ours(), *_NEEDED):
             importlib.import_module(module)
+    from illama import native
     from illama.data.formats import readable_formats
 
     readable_formats()
+    native.why_not()  # compiled here, if they are not yet
     gc.collect()
     gc.freeze()  # what a collection would write into, the forks would have to copy
 

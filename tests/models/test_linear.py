@@ -329,7 +329,7 @@ class TestChoice:
         monkeypatch.setattr(module, "_gain", lambda *pair: calls.append(pair) or gain)
         assert linear_kernel("forward", 197, 192 * 576) == linear_kernel("forward", 5, 64) == kernel
         assert len(calls) == 1, "measured once per process and kind"
-        assert linear_kernels() == {"forward few narrow": kernel}
+        assert linear_kernels() == {"forward, few rows, narrow": kernel}
 
     def test_each_kind_of_product_has_its_own_answer(self, monkeypatch) -> None:
         """By the shapes that are timed: oneDNN wins where the weight has more than 300,000 numbers, and forward."""
@@ -348,14 +348,14 @@ class TestChoice:
         }
         won = {key for key, name in found.items() if name == "onednn"}
         assert won == {("forward", 197, True), ("forward", 5000, True), ("forward", 197, False)}
-        assert set(linear_kernels()) == set(KINDS)
+        assert set(linear_kernels()) == set(KINDS.values())
 
     @pytest.mark.parametrize("operation", ["forward", "input gradient", "weight gradient"])
     def test_one_product_changes_its_library_alone(self, monkeypatch, operation: str) -> None:
         products = []
         onednn = module.onednn_product
         monkeypatch.setattr(module, "onednn_product", lambda *tensors: products.append(1) or onednn(*tensors))
-        keep_linear_kernels({kind: "onednn" if kind.startswith(operation) else "mkl" for kind in KINDS})
+        keep_linear_kernels({words: "onednn" if kind[0] == operation else "mkl" for kind, words in KINDS.items()})
         torch.manual_seed(0)
         layer, x = Linear(192, 576), torch.randn(600, 192, requires_grad=True)
         y = layer(x)
@@ -397,15 +397,17 @@ class TestChoice:
         monkeypatch.setattr(module, "_gain", lambda *_: pytest.fail("nothing to measure"))
         monkeypatch.setenv("ILLAMA_LINEAR", kernel)
         assert linear_kernel("input gradient", 197, 100_000) == kernel
-        assert linear_kernels() == dict.fromkeys(KINDS, kernel)
+        assert linear_kernels() == {"input gradient, few rows, narrow": kernel}
+        keep_linear_kernels("mkl" if kernel == "onednn" else "onednn")
+        assert linear_kernels() == dict.fromkeys(KINDS.values(), kernel)
 
     def test_a_run_stays_with_the_kernel_it_began_with(self, monkeypatch) -> None:
         monkeypatch.setattr(module, "_gain", lambda *_: pytest.fail("nothing to measure"))
         for kernel in ("mkl", "onednn"):
             keep_linear_kernels(kernel)
             assert {linear_kernel(operation, 10, 10) for operation in module.OPERATIONS} == {kernel}
-        keep_linear_kernels({"forward few wide": "onednn"})
-        assert linear_kernels() == {"forward few wide": "onednn"}
+        keep_linear_kernels({"forward, few rows, wide": "onednn"})
+        assert linear_kernels() == {"forward, few rows, wide": "onednn"}
 
     def test_an_unknown_name_is_refused(self, monkeypatch) -> None:
         monkeypatch.setenv("ILLAMA_LINEAR", "openblas")

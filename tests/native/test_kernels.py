@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import platform
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 from illama import UserError, native
 from illama.models.layers import RMSNorm, SwiGLU, _gated
 from illama.native import compiled
+from tests.attention.common import assert_as_exact_as_the_reference, random_qkv, random_tables
 
 needed = pytest.mark.skipif(native.why_not() is not None, reason=f"no compiled kernels: {native.why_not()}")
 SHAPES = [(3, 5, 8), (1, 1, 1), (2, 197, 192), (40, 33), (7, 1001)]
@@ -121,6 +126,24 @@ def test_who_is_not_served() -> None:
 def why_not_here() -> str | None:
     """As a fresh process would say."""
     return compiled._library.__wrapped__()[1]
+
+
+@needed
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names x86's instructions")
+@pytest.mark.parametrize("without", ["-mno-avx512f", "-mno-avx512f -mno-avx2 -mno-fma"])
+def test_narrower_vectors(without: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What processors without AVX-512, and without AVX2, get."""
+    monkeypatch.setenv("CC", f"{os.environ.get('CC') or shutil.which('cc') or 'gcc'} {without}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library = compiled._library.__wrapped__()
+    assert library[1] is None
+    monkeypatch.setattr(compiled, "_library", lambda: library)
+    torch.manual_seed(0)
+    for dtype, tokens, width in itertools.product((torch.float32, torch.bfloat16), (5, 65, 197), (24, 64)):
+        qkv, rope = random_qkv(1, 2, tokens, width, dtype), random_tables(tokens, width)
+        assert_as_exact_as_the_reference(qkv, 0.35, "causal", rope, "native", packed=True)
+    test_the_norm_is_as_exact_as_the_formula((40, 33))
+    test_the_gate_is_as_exact_as_the_formula((40, 33), torch.bfloat16)
 
 
 class TestMaking:

@@ -40,7 +40,7 @@ def test_a_compiled_run_is_the_eager_run(toy: Callable[..., Recipe], tmp_path: P
         torch.testing.assert_close(
             weights[1][name], eager, rtol=1e-3, atol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
         )
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2, "of the loss, and of evaluations"
 
 
 def test_cuda_graphs_need_compile_and_cuda(toy: Callable[..., Recipe]) -> None:
@@ -86,12 +86,12 @@ def test_gradients_of_replayed_graphs_stay_in_memory_of_their_own(
 def test_a_continued_run_keeps_what_computes_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other libraries and kernels round differently, so they are part of what a checkpoint restores."""
     monkeypatch.delenv(linear.ENVIRONMENT, raising=False)
-    monkeypatch.setattr(linear, "_chosen", {"forward few wide": "onednn"})
+    monkeypatch.setattr(linear, "_chosen", {("forward", False, True): "onednn"})
     monkeypatch.setattr(native, "_kept", [False])
     model = torch.nn.Linear(2, 2)
     state = TrainState(model, torch.optim.AdamW(model.parameters()), None, torch.device("cpu"))
     training_state = state.to_dict()
-    assert training_state["linear_kernel"] == {"forward few wide": "onednn"}
+    assert training_state["linear_kernel"] == {"forward, few rows, wide": "onednn"}
     assert training_state["native"] is False
     config = load_recipe("digits_micro").model
     saved = Checkpoint(Path(), state.weights(), training_state, Meta(config=config))
@@ -100,10 +100,10 @@ def test_a_continued_run_keeps_what_computes_on_the_cpu(monkeypatch: pytest.Monk
         state.load(dataclasses.replace(saved, training_state=training_state | changes))
 
     load(linear_kernel="mkl", native=True)  # one name for all is what earlier versions saved
-    assert linear.linear_kernels() == dict.fromkeys(linear.KINDS, "mkl")
+    assert linear.linear_kernels() == dict.fromkeys(linear.KINDS.values(), "mkl")
     assert (native.kernels() is None) == (native.why_not() is not None)
     load(native=None)
-    assert linear.linear_kernels() == {"forward few wide": "onednn"}
+    assert linear.linear_kernels() == {"forward, few rows, wide": "onednn"}
     assert native.kernels() is None
 
 

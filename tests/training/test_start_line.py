@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from illama import native
 from illama.attention import BACKENDS, AttentionRequest
 from illama.errors import UserError
 from illama.models import ILlama
@@ -23,7 +24,8 @@ def line(recipe: Recipe, num_devices: int = 1, **changes: Any) -> str:
     return start_line(recipe, plan_batches(recipe, num_devices), **options)
 
 
-def test_the_whole_line() -> None:
+def test_the_whole_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ILLAMA_NATIVE", "off")
     recipe = load_recipe("digits_micro", ["train.accumulation=2", "data.name=folder", "data.path=/my digits"])
     parameters = sum(p.numel() for p in ILlama(recipe.model).parameters())
     assert line(recipe) == (
@@ -66,7 +68,14 @@ def test_compilation(switches: list[str], expected: str) -> None:
     assert f", {expected}, " in line(load_recipe("digits_micro", switches))
 
 
-def test_attention_differs_between_training_and_evaluation() -> None:
+@pytest.mark.skipif(native.why_not() is not None, reason="needs compiled kernels")
+def test_compiled_kernels_are_for_eager_mode() -> None:
+    assert "attention native, eager" in line(load_recipe("imagenet1k_tiny"))
+    assert "native" not in line(load_recipe("imagenet1k_tiny", ["train.compile=true"]))
+
+
+def test_attention_differs_between_training_and_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ILLAMA_NATIVE", "off")
     text = line(load_recipe("imagenet1k_tiny"))
     assert "attention reference in training, blocked in evaluation" in text
 

@@ -58,7 +58,10 @@ def save_weights(path: Path, state: Mapping[str, Tensor], meta: Meta) -> None:
         meta: What travels with them.
     """
     plain = {name: compact(tensor) for name, tensor in state.items()}
+    path.touch()
+    mode = path.stat().st_mode
     save_file(plain, path, metadata={"format": "pt", META_KEY: meta.to_json()})
+    path.chmod(mode)  # safetensors lets nobody but the owner read
     _order_header(path)
 
 

@@ -9,7 +9,6 @@ ever.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import time
@@ -32,19 +31,24 @@ SMALLEST_WEIGHT_GRADIENT, FEWEST_ROWS_WEIGHT_GRADIENT = 7_000_000, 128
 # oneDNN must be this much faster: noise must not decide, for a run that is continued must compute as it began.
 _GAIN = 1.15
 Operation = Literal["forward", "input gradient", "weight gradient"]
-# Products of one kind have one answer: the operation, "few" or "many" rows (from 1,000 on), a "narrow" or "wide" weight
-# (from 300,000 numbers on). Measured with these rows, inputs and outputs, so many times.
-_MANY_ROWS, _WIDE = 1_000, 300_000
-_PROBES = {
-    "few narrow": (197, 192, 576, 9),
-    "few wide": (197, 768, 2304, 5),
-    "many narrow": (1576, 192, 576, 7),
-    "many wide": (1024, 768, 1536, 3),
-}
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
-KINDS = tuple(f"{operation} {shape}" for operation in OPERATIONS for shape in _PROBES)
+# Products of one kind have one answer: the operation, whether the rows are many, whether the weight is wide.
+Kind = tuple[Operation, bool, bool]
+_MANY_ROWS, _WIDE = 1_000, 300_000
+_SHAPES = {  # rows, inputs and outputs of the product that is timed for a kind, and how often
+    (False, False): (197, 192, 576, 9),
+    (False, True): (197, 768, 2304, 5),
+    (True, False): (1576, 192, 576, 7),
+    (True, True): (1024, 768, 1536, 3),
+}
+_PROBES: dict[Kind, tuple[int, int, int, int]] = {
+    (operation, *shape): probe for operation in OPERATIONS for shape, probe in _SHAPES.items()
+}
+KINDS: dict[Kind, str] = {  # in words, as a checkpoint has them
+    kind: f"{kind[0]}, {'many' if kind[1] else 'few'} rows, {'wide' if kind[2] else 'narrow'}" for kind in _PROBES
+}
 
-_chosen: dict[str, LinearKernel] = {}  # by kind
+_chosen: dict[Kind, LinearKernel] = {}
 log = logging.getLogger(__name__)
 
 
@@ -91,27 +95,27 @@ def linear_kernel(operation: Operation, rows: int, numbers: int) -> LinearKernel
         rows: Rows of the input.
         numbers: Numbers in the weight.
     """
-    return _named() or _of_kind(operation, _shape(rows, numbers))
+    kind = (operation, rows >= _MANY_ROWS, numbers >= _WIDE)
+    return _chosen[kind] if kind in _chosen else _choose(kind)
 
 
 def linear_kernels(model: nn.Module | None = None) -> dict[str, LinearKernel]:
     """Which library makes which kind of product: those that came up so far, or all that a model could need."""
-    named = _named()
-    if named is not None:
-        return dict.fromkeys(KINDS, named)
     if model is not None:
-        wide = any(weight.numel() >= _WIDE for weight in model.parameters())
-        for operation, shape in itertools.product(OPERATIONS, _PROBES):
-            if wide or "narrow" in shape:
-                _of_kind(operation, shape)
-    return dict(_chosen)
+        any_wide = any(weight.numel() >= _WIDE for weight in model.parameters())
+        for kind in _PROBES:
+            if (any_wide or not kind[2]) and kind not in _chosen:
+                _choose(kind)
+    return {KINDS[kind]: name for kind, name in _chosen.items()}
 
 
 def keep_linear_kernels(kernels: LinearKernel | Mapping[str, LinearKernel]) -> None:
     """Stay with the libraries that a run began with, which round differently; one name stands for all kinds."""
-    chosen = dict.fromkeys(KINDS, kernels) if isinstance(kernels, str) else kernels
     _chosen.clear()
-    _chosen.update({kind: name for kind, name in chosen.items() if name == "mkl" or _has_onednn()})
+    for kind, words in KINDS.items():
+        name = kernels if isinstance(kernels, str) else kernels.get(words)
+        if name is not None:
+            _chosen[kind] = _named() or (name if _has_onednn() else "mkl")
 
 
 def _named() -> LinearKernel | None:
@@ -121,17 +125,14 @@ def _named() -> LinearKernel | None:
     return None if named == "auto" else named  # type: ignore[return-value]
 
 
-def _shape(rows: int, numbers: int) -> str:
-    return f"{'many' if rows >= _MANY_ROWS else 'few'} {'wide' if numbers >= _WIDE else 'narrow'}"
-
-
-def _of_kind(operation: Operation, shape: str) -> LinearKernel:
-    kind = f"{operation} {shape}"
-    if kind not in _chosen:
-        gain = _gain(*_probe(operation, shape)) if _has_onednn() else 0.0
-        _chosen[kind] = "onednn" if gain >= _GAIN else "mkl"
-        log.debug("%s products: %s (oneDNN is %.2f times as fast as MKL)", kind, _chosen[kind], gain)
-    return _chosen[kind]
+def _choose(kind: Kind) -> LinearKernel:
+    named = _named()
+    if named is None:
+        gain = _gain(*_probe(kind)) if _has_onednn() else 0.0
+        named = "onednn" if gain >= _GAIN else "mkl"
+        log.debug("%s products: %s (oneDNN is %.2f times as fast as MKL)", KINDS[kind], named, gain)
+    _chosen[kind] = named
+    return named
 
 
 def _has_onednn() -> bool:
@@ -205,9 +206,9 @@ def _weight_gradient(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return onednn_product(grad.t(), x.t())
 
 
-def _probe(operation: Operation, shape: str) -> tuple[Callable[[], Any], Callable[[], Any], int]:
+def _probe(kind: Kind) -> tuple[Callable[[], Any], Callable[[], Any], int]:
     """A product of that kind by MKL and by oneDNN, and how often each is to be timed."""
-    rows, inputs, outputs, rounds = _PROBES[shape]
+    operation, (rows, inputs, outputs, rounds) = kind[0], _PROBES[kind]
     x, weight, grad = torch.ones(rows, inputs), torch.ones(outputs, inputs), torch.ones(rows, outputs)
     if operation == "forward":
         return lambda: F.linear(x, weight), lambda: onednn_product(x, weight), rounds

@@ -238,8 +238,8 @@ static float *scratch(word floats) {
 int attention_forward(const attention_t *t, const void *qkv, const float *cos_, const float *sin_, void *out, float *lse) {
   const word N = t->tokens, d = t->width, dp = up(d, LANES), columns = up(N, LANES), heads = t->batch * t->heads;
   const word blocks = (N + ROWS - 1) / ROWS;
-  /* Few heads are cut into parts, so that every thread has work; each part reads all keys. */
-  const word parts = heads >= 4 * t->threads ? 1 : MIN(blocks, (4 * t->threads + heads - 1) / heads);
+  /* Few heads are cut into parts, so that every thread has the same work; each part reads all keys. */
+  const word parts = heads % t->threads == 0 || heads >= 4 * t->threads ? 1 : MIN(blocks, t->threads);
   const word need = 2 * columns * dp + dp * columns + ROWS * dp + ROWS * columns + ROWS * dp + 64;
   int failed = 0;
 #pragma omp parallel for schedule(dynamic) num_threads(t->threads)
@@ -251,7 +251,8 @@ int attention_forward(const attention_t *t, const void *qkv, const float *cos_, 
     float *scores = queries + ROWS * dp, *attended = scores + ROWS * columns;
     const void *q = at(qkv, b * t->qkv[0] + h * t->qkv[3], t->half);
     const void *k = at(q, t->qkv[2], t->half), *v = at(k, t->qkv[2], t->half);
-    memset(keys, 0, (2 * columns * dp) * sizeof(float)); 
+    if (d < dp) memset(keys, 0, 2 * columns * dp * sizeof(float));
+    else memset(keys + N * dp, 0, (columns - N) * dp * sizeof(float));
     load_rows(k, t->qkv[1], t->half, cos_, sin_, 1.0f, 0, N, d, keys, dp);
     load_rows(v, t->qkv[1], t->half, NULL, NULL, 1.0f, 0, N, d, values, dp);
     transpose(keys, dp, keys_t, columns, columns, dp);

@@ -10,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from illama.checkpoint.resolve import resolve
 from illama.errors import UserError
 from illama.evaluation.subject import choose_data
 from illama.given_file import at_home
-from illama.recipes import DataConfig, Recipe, load_recipe, overridden_keys, override
+from illama.recipes import Recipe, load_recipe, overridden_keys, override
 from illama.recipes.rules import flatten
 from illama.reproduce.study import Row, Study, resolve_edits
 from illama.training.runs import read_run
@@ -28,7 +30,10 @@ RECIPE_OF_DATA = {
     "ilsvrc2012": "roadmap_tiny",
 }
 TRANSFER_RECIPES = {"cifar10": "cifar10_transfer_tiny", "cifar100": "cifar100_transfer_tiny"}
-_LATER_DATA_KEYS = ("class_depth", "image_column", "label_column", "max_image_pixels")
+_LATER_KEYS = {
+    "data": ("class_depth", "image_column", "label_column", "max_image_pixels"),
+    "schedule": ("patch_drop", "mixing"),
+}
 
 
 @dataclass(frozen=True)
@@ -217,9 +222,12 @@ def _identity(recipe: Recipe, weights: str | None) -> str:
     Keys that recipes have had since later do not count while they say what was so before.
     """
     tree = recipe.to_dict()
-    for key in _LATER_DATA_KEYS:
-        if tree["data"][key] == DataConfig.model_fields[key].default:
-            del tree["data"][key]
+    for section, keys in _LATER_KEYS.items():
+        fields = type(getattr(recipe, section)).model_fields
+        for key in keys:
+            before = fields[key].get_default()
+            if tree[section][key] == (before.model_dump(mode="json") if isinstance(before, BaseModel) else before):
+                del tree[section][key]
     seed = tree.pop("seed")
     text = json.dumps([tree, weights], sort_keys=True)
     return f"{hashlib.sha256(text.encode()).hexdigest()[:8]}-seed{seed}"

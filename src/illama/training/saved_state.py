@@ -86,8 +86,9 @@ def _demand_state(saved: Checkpoint, state: TrainState, total_steps: int) -> Non
     _demand_tensor("loss_sum", found["loss_sum"], torch.Size(()), torch.float32)
     _number(found.get("processes", 1), "processes", least=1)
     kernels = found.get("linear_kernel")
-    by_kind = kernels if isinstance(kernels, dict) else {} if kernels is None else {KINDS[0]: kernels}
-    if any(kind not in KINDS or kernel not in get_args(LinearKernel) for kind, kernel in by_kind.items()):
+    kinds = set(KINDS.values())
+    by_kind = kernels if isinstance(kernels, dict) else {} if kernels is None else dict.fromkeys(kinds, kernels)
+    if any(kind not in kinds or kernel not in get_args(LinearKernel) for kind, kernel in by_kind.items()):
         raise _Odd(f"linear_kernel is {_brief(kernels)}, expected {' or '.join(get_args(LinearKernel))} by kind")
     if not isinstance(found.get("native"), bool | None):
         raise _Odd(f"native is {_brief(found['native'])}, expected true or false")

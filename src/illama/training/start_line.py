@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from illama.attention import AttentionRequest, choose_backend
+from illama.attention import BACKENDS, AttentionRequest, choose_backend
 from illama.device import Precision
 from illama.matmul_rate import DTYPES
 from illama.models.complexity import parameters
@@ -40,7 +40,7 @@ def start_line(
     parts = [
         *([] if start is None else [f"starting from {shown(start)}"]),
         f"{parameters(recipe.model) / 1e6:.2f} M parameters on {_devices(device, plan.num_devices)} in {precision}",
-        _attention(recipe.model, device, precision),
+        _attention(recipe.model, device, precision, recipe.train.compile),
         _compilation(recipe),
         f"{total_steps} steps of {_batch(plan)}",
     ]
@@ -55,7 +55,9 @@ def overrides(recipe: Recipe) -> str:
     return " ".join(shown(override(change.key, change.new)) for change in changes) or "as packaged"
 
 
-def attention_backend(config: ModelConfig, device: torch.device, precision: Precision, *, training: bool) -> str:
+def attention_backend(
+    config: ModelConfig, device: torch.device, precision: Precision, *, training: bool, compiled: bool = False
+) -> str:
     """Name of the backend that computes attention of all tokens.
 
     Raises:
@@ -69,11 +71,16 @@ def attention_backend(config: ModelConfig, device: torch.device, precision: Prec
         q, k, v = packed.permute(2, 0, 3, 1, 4)
         softness = torch.zeros((), device=device)
         request = AttentionRequest(q, k, v, softness, config.mask, config.mask_mode, head_dim**-0.5, packed=packed)
+        if compiled and config.attention_backend == "auto" and choose_backend(request) == "native":  # for eager mode
+            others = (name for name in BACKENDS if name != "native")
+            return next(n for n in others if BACKENDS[n].why_not(request) is None and BACKENDS[n].pays(request))
         return choose_backend(request, config.attention_backend)
 
 
-def _attention(config: ModelConfig, device: torch.device, precision: Precision) -> str:
-    training, evaluation = (attention_backend(config, device, precision, training=t) for t in (True, False))
+def _attention(config: ModelConfig, device: torch.device, precision: Precision, compiled: bool) -> str:
+    training, evaluation = (
+        attention_backend(config, device, precision, training=t, compiled=compiled) for t in (True, False)
+    )
     if training == evaluation:
         return f"attention {training}"
     return f"attention {training} in training, {evaluation} in evaluation"
