@@ -174,7 +174,7 @@ def test_auto_takes_the_backend_that_measured_fastest_on_the_cpu(monkeypatch: py
     if native.why_not() is None:
         for mask, dtype, tokens in (("causal", torch.float32, 577), ("modified_causal", torch.bfloat16, 5)):
             assert chosen(dtype, mask, "post_softmax", tokens) == "native"
-    monkeypatch.setenv("ILLAMA_NATIVE", "off")
+    native.keep(False)
     assert chosen(torch.float32, "causal", "post_softmax") == "blocked"
     assert chosen(torch.float32, "causal", "post_softmax", tokens=5) == "reference"
     assert chosen(torch.float32, "modified_causal", "post_softmax") == "reference"

@@ -112,6 +112,15 @@ def test_the_same_bits_on_any_number_of_threads() -> None:
     assert all(map(torch.equal, *found))
 
 
+@needed
+def test_a_profiler_sees_them() -> None:
+    norm, swiglu, x = RMSNorm(16), SwiGLU(16, 24), torch.randn(4, 16, requires_grad=True)
+    with torch.profiler.profile() as found:
+        swiglu(norm(x)).sum().backward()
+    names = {event.name for event in found.events() or []}
+    assert {f"illama::{name}_{way}" for name in ("rms_norm", "gate") for way in ("forward", "backward")} <= names
+
+
 def test_who_is_not_served() -> None:
     x = torch.randn(3, 8)
     assert not native.serves(x.double())

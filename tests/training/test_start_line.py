@@ -25,7 +25,7 @@ def line(recipe: Recipe, num_devices: int = 1, **changes: Any) -> str:
 
 
 def test_the_whole_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ILLAMA_NATIVE", "off")
+    native.keep(False)
     recipe = load_recipe("digits_micro", ["train.accumulation=2", "data.name=folder", "data.path=/my digits"])
     parameters = sum(p.numel() for p in ILlama(recipe.model).parameters())
     assert line(recipe) == (
@@ -75,7 +75,7 @@ def test_compiled_kernels_are_for_eager_mode() -> None:
 
 
 def test_attention_differs_between_training_and_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ILLAMA_NATIVE", "off")
+    native.keep(False)
     text = line(load_recipe("imagenet1k_tiny"))
     assert "attention reference in training, blocked in evaluation" in text
 

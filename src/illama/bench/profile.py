@@ -51,6 +51,7 @@ _OPERATORS = {
     "linear": "matmul",
     "convolution": "matmul",
     "_norm": "norm",
+    "illama::gate": "gate",
 }
 
 

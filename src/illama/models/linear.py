@@ -49,6 +49,7 @@ KINDS: dict[Kind, str] = {  # in words, as a checkpoint has them
 }
 
 _chosen: dict[Kind, LinearKernel] = {}
+_PLAIN = (torch.Tensor, nn.Parameter)
 log = logging.getLogger(__name__)
 
 
@@ -143,16 +144,16 @@ def _may_choose(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether both libraries could compute this, and it is large enough to matter."""
     return (
         not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and x.device.type == "cpu"
+        and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= SMALLEST
         and x.numel() >= FEWEST_ROWS * x.shape[-1]
-        and type(weight) in (torch.Tensor, nn.Parameter)  # a quantized or sharded weight brings its own product
-        and type(x) in (torch.Tensor, nn.Parameter)
+        and type(weight) in _PLAIN  # a quantized or sharded weight brings its own product
+        and type(x) in _PLAIN
+        and not torch._C._is_tracing()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
-        and bool(torch.backends.mkldnn.enabled)
+        and torch._C._get_mkldnn_enabled()
     )
 
 

@@ -28,13 +28,16 @@ Formula = Callable[..., torch.Tensor]
 
 def serves(*tensors: torch.Tensor) -> bool:
     """Whether the kernels can compute with these: plain CPU tensors of one type, float32 or bfloat16, in eager mode."""
-    first = tensors[0]
+    if torch.compiler.is_compiling():
+        return False
+    dtype = tensors[0].dtype
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN or not tensor.is_cpu or tensor.dtype is not dtype:
+            return False
     return (
-        not torch.compiler.is_compiling()
-        and all(type(t) in _PLAIN and t.dtype == first.dtype and t.device.type == "cpu" for t in tensors)
-        and first.dtype in DTYPES
-        and first.numel() > 0
-        and not torch.jit.is_tracing()
+        dtype in DTYPES
+        and tensors[0].numel() > 0
+        and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0  # fake tensors and counters of operators see torch's own
         and kernels() is not None
@@ -80,10 +83,13 @@ def _at(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _library() -> ctypes.CDLL:
-    library = kernels()
-    assert library is not None
-    return library
+def _call(name: str, *arguments: Any) -> int:
+    """A function of kernels.c, which a profiler sees as `illama::NAME`."""
+    function = getattr(kernels(), name)
+    if not torch.autograd._profiler_enabled():
+        return function(*arguments)
+    with torch.profiler.record_function(f"illama::{name}"):
+        return function(*arguments)
 
 
 def _again(formula: Formula, grad: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -109,14 +115,14 @@ class _RMSNorm(torch.autograd.Function):
         x, grad, width = x.contiguous(), grad.contiguous(), x.shape[-1]
         dx, d_weight, shares = torch.empty_like(x), torch.empty_like(weight), x.new_empty(_CHUNKS, width)
         tensors = (grad, x, weight.contiguous(), factors, dx, d_weight, shares)
-        _library().rms_norm_backward(*map(_at, tensors), x.numel() // width, width, torch.get_num_threads())
+        _call("rms_norm_backward", *map(_at, tensors), x.numel() // width, width, torch.get_num_threads())
         return dx, d_weight, None, None
 
 
 def _normed(x: torch.Tensor, weight: torch.Tensor, eps: float, factors: torch.Tensor | None) -> torch.Tensor:
     y, width, half = torch.empty_like(x), x.shape[-1], x.dtype == torch.bfloat16
     tensors = (x, weight.contiguous(), y, factors)
-    _library().rms_norm_forward(*map(_at, tensors), x.numel() // width, width, eps, half, torch.get_num_threads())
+    _call("rms_norm_forward", *map(_at, tensors), x.numel() // width, width, eps, half, torch.get_num_threads())
     return y
 
 
@@ -134,13 +140,13 @@ class _Gate(torch.autograd.Function):
             return *_again(ctx.formula, grad, gate, value), None
         tensors = (grad.contiguous(), gate.contiguous(), value.contiguous(), *map(torch.empty_like, (gate, value)))
         half = gate.dtype == torch.bfloat16
-        _library().gate_backward(*map(_at, tensors), gate.numel(), half, torch.get_num_threads())
+        _call("gate_backward", *map(_at, tensors), gate.numel(), half, torch.get_num_threads())
         return tensors[3], tensors[4], None
 
 
 def _gated(gate: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     y, half = torch.empty_like(gate), gate.dtype == torch.bfloat16
-    _library().gate_forward(_at(gate), _at(value), _at(y), gate.numel(), half, torch.get_num_threads())
+    _call("gate_forward", _at(gate), _at(value), _at(y), gate.numel(), half, torch.get_num_threads())
     return y
 
 
@@ -205,7 +211,7 @@ class _Attend(torch.autograd.Function):
         d_qkv = torch.empty_like(qkv_BN3hd)
         tensors = (grad_BhNd, qkv_BN3hd, *_tables(ctx.options), out_BhNd, lse_BhN, d_qkv)
         request = _request(qkv_BN3hd, ctx.options, out_BhNd, grad_BhNd)
-        _raise_if(_library().attention_backward(request, *map(_at, tensors)))
+        _raise_if(_call("attention_backward", request, *map(_at, tensors)))
         return d_qkv, None, None
 
 
@@ -217,7 +223,7 @@ def _attended(qkv_BN3hd: torch.Tensor, options: _Options, lse_BhN: torch.Tensor 
     batch, tokens, _, heads, width = qkv_BN3hd.shape
     out_BhNd = qkv_BN3hd.new_empty(batch, tokens, heads, width).transpose(1, 2)
     tensors = (qkv_BN3hd, *_tables(options), out_BhNd, lse_BhN)
-    _raise_if(_library().attention_forward(_request(qkv_BN3hd, options, out_BhNd), *map(_at, tensors)))
+    _raise_if(_call("attention_forward", _request(qkv_BN3hd, options, out_BhNd), *map(_at, tensors)))
     return out_BhNd
 
 

@@ -34,9 +34,9 @@ _kept: list[bool] = []
 
 def kernels() -> ctypes.CDLL | None:
     """The compiled functions; None where there are none, or where the run began without them."""
-    if not (_kept[0] if _kept else wanted()):
-        return None
-    return _library()[0]
+    if not _kept:
+        _kept[:] = [wanted()]
+    return _library()[0] if _kept[0] else None
 
 
 def keep(compiled: bool) -> None:
