@@ -144,13 +144,13 @@ def _may_choose(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether both libraries could compute this, and it is large enough to matter."""
     return (
         not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()  # which would make tensors of the numbers below
         and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= SMALLEST
         and x.numel() >= FEWEST_ROWS * x.shape[-1]
         and type(weight) in _PLAIN  # a quantized or sharded weight brings its own product
         and type(x) in _PLAIN
-        and not torch._C._is_tracing()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and torch._C._get_mkldnn_enabled()

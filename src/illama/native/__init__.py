@@ -28,7 +28,7 @@ Formula = Callable[..., torch.Tensor]
 
 def serves(*tensors: torch.Tensor) -> bool:
     """Whether the kernels can compute with these: plain CPU tensors of one type, float32 or bfloat16, in eager mode."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
     dtype = tensors[0].dtype
     for tensor in tensors:
@@ -37,7 +37,6 @@ def serves(*tensors: torch.Tensor) -> bool:
     return (
         dtype in DTYPES
         and tensors[0].numel() > 0
-        and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0  # fake tensors and counters of operators see torch's own
         and kernels() is not None
