@@ -10,6 +10,7 @@ import torch
 
 from illama import UserError
 from illama.attention import blocked, soft_causal_attention, soft_causal_attention_qkvpacked
+from illama.models.linear import keep_linear_kernels
 from tests.attention.common import (
     DEVICE,
     HEAD_DIMS,
@@ -44,13 +45,13 @@ def force(monkeypatch: pytest.MonkeyPatch) -> Force:
 
         monkeypatch.setattr(blocked, "onednn_product", counted)
         if cut == "together":
-            monkeypatch.setenv("ILLAMA_LINEAR", "mkl")
+            keep_linear_kernels("mkl")
             if rows is not None:
                 monkeypatch.setattr(blocked._Cut, "ROWS", rows)
             return products
         if DEVICE != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
             pytest.skip("head by head needs oneDNN's linear operator on the CPU")
-        monkeypatch.setenv("ILLAMA_LINEAR", "onednn")
+        keep_linear_kernels("onednn")
         monkeypatch.setattr(blocked._Cut, "FEWEST_TOKENS", 1)
         monkeypatch.setattr(blocked._Cut, "MOST_THREADS", torch.get_num_threads())
         if rows is not None:

@@ -115,7 +115,7 @@ def test_attention_is_captured_where_the_device_has_graphs(
     assert "* illama reference: timed eagerly, with what the host does: it waits for the device" in text
     assert "captured in a CUDA graph" in text
     print_report(report)
-    assert re.search(r"\(timed[^)]*eagerly\)", capsys.readouterr().out), "maybe on two lines"
+    assert re.search(r"eagerly\)", capsys.readouterr().out), "in the row's name, maybe on two lines"
     assert json.dumps(report.to_dict()).count('"timed_eagerly": true') == 1
 
 

@@ -36,7 +36,7 @@ Products = list[tuple[int, ...]]
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> Products:
     """Makes oneDNN the kernel; the shapes of the left factors of all products it is asked for."""
-    monkeypatch.setenv("ILLAMA_LINEAR", "onednn")
+    keep_linear_kernels("onednn")
     asked: Products = []
     original = module.onednn_product
 
@@ -72,7 +72,7 @@ def assert_equal_up_to_rounding(found: list[torch.Tensor], expected: list[torch.
 @pytest.mark.parametrize(("lead", "inputs", "outputs"), SHAPES)
 def test_equals_torchs(monkeypatch, lead: tuple[int, ...], inputs: int, outputs: int, kernel: str, bias: bool) -> None:
     """Output and gradients, each run giving the same bits, from memory poisoned with NaN."""
-    monkeypatch.setenv("ILLAMA_LINEAR", kernel)
+    keep_linear_kernels(kernel)
     tensors, d_out = draw(lead, inputs, outputs, bias), torch.randn(*lead, outputs)
     expected = outputs_and_gradients(F.linear, tensors, d_out)
     with poisoned():
