@@ -284,7 +284,7 @@ def test_no_process_stays_behind(folder: Path, tmp_path: Path, how: signal.Signa
     time.sleep(random.random() * 0.4)
     process.send_signal(how)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == code, err
     assert out == b""
     assert err == (b"illama: interrupted\n" if how == signal.SIGINT else b"")
     readers = [int(mark.name) for mark in marks.iterdir()]
