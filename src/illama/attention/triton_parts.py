@@ -50,6 +50,7 @@ def load_rows(tensor, stride_token, rows, tokens, D: tl.constexpr, BD: tl.conste
 def store_rows(
     tensor, stride_token, rows, tokens, values, D: tl.constexpr, BD: tl.constexpr, INTERPRETED: tl.constexpr
 ):
+    """Values (rows, BD) into rows of one head, rounded to its dtype; nothing outside of tokens and channels."""
     channels = tl.arange(0, BD)
     inside = rows[:, None] < tokens
     if D != BD:

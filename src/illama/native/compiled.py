@@ -1,7 +1,7 @@
 """Compiles `kernels.c` for this processor, once per machine, and loads it.
 
-A plain C compiler is all it takes. Without one, or where the result cannot be loaded, everything goes on with torch's
-operators, which are slower; `why_not` says why. The library lies in the user's cache folder under the digest of what it
+GCC is all it takes. Without it, or where the result cannot be loaded, everything goes on with torch's operators, which
+are slower; `why_not` says why. The library lies in the user's cache folder under the digest of what it
 was made from and of its own content: a file that is not exactly what was compiled is never loaded.
 """
 
@@ -19,6 +19,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from illama.disk import write_file
 from illama.errors import UserError
 
 ENVIRONMENT = "ILLAMA_NATIVE"  # "off" keeps to torch's operators
@@ -76,9 +77,12 @@ class _NoCompilerError(Exception):
 
 
 def _load() -> ctypes.CDLL:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if os.name != "posix":
+        raise _NoCompilerError(f"they are made on POSIX systems, this is {platform.system()}")
+    # Other compilers call another OpenMP library than the one that torch brings on Linux.
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
-        raise _NoCompilerError("there is no C compiler (cc, gcc or clang)")
+        raise _NoCompilerError("there is no C compiler (gcc or cc)")
     made_from = _digest(SOURCE.read_bytes(), _version(compiler), _processor(), " ".join(_FLAGS + _WIDE).encode())
     folder = _own_folder()
     if folder is not None:
@@ -90,10 +94,9 @@ def _load() -> ctypes.CDLL:
         made = _compile(compiler, Path(temporary))
         if folder is None:  # a loaded library needs its file no more
             return ctypes.CDLL(str(made))
-        kept = folder / f"{made_from}-{_digest(made.read_bytes())}.so"
-        fresh = folder / f"{kept.name}.{os.getpid()}"
-        shutil.copyfile(made, fresh)
-        fresh.replace(kept)
+        content = made.read_bytes()
+    kept = folder / f"{made_from}-{_digest(content)}.so"
+    write_file(kept, content)
     return ctypes.CDLL(str(kept))
 
 

@@ -1,7 +1,7 @@
 /* What a block computes between its matrix products, for the CPU: soft-causal attention (Eq. 2) with its gradients,
  * RMSNorm and SwiGLU's gate, each in one pass over memory.
  *
- * Plain C with the vector types of GCC and Clang, compiled for the machine that it runs on (native/__init__.py).
+ * Plain C with GCC's vector types, compiled for the machine that it runs on (native/__init__.py).
  * Threads are those of the OpenMP library that torch has loaded. Every sum has an order that depends on shapes alone,
  * so results are the same to the bit on any number of threads.
  *
