@@ -398,7 +398,7 @@ int attention_backward(const attention_t *t, const void *grad, const void *qkv, 
 /* ---- RMSNorm ---- */
 
 #define CHUNKS 32 /* parts of the rows whose shares of a weight's gradient are added up in order */
-#define FEW 131072 /* elements below which one thread is enough */
+#define FEW 65536 /* elements below which one thread is enough */
 
 /* y = x * rsqrt(mean(x^2) + eps) in x's type, times weight; the factors of the rows where they are wanted. */
 void rms_norm_forward(const void *x, const void *weight, void *y, float *factors, word rows, word width, float eps,
