@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("kernels") and not (triton._INSTALLED and (ON_GPU or triton._INTERPRETED)):
             reason = "needs triton and a CUDA device (make test-gpu) or TRITON_INTERPRET=1 (make test-kernels)"
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: no collection of garbage, of which some tests ask for many, looks at them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,13 @@ import gc
 import hashlib
 import pickle
 import re
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,12 @@ _LOOK_S = 0.02  # at most, between two looks whether the others have answered
 _LOST = re.compile(
     r"gloo|NCCL|Connection (closed|reset|refused)|Timed out|Broken pipe|recvValue|TCPStore", re.IGNORECASE
 )
+
+
+def is_sharded(thing: object) -> TypeGuard[Any]:
+    """Whether FSDP (Fully Sharded Data Parallel) has cut this model, or this tensor of one."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # a second of import, which only a run with shards pays
+    return fsdp is not None and isinstance(thing, fsdp.FSDPModule | torch.distributed.tensor.DTensor)
 
 
 @dataclass(frozen=True)

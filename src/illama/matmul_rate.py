@@ -5,6 +5,7 @@ The ceiling of every network on it, for `illama bench` and for the utilization (
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,9 +52,17 @@ class MatmulRate:
 
 
 def quick_matmul_rate(device: torch.device, precision: Precision) -> MatmulRate:
-    """The rate of one large product, with the threads in force; torch's generators are left as they are."""
+    """The rate of one large product, with the threads in force; torch's generators are left as they are.
+
+    A process measures it once.
+    """
+    return _quick_rate(device, precision, torch.get_num_threads())
+
+
+@functools.cache
+def _quick_rate(device: torch.device, precision: Precision, threads: int) -> MatmulRate:
     # As small as reaches the ceiling: a larger one only takes longer.
-    side = 8192 if device.type != "cpu" else 2048 if torch.get_num_threads() > _MANY_THREADS else 1024
+    side = 8192 if device.type != "cpu" else 2048 if threads > _MANY_THREADS else 1024
     return matmul_rate(device, precision, ((side, side, side),), QUICK)
 
 

@@ -167,14 +167,13 @@ NO_VIT = [("illama", True, False, None), (VIT, False, False, WHY)]
 NEITHER = [("illama", False, False, WHY), (VIT, False, False, WHY)]
 
 
-@pytest.mark.parametrize("in_build", [True, False])
 @pytest.mark.parametrize(
-    ("ours", "vit", "expected"),
+    ("ours", "vit", "expected", "in_build"),
     [
-        ({1}, set(), [NO_OURS, BOTH, BOTH]),
-        (set(), {2}, [BOTH, NO_VIT, BOTH]),
-        ({3}, {3}, [BOTH, BOTH, NEITHER]),
-        ({1, 2, 3}, {1, 2}, [NEITHER, NEITHER, NO_OURS]),
+        ({1}, set(), [NO_OURS, BOTH, BOTH], True),
+        (set(), {2}, [BOTH, NO_VIT, BOTH], False),
+        ({3}, {3}, [BOTH, BOTH, NEITHER], True),
+        ({1, 2, 3}, {1, 2}, [NEITHER, NEITHER, NO_OURS], False),
     ],
 )
 @pytest.mark.usefixtures("_timed")

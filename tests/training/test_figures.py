@@ -164,8 +164,9 @@ def test_wrong_answers_are_told_apart_without_colour(
     path = draw_predictions(images, truths, answers, [0.5] * len(images), classes, tmp_path / "predictions.png")
     with Image.open(path) as picture:
         assert picture.format == "PNG"
-    titles = [axes.get_title() for axes in drawn[0].axes if axes.get_visible()]
+    *titles, over_all = (text.get_text() for text in drawn[0].axes[0].texts)
     assert len(titles) == len(images)
+    assert over_all.startswith(f"{len(images)} test images, ")
     for title, truth in zip(titles, truths, strict=True):
         right = truth == 0
         assert title.startswith("\N{CHECK MARK}" if right else "\N{BALLOT X}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -63,11 +64,18 @@ class DigitsLayout(Layout):
 
 
 def _open(split: str, in_chans: int, classes: Sequence[str] | None) -> DigitsSource:
+    images, digits = _load()
+    held = stratified_choice(digits, HELD_OUT, HELD_OUT_SEED)
+    rows = held if split == "test" else np.setdiff1d(np.arange(len(digits)), held)
+    grey = np.rint(images[rows] * (255 / 16)).astype(np.uint8)  # stored as 0 to 16
+    names, labels = number_classes([str(d) for d in range(10)], digits[rows], classes, "digits")
+    return DigitsSource(grey, labels, rows, names, split, in_chans)
+
+
+@functools.cache
+def _load() -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, 8, 8), 0 to 16, and what they show (N,): a file of text, of which one reading is enough."""
     from sklearn.datasets import load_digits  # a second of import that other data sets need not pay
 
     digits = load_digits()
-    held = stratified_choice(digits.target, HELD_OUT, HELD_OUT_SEED)
-    rows = held if split == "test" else np.setdiff1d(np.arange(len(digits.target)), held)
-    grey = np.rint(digits.images[rows] * (255 / 16)).astype(np.uint8)  # stored as 0 to 16
-    names, labels = number_classes([str(d) for d in range(10)], digits.target[rows], classes, "digits")
-    return DigitsSource(grey, labels, rows, names, split, in_chans)
+    return digits.images, digits.target

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
-from illama.distributed import ALONE, World
+from illama.distributed import ALONE, World, is_sharded
 from illama.evaluation.metrics import Scores
 
 if TYPE_CHECKING:
@@ -243,7 +242,7 @@ def _classify_all(
 def _in_step(loader: EvalLoader, models: Sequence[nn.Module], world: World) -> Iterator[Batch]:
     """The loader's batches. Models whose weights are cut into shards are put together by all processes in each forward
     pass, so one that has run out of images takes part until the last one has, with an image that counts for nothing."""
-    if world.size == 1 or not any(isinstance(model, FSDPModule) for model in models):
+    if world.size == 1 or not any(map(is_sharded, models)):
         yield from loader
         return
     batches, transform = iter(loader), loader.transform

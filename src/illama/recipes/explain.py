@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ class Key:
     default: Any
 
 
-def all_keys() -> dict[str, Key]:
+@functools.cache
+def all_keys() -> Mapping[str, Key]:
     """Every key of a recipe by its dotted name, in the order of the schema."""
     return dict(_section_keys(Recipe, ""))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch.distributed.tensor import DTensor
 
+from illama.distributed import is_sharded
 from illama.models import ILlama
 
 
@@ -35,4 +35,4 @@ class WeightAverage:
 
 
 def _own(model: ILlama) -> list[torch.Tensor]:
-    return [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+    return [p.to_local() if is_sharded(p) else p for p in model.parameters()]

@@ -40,6 +40,7 @@ PUBLISHED_RUNS = {
     "imagenet1k_large_from21k_384": "illama_large.in21k_ft_in1k_384",
 }
 Curves = dict[str, list[float]]
+CELL, WORDS, MARGIN = 1.6, 0.45, 0.08  # inches of predictions.png: an image's width, two lines of text, what stays free
 
 
 def draw_curves(run_dir: Path) -> Path:
@@ -147,37 +148,49 @@ def draw_predictions(
     pictures = np.asarray(images)
     columns = min(8, len(pictures))
     rows = math.ceil(len(pictures) / columns)
-    cell = 1.6 * pictures.shape[2] / pictures.shape[3] + 0.5  # inches: the image, and two lines of text above it
-    figure = Figure(figsize=(max(1.6 * columns, 4.0), cell * rows + 0.4), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid[len(pictures) :]:
-        axes.set_visible(False)
+    image_height = CELL * pictures.shape[2] / pictures.shape[3]
+    width, height = max(CELL * columns, 4.0), (image_height + WORDS) * rows + WORDS
+    figure = Figure(figsize=(width, height))
+    # One system of coordinates, in inches from the upper left: one for each image would take ten times as long.
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+    axes.set_axis_off()
+    axes.set_autoscale_on(False)
     wrong = 0
-    for axes, image, truth, answer, probability in zip(grid, pictures, truths, predicted, probabilities, strict=False):
+    answers = zip(pictures, truths, predicted, probabilities, strict=True)
+    for n, (image, truth, answer, probability) in enumerate(answers):
         wrong += truth != answer
-        _draw_answer(axes, image, classes[truth], classes[answer], float(probability))
-    figure.suptitle(f"{len(pictures)} test images, {wrong} wrong (\N{BALLOT X})")
+        left, top = CELL * (n % columns), WORDS + (image_height + WORDS) * (n // columns)
+        box = (left + MARGIN, left + CELL - MARGIN, top + image_height + WORDS - MARGIN, top + WORDS + MARGIN)
+        _draw_answer(axes, image, box, classes[truth], classes[answer], float(probability))
+    title = f"{len(pictures)} test images, {wrong} wrong (\N{BALLOT X})"
+    axes.text(width / 2, WORDS / 2, title, fontsize=12, ha="center", va="center")
     return _save(figure, path, dpi=110)
 
 
-def _draw_answer(axes: Axes, image: np.ndarray, truth: str, answer: str, probability: float) -> None:
+def _draw_answer(
+    axes: Axes, image: np.ndarray, box: tuple[float, float, float, float], truth: str, answer: str, probability: float
+) -> None:
+    """In a box (left, right, bottom, top), with words above it."""
+    from matplotlib.patches import Rectangle
+
     right = truth == answer
     shown = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
     smooth = "nearest" if max(image.shape[1:]) <= 64 else "antialiased"
-    axes.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for side in axes.spines.values():
-        side.set_color(BLUE if right else ORANGE)
-        side.set_linewidth(1.0 if right else 4.0)
-        side.set_linestyle("solid" if right else "dashed")
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation=smooth, extent=box, aspect="auto")
+    color, line, width = (BLUE, "solid", 1.0) if right else (ORANGE, "dashed", 4.0)
+    frame = (box[0], box[3]), box[1] - box[0], box[2] - box[3]
+    axes.add_patch(Rectangle(*frame, fill=False, edgecolor=color, linewidth=width, linestyle=line))
     sign = "\N{CHECK MARK}" if right else "\N{BALLOT X}"
     said = f"{sign} {_short(answer)} ({100 * probability:.0f} %)"
-    axes.set_title(
+    axes.text(
+        (box[0] + box[1]) / 2,
+        box[3] - MARGIN,
         said if right else f"{said}\nis {_short(truth)}",
-        color=BLUE if right else ORANGE,
+        color=color,
         fontsize=8,
         weight="normal" if right else "bold",
+        ha="center",
+        va="bottom",
         parse_math=False,
     )
 

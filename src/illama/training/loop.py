@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from illama.checkpoint import Saver
 from illama.data.rng import Purpose, seed_global
 from illama.device import only_repeatable, resolve_precision
 from illama.disk import remove_partial
-from illama.distributed import ALONE, Vote, World, join_world
+from illama.distributed import ALONE, Vote, World, is_sharded, join_world
 from illama.errors import Stopped, UserError
 from illama.evaluation.data_identity import DataIdentity, content_id, names_id
 from illama.evaluation.origin import Origin
@@ -416,7 +415,7 @@ class Run:
         """The pictures of the run; a sharded model is asked by all processes."""
         if self.world.is_main:
             draw_curves(self.run_dir)
-        if self.world.is_main or isinstance(self.model, FSDPModule):
+        if self.world.is_main or is_sharded(self.model):
             folder = self.run_dir if self.world.is_main else None
             draw_test_predictions(
                 folder, self.model, self.parts.eval_source, self.parts.eval_loader.transform, self.device

@@ -9,11 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from illama.device import Precision, autocast
-from illama.distributed import ALONE, World
+from illama.distributed import ALONE, World, is_sharded
 from illama.errors import UserError
 from illama.models import ILlama
 from illama.training.losses import Loss
@@ -49,7 +48,7 @@ class Objective:
 
     def __init__(self, module: nn.Module, model: nn.Module, *, cuda_graphs: bool = False) -> None:
         self._module = module
-        self._sharded = model if isinstance(model, FSDPModule) else None
+        self._sharded = model if is_sharded(model) else None
         self._cuda_graphs = cuda_graphs
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
@@ -107,7 +106,7 @@ def build_objective(
         UserError: CUDA graphs on another device, or for several processes.
     """
     module: nn.Module = _LossOfBatch(model, loss, device, precision)
-    sharded = isinstance(model, FSDPModule)
+    sharded = is_sharded(model)
     if cuda_graphs and compiled and (device.type != "cuda" or world.size > 1):
         where = f"this is {device}" if world.size == 1 else f"these are {world.size} processes"
         raise UserError(f"train.cuda_graphs needs one process on CUDA, {where}; give train.cuda_graphs=false")
@@ -140,6 +139,8 @@ def shard_model(
         precision: With "bf16" the weights of the blocks travel as that, half as many bytes; shards stay float32.
         compiled: Whether each block is compiled.
     """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     mesh = torch.distributed.init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     reduce_dtype = torch.bfloat16 if grad_reduce == "bf16" else torch.float32
     whole = MixedPrecisionPolicy(reduce_dtype=reduce_dtype)

@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+
+from illama.distributed import is_sharded
 
 T = TypeVar("T")
 
@@ -18,8 +19,8 @@ def whole(value: T) -> T:
 
     A collective: all processes have to call it.
     """
-    if isinstance(value, DTensor):
-        return value.full_tensor().cpu()  # type: ignore[return-value]
+    if is_sharded(value):
+        return value.full_tensor().cpu()
     if isinstance(value, Mapping):
         return {key: whole(part) for key, part in value.items()}  # type: ignore[return-value]
     if isinstance(value, list | tuple):
@@ -29,8 +30,10 @@ def whole(value: T) -> T:
 
 def shard_like(value: Tensor, example: Tensor) -> Tensor:
     """A whole tensor cut as `example` is; the tensor itself where that is not sharded or has another shape."""
-    if not isinstance(example, DTensor) or value.shape != example.shape:
+    if not is_sharded(example) or value.shape != example.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     on_device = value.to(example.device_mesh.device_type)
     return distribute_tensor(on_device, example.device_mesh, example.placements, src_data_rank=None)
 

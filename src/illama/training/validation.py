@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 
 from illama.data import EvalLoader
 from illama.device import Precision, autocast
-from illama.distributed import ALONE, World
+from illama.distributed import ALONE, World, is_sharded
 from illama.evaluation import evaluate_together
 from illama.models import ILlama
 from illama.training.ema import WeightAverage
@@ -65,7 +64,7 @@ class Validation:
 
         What is left of a pass would need a graph of its own. A sharded model's blocks are compiled already.
         """
-        if not self.compiled or len(images) != self.loader.batch_size or isinstance(model, FSDPModule):
+        if not self.compiled or len(images) != self.loader.batch_size or is_sharded(model):
             return model(images)
         if model not in self._graphs:
             self._graphs[model] = torch.compile(model, fullgraph=True)
