@@ -19,10 +19,10 @@ from processes import Worker
 from ways import PARTS
 
 from illama.bench.interleave import Case, Effort, Rounds, measure
-from illama.bench.load import OtherLoad
+from illama.bench.other_load import OtherLoad
 from illama.bench.report import bench_environment
-from illama.cli.memory import keep_freed_memory
-from illama.timers import WallTimer
+from illama.device.timers import WallTimer
+from illama.system.processes import keep_freed_memory
 
 CPU = torch.device("cpu")
 

@@ -27,11 +27,11 @@ import gpu_figures
 import torch
 from timeboxed import Outcome, Part, Session
 
-from illama.disk import write_file
+from illama.console.text import duration
 from illama.errors import UserError
-from illama.interrupt import Interrupted, listening
 from illama.report import Bullets, Code, Document, Section, Table, markdown
-from illama.text import duration
+from illama.system.files import write_file
+from illama.system.interrupt import Interrupted, listening
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable

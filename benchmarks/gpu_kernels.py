@@ -24,8 +24,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from illama.attention import soft_causal_attention_qkvpacked, triton_launch, triton_tiles
 from illama.attention.rotary import Tables, rotate
 from illama.attention.triton_tiles import Tiles
+from illama.device.timers import CudaGraphs, CudaTimer
 from illama.models.rope import angles_1d
-from illama.timers import CudaGraphs, CudaTimer
 
 DEVICE, WARM = "cuda", "ILLAMA_WARM" in os.environ
 SHAPES = [

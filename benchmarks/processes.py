@@ -76,14 +76,14 @@ PRODUCTS = 20  # for each call: one alone takes hardly longer than asking for it
 def _predict(network: str, setting: str) -> Callable[[], object]:
     import torch
 
-    from illama.cli.memory import keep_freed_memory
     from illama.models import ILlama
     from illama.models.variants import VARIANTS
+    from illama.system.processes import keep_freed_memory
 
     if setting == "kept":
         keep_freed_memory()
     if network.startswith("timm "):
-        from illama.timm_bridge import import_timm
+        from illama.optional import import_timm
 
         model = import_timm().create_model(network.removeprefix("timm "))
     else:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from illama.text import duration
+from illama.console.text import duration
 
 WARM_S = 150.0  # what fills compile caches gets so long from its start
 SAVED = 75  # exit code of a run that a signal stopped after everything was saved

@@ -14,8 +14,8 @@ from illama import native
 from illama.attention import blocked, soft_causal_attention_qkvpacked
 from illama.attention.rotary import Tables, rotate
 from illama.bench.interleave import Case
+from illama.device.linear import onednn_product
 from illama.models.layers import PatchEmbed, RMSNorm, _gated
-from illama.models.linear import onednn_product
 from illama.models.rope import angles_1d
 from illama.models.variants import VARIANTS
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from illama.attention import triton
-from illama.models import linear
+from illama.device import linear
 from illama.native import compiled
 
 ON_GPU = torch.cuda.is_available() and not triton._INTERPRETED

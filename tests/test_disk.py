@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from illama import disk
-from illama.analysis.grid import fill_grid
+from illama.analysis.landscape.grid import fill_grid
 from illama.cli.output import check_targets, write_result
 from illama.errors import UserError
 from illama.report.document import Document
 from illama.report.write import write_document
+from illama.system import files as disk
 from illama.training.log import MetricsFile
 from illama.training.loop import Run, train
 from illama.training.run_folder import write_files

@@ -6,16 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from illama.errors import UserError
-from illama.timm_bridge import register_with_timm
+from illama.hub.timm_hook import register_with_timm
 
 if TYPE_CHECKING:
     from illama.attention import soft_causal_attention
-    from illama.checkpoint import load_model
     from illama.evaluation.predict import predict
     from illama.evaluation.run import evaluate
     from illama.models import ILlama, ModelConfig
     from illama.recipes import load_recipe
     from illama.training import train
+    from illama.weights import load_model
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,7 +34,7 @@ _HOME = {
     "ILlama": "illama.models",
     "ModelConfig": "illama.models",
     "evaluate": "illama.evaluation",
-    "load_model": "illama.checkpoint",
+    "load_model": "illama.weights",
     "load_recipe": "illama.recipes",
     "predict": "illama.evaluation",
     "soft_causal_attention": "illama.attention",

@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 
-from illama.interrupt import Interrupted, came, deaf, last_words, listen
+from illama.system.interrupt import Interrupted, came, deaf, last_words, listen
 
 
 def start() -> None:

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from illama.analysis.attention import attention, shown_layers, why_not
-from illama.analysis.attention_numbers import AttentionNumbers, measure_attention
-from illama.analysis.attention_rows import attention_distance, patches_of
-from illama.analysis.finding import Measure
+from illama.analysis.attention.measures import AttentionNumbers, measure_attention
+from illama.analysis.attention.rows import attention_distance, patches_of
 from illama.analysis.options import AttentionOptions
+from illama.analysis.result import Measure
 from illama.errors import UserError
 from illama.report import Figure, Table, Text
 from tests.analysis.common import KINDS, every_kind, network, some_images

@@ -14,8 +14,8 @@ from PIL import Image
 
 from illama.analysis import causality as causality_module
 from illama.analysis.causality import LayerLeak, causality, describe, exact_copy, percent, spread, why_not
+from illama.analysis.causality.sensitivity import changes_before_cuts, exchange, exchanged, followed_tokens
 from illama.analysis.options import CausalityOptions
-from illama.analysis.reach import changes_before_cuts, exchange, exchanged, followed_tokens
 from illama.data.source import SubsetSource
 from illama.errors import UserError
 from illama.evaluation.subject import Subject

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from illama.analysis.comparison import compare
-from illama.analysis.finding import Measure
+from illama.analysis.compare import compare
 from illama.analysis.options import ComparisonOptions
+from illama.analysis.result import Measure
 from illama.errors import UserError
 from illama.report import Table, Text
 from tests.analysis.logits import some_saved

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from illama.analysis import landscape as module
-from illama.analysis.directions import MovableWeights, filter_normalized_directions, filter_rows
-from illama.analysis.finding import Measure
-from illama.analysis.grid import coordinates, fill_grid
 from illama.analysis.landscape import circle_mean, image_losses, landscape, mean_loss, radius_below, why_not
-from illama.analysis.landscape_figure import landscape_figure
+from illama.analysis.landscape.directions import MovableWeights, filter_normalized_directions, filter_rows
+from illama.analysis.landscape.figures import landscape_figure
+from illama.analysis.landscape.grid import coordinates, fill_grid
 from illama.analysis.options import LandscapeOptions
+from illama.analysis.result import Measure
 from illama.data.source import SubsetSource
 from illama.errors import UserError
 from illama.evaluation import evaluate_model

@@ -11,12 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from illama.analysis import frozen
-from illama.analysis.frozen import knn_votes, linear_probe
 from illama.analysis.options import ProbeOptions
-from illama.analysis.probe import probe, why_not
-from illama.analysis.probe_figure import principal_plane, scatter_figure
-from illama.analysis.probe_split import in_numbers_of, split_for_probe
+from illama.analysis.probe import classifiers, probe, why_not
+from illama.analysis.probe.classifiers import knn_votes, linear_probe
+from illama.analysis.probe.figures import principal_plane, scatter_figure
+from illama.analysis.probe.split import in_numbers_of, split_for_probe
 from illama.data.source import SubsetSource
 from illama.errors import UserError
 from illama.evaluation.subject import Subject, open_subject
@@ -67,7 +66,7 @@ def test_votes_are_those_of_a_plain_loop() -> None:
 def test_answers_are_scikit_learns_for_any_size_of_chunk(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
-    monkeypatch.setattr(frozen, "CHUNK_VALUES", chunk)
+    monkeypatch.setattr(classifiers, "CHUNK_VALUES", chunk)
     train_nD, labels, values_ND = some_features(200, 100)
     oracle = KNeighborsClassifier(9, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1))
     expected = oracle.fit(train_nD.numpy(), labels.numpy()).predict(values_ND.numpy())
@@ -122,7 +121,7 @@ def test_the_strength_is_the_first_of_the_best_and_the_last_fit_takes_all_images
 
 def test_a_fit_that_does_not_converge_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     train_nD, labels, values_ND = some_features()
-    monkeypatch.setattr(frozen, "MOST_ITERATIONS", 1)
+    monkeypatch.setattr(classifiers, "MOST_ITERATIONS", 1)
     assert not linear_probe(train_nD, labels, values_ND, seed=0).converged
 
 
@@ -288,8 +287,8 @@ def test_the_search_for_a_penalty_ends_where_weaker_ones_bring_nothing(monkeypat
         answers[: right[strength]] = 0
         return answers, True
 
-    monkeypatch.setattr(frozen, "_fitted", fitted)
-    monkeypatch.setattr(frozen, "stratified_choice", lambda labels, count, seed: np.arange(count))
+    monkeypatch.setattr(classifiers, "_fitted", fitted)
+    monkeypatch.setattr(classifiers, "stratified_choice", lambda labels, count, seed: np.arange(count))
     labels = torch.cat((torch.zeros(40), torch.ones(20))).long()
     found = linear_probe(torch.randn(60, 3), labels, torch.randn(8, 3), seed=0)
     assert list(found.tried) == list(right)

@@ -13,12 +13,12 @@ import torch
 from illama.analysis import imagenet_answers
 from illama.analysis.options import RobustnessOptions
 from illama.analysis.robustness import MEMORY_FILE, robustness, why_not
+from illama.analysis.robustness.corruptions import CORRUPTIONS, COUNTED, SEVERITIES
+from illama.analysis.robustness.measures import VALIDATION_IMAGES
 from illama.data import Source
 from illama.data.imagenet import subset, wnids
 from illama.data.layout import open_source
 from illama.errors import UserError
-from illama.evaluation.corruptions import CORRUPTIONS, COUNTED, SEVERITIES
-from illama.evaluation.robustness import VALIDATION_IMAGES
 from illama.models import ILlama, ModelConfig
 from illama.recipes import DataConfig
 from illama.report import Figure

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from illama.analysis.attention_rows import patches_of
-from illama.analysis.rollout import on_grid, readout_row, residual_mix, rollout
+from illama.analysis.attention.rollout import on_grid, readout_row, residual_mix, rollout
+from illama.analysis.attention.rows import patches_of
 from illama.models import ModelConfig
 from tests.analysis.common import KINDS, TOY, every_kind, network, some_images
 

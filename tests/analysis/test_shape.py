@@ -10,10 +10,10 @@ import torch
 
 from illama.analysis.options import ShapeOptions
 from illama.analysis.shape import draw, shape, why_not
-from illama.data.cue_conflict import open_cue_conflict
+from illama.analysis.shape.measures import shape_bias
 from illama.data.imagenet import categories16, names, wnids
+from illama.data.sources.cue_conflict import open_cue_conflict
 from illama.errors import UserError
-from illama.evaluation.shape_bias import shape_bias
 from illama.models import ILlama, ModelConfig
 from illama.report import Table
 from tests.analysis.imagenet_head import ColourHead, picture, subject_of

@@ -10,7 +10,7 @@ import torch
 
 from illama import UserError
 from illama.attention import blocked, soft_causal_attention, soft_causal_attention_qkvpacked
-from illama.models.linear import keep_linear_kernels
+from illama.device.linear import keep_linear_kernels
 from tests.attention.common import (
     DEVICE,
     HEAD_DIMS,

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from illama import timers
 from illama.bench import attention
 from illama.bench.attention import SDPA, SDPA_CAUSAL, bench_attention
 from illama.bench.ceilings import Ceilings
 from illama.bench.interleave import GRAPH_CALLS, GRAPH_S, ROUND_S, Case, Effort, measure
 from illama.bench.options import AttentionOptions
 from illama.bench.report import markdown, print_report
-from illama.timers import CannotCapture, CudaGraphs, graphs_for, timer_for
+from illama.device import timers
+from illama.device.timers import CannotCapture, CudaGraphs, graphs_for, timer_for
 from tests.bench.conftest import FakeTimer
 
 CUDA = torch.device("cuda")

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from illama import matmul_rate
-from illama.bench import ceilings, load
+from illama.bench import ceilings, other_load
 from illama.bench.ceilings import Ceilings, measure_ceilings
 from illama.bench.device import peak_bytes
-from illama.bench.load import OtherLoad
-from illama.matmul_rate import Sampling, seconds_per_call
+from illama.bench.other_load import OtherLoad
+from illama.device import matmul_rate
+from illama.device.matmul_rate import Sampling, seconds_per_call
 from tests.bench.conftest import FakeTimer
 
 CPU = torch.device("cpu")
@@ -52,7 +52,7 @@ def test_this_machine_tells() -> None:
 
 
 def test_no_proc_means_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(load, "_STAT", tmp_path / "none")
+    monkeypatch.setattr(other_load, "_STAT", tmp_path / "none")
     assert OtherLoad.here() is None
 
 

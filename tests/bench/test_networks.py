@@ -17,7 +17,7 @@ from illama.bench.networks import Network, Treatment, build_illama
 from illama.bench.options import ModelOptions
 from illama.bench.report import markdown, write_report
 from illama.errors import UserError
-from illama.models.complexity import (
+from illama.models.cost import (
     forward_bytes,
     multiply_adds,
     needed_multiply_adds,

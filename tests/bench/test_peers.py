@@ -12,7 +12,7 @@ from torch import nn
 
 from illama.bench.peers import counted_cost, load_peer, timm_vit, vit_cost
 from illama.errors import UserError
-from illama.models.complexity import multiply_adds, parameters, peer_config, training_multiply_adds
+from illama.models.cost import multiply_adds, parameters, peer_config, training_multiply_adds
 from illama.models.variants import VARIANTS
 from tests.bench.conftest import TOY
 

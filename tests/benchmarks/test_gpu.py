@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from illama.interrupt import Interrupted
+from illama.system.interrupt import Interrupted
 from tests.end_to_end.commands import needs_proc, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[2]

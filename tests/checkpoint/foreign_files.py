@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from illama.checkpoint.published import Published
 from illama.models import ILlama, ModelConfig
+from illama.weights.published import Published
 
 
 def cheap_state(config: ModelConfig) -> dict[str, Tensor]:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from illama.checkpoint import LoadReport, Meta, adapt_state_dict, initialize_from, save_checkpoint, save_weights
+from illama.checkpoint import Meta, save_checkpoint, save_weights
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.models.position import resize_position
+from illama.weights import LoadReport, adapt_state_dict, initialize_from
 
 
 def other(config: ModelConfig, seed: int = 1, **edits: object) -> ILlama:

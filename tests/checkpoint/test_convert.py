@@ -11,14 +11,15 @@ import torch
 from safetensors import safe_open
 
 import illama
-from illama.checkpoint import Meta, load_model, read_weights, save_weights
-from illama.checkpoint.convert import convert, parse_edits, parse_size
-from illama.checkpoint.published import PUBLISHED
+from illama.checkpoint import Meta, save_weights
 from illama.cli.main import main
 from illama.data import EvalTransform
 from illama.errors import UserError
+from illama.export.convert import convert, parse_edits, parse_size
 from illama.models import ILlama, ModelConfig, roadmap_config
 from illama.models.position import resize_position
+from illama.weights import load_model, read_weights
+from illama.weights.published import PUBLISHED
 from tests.checkpoint.foreign_files import cheap_state, huggingface_state, random_state, save_like_the_authors
 from tests.golden.common import load as load_golden
 from tests.golden.common import relative_l2
@@ -172,7 +173,7 @@ def test_words_say_what_tensors_do_not_tell(plain: Path, tmp_path: Path, capsys:
 
 
 def test_a_full_disk_leaves_nothing(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from illama.checkpoint import convert as module
+    from illama.export import convert as module
 
     def save(path: Path, *_: Any) -> None:
         path.write_bytes(b"half")

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from illama.checkpoint import initialize_from, load_model
-from illama.checkpoint.dialects import HUGGINGFACE, OURS, VISIONLLAMA, translate
 from illama.data import EvalTransform
 from illama.data.imagenet import names, wnids
 from illama.errors import UserError
 from illama.models import ILlama, roadmap_config
-from illama.timm_bridge import import_timm
+from illama.optional import import_timm
+from illama.weights import initialize_from, load_model
+from illama.weights.dialects import HUGGINGFACE, OURS, VISIONLLAMA, translate
 from tests.checkpoint.foreign_files import huggingface_state, random_state, save_folder
 from tests.golden.common import load as load_golden
 from tests.golden.common import metadata, relative_l2

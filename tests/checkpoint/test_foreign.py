@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from illama.checkpoint import read_weights
 from illama.errors import UserError
+from illama.weights import read_weights
 
 WEIGHTS = {"head.weight": torch.arange(6.0).reshape(2, 3), "head.bias": torch.tensor([1.0, 2.0])}
 EVERYTHING = {

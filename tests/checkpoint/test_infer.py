@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from illama.checkpoint import load_model
-from illama.checkpoint.infer import HEADS_OF_WIDTH, infer_config
 from illama.errors import UserError
 from illama.models import ModelConfig, roadmap_config
 from illama.models.variants import PEERS, ROADMAP
-from illama.timm_bridge import import_timm
+from illama.optional import import_timm
+from illama.weights import load_model
+from illama.weights.infer import HEADS_OF_WIDTH, infer_config
 from tests.checkpoint.foreign_files import cheap_state
 
 ILLAMA = ModelConfig(img_size=32, depth=3, num_classes=5)

@@ -17,20 +17,13 @@ from threading import Timer
 import pytest
 import torch
 
-from illama import disk
-from illama.checkpoint import (
-    Meta,
-    folder,
-    io,
-    load_checkpoint,
-    load_model,
-    newest_checkpoint,
-    save_checkpoint,
-    save_weights,
-)
-from illama.checkpoint.io import read_safetensors
+from illama.checkpoint import Meta, folder, load_checkpoint, newest_checkpoint, save_checkpoint, save_weights
+from illama.checkpoint import format as io
+from illama.checkpoint.format import read_safetensors
 from illama.errors import UserError
 from illama.models import ILlama
+from illama.system import files as disk
+from illama.weights import load_model
 
 
 def save(run: Path, model: ILlama, meta: Meta, step: int, ema: bool = False) -> Path:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from illama.checkpoint import Meta, load_model, save_checkpoint, save_weights
+from illama.checkpoint import Meta, save_checkpoint, save_weights
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
+from illama.weights import load_model
 
 
 def save(run: Path, tag: str, model: ILlama, meta: Meta) -> Path:

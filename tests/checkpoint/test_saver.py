@@ -211,7 +211,7 @@ def test_a_real_full_disk_in_the_background(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("illama.checkpoint.io.save_file", full)
+        patch.setattr("illama.checkpoint.format.save_file", full)
         save(background, model, meta, 2)
         with pytest.raises(UserError, match=r"No space left on device .*previous checkpoint is untouched"):
             background.close()

@@ -16,17 +16,17 @@ import torch
 from illama.checkpoint import (
     Meta,
     folder,
-    io,
     keep_checkpoint,
     kept_tag,
     load_checkpoint,
-    load_model,
     newest_checkpoint,
     save_checkpoint,
-    tags,
 )
+from illama.checkpoint import folder as tags
+from illama.checkpoint import format as io
 from illama.errors import UserError
 from illama.models import ILlama
+from illama.weights import load_model
 
 FILES = ("model.safetensors", "training_state.pt", "ema.safetensors", "meta.json")
 

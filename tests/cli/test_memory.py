@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from illama.cli.memory import keep_freed_memory
+from illama.system.processes import keep_freed_memory
 
 on_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
 

@@ -1,4 +1,4 @@
-"""What an image folder means, in the plainest words: the definition that `illama.data.folder` is compared with."""
+"""What an image folder means, in the plainest words: what `illama.data.sources.folder` is compared with."""
 
 from __future__ import annotations
 

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from illama.data import check, inspection
-from illama.data.check import CRASHED, check_data
-from illama.data.check_result import CheckResult, _same
-from illama.data.inspection import ROW, Finding
 from illama.data.layout import look, open_source
 from illama.data.source import Source
-from illama.data.write_shards import write_shards
+from illama.data.tools import check, inspection
+from illama.data.tools.check import CRASHED, check_data
+from illama.data.tools.check_result import CheckResult, _same
+from illama.data.tools.inspection import ROW, Finding
+from illama.data.tools.write_shards import write_shards
 from illama.errors import UserError
 from illama.recipes import DataConfig
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from illama.data.images import BrokenImage, read_image
+from illama.data.decode.images import BrokenImage, read_image
 
 LEVELS = np.array([[0, 85, 170, 255]], np.uint8)
 

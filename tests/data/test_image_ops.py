@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from illama.data import randaugment
-from illama.data.randaugment import COLOUR, GEOMETRY, OPS, PLAIN, Layer, RandAugment, apply_parts, in_parts
+from illama.data.augment import randaugment
+from illama.data.augment.randaugment import COLOUR, GEOMETRY, OPS, PLAIN, Layer, RandAugment, apply_parts, in_parts
+from illama.data.augment.warp import rotation, warp
 from illama.data.rng import Draws
-from illama.data.warp import rotation, warp
 from illama.errors import UserError
-from illama.timm_bridge import import_timm
+from illama.optional import import_timm
 
 FILL = (124, 116, 104)
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from illama.data.images import PILLOW_IN_OUR_HANDS, BrokenImage, as_seen, read_head, read_image
-from illama.data.picture import open_picture
+from illama.data.decode.images import PILLOW_IN_OUR_HANDS, BrokenImage, as_seen, read_head, read_image
+from illama.data.decode.lazy_image import open_picture
 from illama.errors import UserError
 
 
@@ -277,14 +277,14 @@ def test_large_images_are_converted_in_bands(mode: str, in_chans: int, monkeypat
         image.info["transparency"] = 3
     span = (0.0, 65535.0) if kind == "I" else None
     whole = as_seen(image, in_chans, span)
-    monkeypatch.setattr("illama.data.images._BAND_PIXELS", 12)
+    monkeypatch.setattr("illama.data.decode.images._BAND_PIXELS", 12)
     assert as_seen(image, in_chans, span).tobytes() == whole.tobytes()
     assert whole.mode == ("L" if in_chans == 1 else "RGB")
 
 
 @pytest.mark.parametrize("row", [0, 6, 12])
 def test_a_value_out_of_range_is_found_in_any_band(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("illama.data.images._BAND_PIXELS", 12)
+    monkeypatch.setattr("illama.data.decode.images._BAND_PIXELS", 12)
     for value, said in ((float("nan"), "1 of its 65 values are not finite"), (1e9, "outside of the range")):
         values = np.full((13, 5), 0.5, dtype=np.float32)
         values[row, 2] = value

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from illama.data import jpeg
-from illama.data.images import BrokenImage, read_image
-from illama.data.jpeg import decode_plain, plain_jpeg
-from illama.data.picture import Box, DecodedPicture, JpegPicture, open_picture
+from illama.data.decode import jpeg
+from illama.data.decode.images import BrokenImage, read_image
+from illama.data.decode.jpeg import decode_plain, plain_jpeg
+from illama.data.decode.lazy_image import Box, DecodedPicture, JpegPicture, open_picture
 
 PHOTO = Image.fromarray(load_sample_image("flower.jpg")).crop((100, 20, 437, 271))  # odd sides
 
@@ -170,7 +170,7 @@ def test_more_pixels_than_the_limit_are_not_decoded() -> None:
 
 
 def test_another_library_behind_pillow_is_not_mixed_with_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("illama.data.jpeg.features.check_feature", lambda name: False)
+    monkeypatch.setattr("illama.data.decode.jpeg.features.check_feature", lambda name: False)
     jpeg._simplejpeg.cache_clear()
     assert jpeg._simplejpeg() is None
     jpeg._simplejpeg.cache_clear()

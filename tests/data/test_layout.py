@@ -15,15 +15,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from illama.data import look, walk
-from illama.data.class_names import difference, in_order
-from illama.data.formats import FileKind, ending_of, fits, kind_of_file, looks_like_picture
-from illama.data.images import BrokenImage
+from illama.console.text import as_message, safe_lines, shown
+from illama.data import look
+from illama.data.decode.images import BrokenImage
 from illama.data.layout import Layout
-from illama.data.splits import choose_split, role_of, roles_of
+from illama.data.sources import walk
+from illama.data.sources.class_names import difference, in_order
+from illama.data.sources.formats import FileKind, ending_of, fits, kind_of_file, looks_like_picture
+from illama.data.sources.splits import choose_split, role_of, roles_of
 from illama.errors import UserError
 from illama.recipes import DataConfig
-from illama.text import as_message, safe_lines, shown
 from tests.data.plain import plain, visible
 from tests.data.zoo import FORMATS, picture, shard
 

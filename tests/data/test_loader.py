@@ -16,16 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from illama.data import EvalTransform, build_eval_loader, build_train_loader, open_source
-from illama.data import loader as loaders
-from illama.data.augment_batched import BatchedAugment, shift
-from illama.data.batch import Batch, TrainingOrder
-from illama.data.images import BrokenImage
-from illama.data.loader import TrainLoader, resolve_crop, resolve_workers
-from illama.data.memory import decode
+from illama.data.augment.batched import BatchedAugment, shift
+from illama.data.decode.images import BrokenImage
+from illama.data.eval_transform import normalize
+from illama.data.loading import loader as loaders
+from illama.data.loading.batch import Batch, TrainingOrder
+from illama.data.loading.loader import TrainLoader, resolve_crop, resolve_workers
+from illama.data.loading.memory import decode
+from illama.data.loading.stream import TrainSamples, train_transform
 from illama.data.rng import Draws
 from illama.data.source import Source
-from illama.data.stream import TrainSamples, train_transform
-from illama.data.transforms import normalize
 from illama.errors import UserError
 from illama.recipes import BatchPlan, Recipe, load_recipe, plan_batches
 
@@ -353,7 +353,7 @@ def test_one_size_stays_in_memory_and_others_stream(monkeypatch: pytest.MonkeyPa
     assert "as asked" in _loader(_small("data.storage=stream"), same).description
     asked = _loader(_small("data.storage=memory"), Synthetic([(80, 60), (16, 16)] * 4))
     assert "8 images in memory" in asked.description
-    monkeypatch.setattr("illama.data.loader.MEMORY_MAX_BYTES", 8 * 16 * 16 * 3 - 1)
+    monkeypatch.setattr("illama.data.loading.loader.MEMORY_MAX_BYTES", 8 * 16 * 16 * 3 - 1)
     assert "GiB decoded" in _loader(_small(), same).description
     with pytest.raises(UserError, match="cannot make the random resized crops"):
         _loader(_small("augment.crop=resized", "data.storage=memory"), same)
@@ -451,7 +451,7 @@ def test_decode_counts_and_keeps_the_order() -> None:
 @pytest.mark.parametrize(("kept", "workers"), [(True, 0), (False, 0), (False, 2)])
 def test_evaluation_counts_every_readable_image_once(kept: bool, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     if not kept:
-        monkeypatch.setattr("illama.data.loader.EVAL_MAX_BYTES", 0)
+        monkeypatch.setattr("illama.data.loading.loader.EVAL_MAX_BYTES", 0)
     source = Synthetic([(16 + i % 5, 20) for i in range(23)], broken=(2, 5, 6, 7, 8, 9))
     transform = EvalTransform((16, 16), 0.9, mode="crop")
     loader = build_eval_loader(source, transform, 5, "cpu", workers)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from illama.data.erasing import ErasingPlan, RandomErasing, normal_at
-from illama.data.mixing import Mix, Mixing, cut_box, smooth_one_hot
+from illama.data.augment.erasing import ErasingPlan, RandomErasing, normal_at
+from illama.data.augment.mixing import Mix, Mixing, cut_box, smooth_one_hot
 from illama.data.rng import Draws, Purpose, numpy_generator, torch_generator
-from illama.timm_bridge import import_timm
+from illama.optional import import_timm
 
 
 def _mixing(**changes: float) -> Mixing:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from illama.cli.main import main
-from illama.data.images import BrokenImage
+from illama.data.decode.images import BrokenImage
 from illama.data.layout import open_source
 from illama.errors import UserError
 from illama.recipes import DataConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from illama.data.layout import look, open_source
-from illama.data.walk import walk
+from illama.data.sources.walk import walk
 from illama.errors import UserError
 from illama.recipes import DataConfig
 from tests.data.zoo import picture

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from illama.data.images import BrokenImage
+from illama.data.decode.images import BrokenImage
 from illama.data.layout import open_source
 from illama.data.source import number_classes
-from illama.data.splits import choose_split, split_in_name, stratified_choice
+from illama.data.sources.splits import choose_split, split_in_name, stratified_choice
 from illama.errors import UserError
 from illama.recipes import DataConfig
 
@@ -187,8 +187,8 @@ def test_parquet_rows_files_and_row_groups(tmp_path: Path) -> None:
 
 
 def test_parquet_keeps_few_row_groups_of_a_large_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("illama.data.parquet.HELD_BYTES", 0)
-    monkeypatch.setattr("illama.data.parquet.CACHED_ROW_GROUPS", 2)
+    monkeypatch.setattr("illama.data.sources.parquet.HELD_BYTES", 0)
+    monkeypatch.setattr("illama.data.sources.parquet.CACHED_ROW_GROUPS", 2)
     _parquet(tmp_path / "train.parquet", list(range(20)), names=None)
     train = open_source(_config(tmp_path / "train.parquet"), "train", in_chans=1)
     assert "on disk" in train.description
@@ -430,7 +430,7 @@ def test_shards_stay_open_but_not_all(tmp_path: Path, monkeypatch: pytest.Monkey
     source = open_source(_config(tmp_path, name="wds/x"), "train", in_chans=1)
     expected = [source.encoded(i) for i in range(8)]
     again = pickle.loads(pickle.dumps(source))
-    monkeypatch.setattr("illama.data.shards.OPEN_FILES", 2)
+    monkeypatch.setattr("illama.data.sources.shards.OPEN_FILES", 2)
     assert [again.encoded(i) for i in (7, 0, 3, 5, 1, 6, 2, 4)] == [expected[i] for i in (7, 0, 3, 5, 1, 6, 2, 4)]
     assert len(again._files._open) == 2
     with ThreadPoolExecutor(4) as pool:

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from illama.data.images import read_image
-from illama.data.transforms import MODES, EvalTransform, cover, normalize
+from illama.data.decode.images import read_image
+from illama.data.eval_transform import MODES, EvalTransform, cover, normalize
 from illama.errors import UserError
+from illama.optional import import_timm
 from illama.recipes import load_recipe
-from illama.timm_bridge import import_timm
 
 PHOTO = Image.fromarray(load_sample_image("china.jpg"))  # 640 x 427
 

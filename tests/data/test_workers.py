@@ -19,14 +19,14 @@ import pytest
 import torch
 from PIL import Image
 
-from illama.data import workers as workers_module
-from illama.data.decoder import Keys
-from illama.data.images import BrokenImage
-from illama.data.picture import Picture
+from illama.data.decode.images import BrokenImage
+from illama.data.decode.lazy_image import Picture
+from illama.data.eval_transform import EvalTransform
+from illama.data.loading import workers as workers_module
+from illama.data.loading.decoder import Keys
+from illama.data.loading.stream import TrainSamples, stream_evaluation, train_transform
+from illama.data.loading.workers import RawBatch, decoded_batches
 from illama.data.source import Source
-from illama.data.stream import TrainSamples, stream_evaluation, train_transform
-from illama.data.transforms import EvalTransform
-from illama.data.workers import RawBatch, decoded_batches
 from illama.errors import UserError
 from illama.recipes import load_recipe
 

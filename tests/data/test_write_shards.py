@@ -23,12 +23,12 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from illama.data import write_shards as module
 from illama.data.layout import open_source
-from illama.data.shard_folder import only_writer
-from illama.data.shard_plan import look_at_source, make_plan
-from illama.data.tar_writer import TarWriter
-from illama.data.write_shards import ShardingResult, write_shards
+from illama.data.tools import write_shards as module
+from illama.data.tools.shard_folder import only_writer
+from illama.data.tools.shard_plan import look_at_source, make_plan
+from illama.data.tools.tar_writer import TarWriter
+from illama.data.tools.write_shards import ShardingResult, write_shards
 from illama.errors import UserError
 from illama.recipes import DataConfig
 
@@ -397,7 +397,7 @@ def test_other_options_and_other_folders_are_refused(tmp_path: Path) -> None:
 def test_two_writers_are_one_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fcntl")
     source = digit_folders(tmp_path / "a", train=10, val=0)
-    monkeypatch.setattr("illama.data.shard_folder.LOCK_PATIENCE_S", 0.0)
+    monkeypatch.setattr("illama.data.tools.shard_folder.LOCK_PATIENCE_S", 0.0)
     (tmp_path / "s").mkdir()
     with only_writer(tmp_path / "s"), pytest.raises(UserError, match="another process is writing shards"):
         shard(source, tmp_path / "s")

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from illama.checkpoint import io, load_checkpoint
+from illama.checkpoint import format as io
+from illama.checkpoint import load_checkpoint
 from illama.cli.main import main
 from illama.models import ILlama, ModelConfig
 

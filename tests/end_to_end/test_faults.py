@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 
 from illama.checkpoint import load_checkpoint
-from illama.data.images import BrokenImage
+from illama.data.decode.images import BrokenImage
+from illama.data.loading.stream import TrainSamples, train_transform
 from illama.data.source import Source
-from illama.data.stream import TrainSamples, train_transform
 from illama.errors import UserError
 from illama.recipes import load_recipe
 from tests.end_to_end.commands import RUN, Command, Phase, assert_same_run, children, needs_proc, wait_until_gone

@@ -32,8 +32,8 @@ from illama.evaluation.calibration import (
     reliability,
     top_k_accuracy,
 )
-from illama.evaluation.metrics import balanced_accuracy, confusion_counts, recalls
-from illama.timm_bridge import torchvision_ready
+from illama.evaluation.scores import balanced_accuracy, confusion_counts, recalls
+from illama.optional import torchvision_ready
 
 BOUND = 1e-6
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from illama.checkpoint import Meta, save_weights
 from illama.data import EvalTransform
-from illama.data.images import BrokenImage
+from illama.data.decode.images import BrokenImage
 from illama.data.source import Source
 from illama.distributed import join_world
 from illama.evaluation import EvalResult, evaluate_model
@@ -42,7 +42,7 @@ class Noise(Source):
 
 
 def result_of(count: int, sharded: bool, in_memory: bool) -> EvalResult:
-    from illama.data import loader as loaders
+    from illama.data.loading import loader as loaders
     from illama.training.objective import shard_model
 
     if not in_memory:

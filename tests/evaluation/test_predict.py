@@ -13,10 +13,10 @@ from PIL import Image
 
 import illama
 from illama.checkpoint import save_weights
-from illama.checkpoint.foreign import read_weights
-from illama.checkpoint.io import find_weights
+from illama.checkpoint.format import find_weights
 from illama.errors import UserError
 from illama.evaluation.predict import BATCH, find_images, predict
+from illama.weights.foreign import read_weights
 
 
 @pytest.fixture

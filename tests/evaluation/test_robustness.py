@@ -10,9 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from illama.data.imagenet import subset, wnids
-from illama.errors import UserError
-from illama.evaluation.corruptions import (
+from illama.analysis.robustness.corruptions import (
     CORRUPTIONS,
     COUNTED,
     SEVERITIES,
@@ -20,7 +18,7 @@ from illama.evaluation.corruptions import (
     find_corrupted,
     mean_corruption_error,
 )
-from illama.evaluation.robustness import (
+from illama.analysis.robustness.measures import (
     SETS,
     VALIDATION_IMAGES,
     open_set,
@@ -29,6 +27,8 @@ from illama.evaluation.robustness import (
     scores_among,
     validation_numbers,
 )
+from illama.data.imagenet import subset, wnids
+from illama.errors import UserError
 
 
 def _folders(root: Path, *names: str, file: str = "x.png") -> Path:

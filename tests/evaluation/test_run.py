@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 
 import illama
-from illama.checkpoint import Meta, load_model, save_weights
+from illama.checkpoint import Meta, save_weights
 from illama.data import EvalTransform
 from illama.errors import UserError
 from illama.evaluation.subject import choose_data
 from illama.models import ILlama, ModelConfig
+from illama.optional import import_timm
 from illama.recipes import load_recipe
-from illama.timm_bridge import import_timm
+from illama.weights import load_model
 
 
 def test_a_run_is_evaluated_on_its_own_data(digits_run: Path) -> None:
@@ -93,7 +94,7 @@ def test_limits_belong_to_the_recipes_own_data(tmp_path: Path) -> None:
     assert (digits.name, digits.path) == ("digits", None)
 
 
-@pytest.mark.parametrize("first", ["illama.evaluation.metrics", "illama"])
+@pytest.mark.parametrize("first", ["illama.evaluation.scores", "illama"])
 def test_the_public_name_is_a_function_whatever_was_imported_before(first: str) -> None:
     script = (
         f"import {first}, illama, illama.errors\n"

@@ -16,14 +16,15 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import illama
-from illama import disk
-from illama.checkpoint import load_model, save_weights
+from illama.checkpoint import save_weights
 from illama.cli.main import main
 from illama.errors import UserError
 from illama.evaluation import EvalResult, SavedLogits, classify
 from illama.evaluation.calibration import top_k_accuracy
 from illama.evaluation.saved_logits import CACHE_FILE, logits_for, logits_of
 from illama.evaluation.subject import Subject, open_subject
+from illama.system import files
+from illama.weights import load_model
 from tests.processes import in_processes
 
 
@@ -303,7 +304,7 @@ def test_a_full_disk_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(disk, "to_disk", full)
+    monkeypatch.setattr(files, "to_disk", full)
     with pytest.raises(UserError, match="No space left on device"):
         some_logits(images=5).save(path)
     assert len(SavedLogits.load(path)) == 12

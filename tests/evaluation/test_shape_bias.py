@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from illama.analysis.shape.measures import category_probabilities, decisions, shape_bias
 from illama.data.imagenet import categories16
 from illama.errors import UserError
-from illama.evaluation.shape_bias import category_probabilities, decisions, shape_bias
 
 NAMES = list(categories16())
 

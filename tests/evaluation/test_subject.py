@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from illama.checkpoint import load_model, save_weights
+from illama.checkpoint import save_weights
 from illama.errors import UserError
 from illama.evaluation.predict import predict
 from illama.evaluation.run import evaluate
 from illama.evaluation.subject import choose_data, open_subject
 from illama.recipes import DataConfig, load_recipe
+from illama.weights import load_model
 
 
 def test_the_whole_evaluation_split_counts_elsewhere(tmp_path: Path) -> None:

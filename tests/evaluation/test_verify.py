@@ -12,12 +12,12 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from illama.checkpoint import Meta, save_weights
-from illama.checkpoint.published import PUBLISHED
 from illama.cli.main import main
 from illama.data import EvalTransform
 from illama.evaluation.classify import EvalResult
 from illama.evaluation.verify import TOLERANCE, judge, verify, wilson
 from illama.models import ILlama, ModelConfig
+from illama.weights.published import PUBLISHED
 
 TINY, LARGE = PUBLISHED["illama_tiny.in1k"], PUBLISHED["illama_large.in21k_ft_in1k_384"]
 

@@ -91,7 +91,7 @@ def _import_everything(root: Path) -> None:
         for module in (*_ours(), *_NEEDED):
             importlib.import_module(module)
     from illama import native
-    from illama.data.formats import readable_formats
+    from illama.data.sources.formats import readable_formats
 
     readable_formats()
     native.why_not()  # compiled here, if they are not yet

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from illama import ILlama, ModelConfig
 from illama.models import VARIANTS
-from illama.models.complexity import multiply_adds, needed_multiply_adds
+from illama.models.cost import multiply_adds, needed_multiply_adds
 
 SMALL = ModelConfig(img_size=(16, 24), patch_size=8, num_classes=5, embed_dim=32, depth=3, num_heads=2)
 FIRST = {"cls_position": "first"}

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from illama.models import ILlama, ModelConfig
-from illama.models.complexity import (
+from illama.models.cost import (
     forward_bytes,
     multiply_adds,
     needed_multiply_adds,

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from illama import UserError
-from illama.models import linear as module
-from illama.models.linear import KINDS, Linear, keep_linear_kernels, linear, linear_kernel, linear_kernels, project_rows
+from illama.device import linear as module
+from illama.device.linear import KINDS, Linear, keep_linear_kernels, linear, linear_kernel, linear_kernels, project_rows
 from tests.attention.common import poisoned
 
 pytestmark = pytest.mark.skipif(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import illama
-from illama.timm_bridge import import_timm
+from illama.optional import import_timm
 
 timm = import_timm()
 
@@ -106,9 +106,7 @@ def test_import_is_quiet_and_loads_no_torch() -> None:
 
 @pytest.mark.parametrize("order", ["import timm, illama", "import illama, timm", "import illama; import timm.data"])
 def test_registration_does_not_depend_on_the_order(order: str) -> None:
-    first = (
-        "from illama.timm_bridge import torchvision_ready; torchvision_ready(); import sys; del sys.modules['illama']"
-    )
+    first = "from illama.optional import torchvision_ready; torchvision_ready(); import sys; del sys.modules['illama']"
     code = f"{first}\n{order}\nimport timm\nassert timm.is_model('illama_tiny')\nimport timm.data"
     in_a_fresh_process(code)
 

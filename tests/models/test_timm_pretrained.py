@@ -12,10 +12,10 @@ import torch
 
 import illama
 from illama.checkpoint import Meta, save_weights
-from illama.checkpoint.published import PUBLISHED, REPOSITORY
 from illama.errors import UserError
 from illama.models.position import resize_position
-from illama.timm_bridge import import_timm
+from illama.optional import import_timm
+from illama.weights.published import PUBLISHED, REPOSITORY
 from tests.checkpoint.foreign_files import cheap_state, save_like_the_authors
 
 timm = import_timm()

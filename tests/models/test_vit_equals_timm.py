@@ -9,7 +9,7 @@ import torch
 
 from illama.errors import UserError
 from illama.models import ILlama, roadmap_config
-from illama.timm_bridge import import_timm
+from illama.optional import import_timm
 
 
 @pytest.mark.parametrize(("variant", "img_size"), [("tiny", 224), ("tiny", (64, 96)), ("base", 64)])

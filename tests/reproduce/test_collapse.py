@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from illama.analysis import class_attention, image_gradient
-from illama.checkpoint import load_model
 from illama.errors import UserError
 from illama.models import ROADMAP, ILlama
 from illama.recipes import load_recipe
 from illama.report import Bullets, Figure, Table
 from illama.reproduce.collapse import CollapseRow, collapse_blocks
 from illama.training import train
+from illama.weights import load_model
 
 TOY = (
     "model.img_size=[8, 12]",

@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from illama.models import ILlama, ModelConfig
-from illama.models.complexity import (
+from illama.models.cost import (
     attention_multiply_adds,
     counted_multiply_adds,
     counted_parameters,

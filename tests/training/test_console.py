@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from illama.text import duration
+from illama.console.text import duration
 from illama.training import console
 from illama.training.console import TimeLeft, fitted, summary
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from illama.checkpoint import load_checkpoint
-from illama.data import batch as data_batch
+from illama.data.loading import batch as data_batch
 from illama.distributed import join_world
 from illama.errors import Stopped, ToldElsewhere, UserError
 from illama.models import ILlama, ModelConfig

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from illama.checkpoint import load_checkpoint, load_model
+from illama.checkpoint import load_checkpoint
 from illama.errors import Stopped, UserError
 from illama.models import ILlama
 from illama.recipes import Recipe
-from illama.training.keeper import Keeper
+from illama.training.checkpointing import Keeper
 from illama.training.loop import Run, train
 from illama.training.objective import Objective
+from illama.weights import load_model
 from tests.runs import records, same_weights, weights
 from tests.training.conftest import ON_CUDA
 

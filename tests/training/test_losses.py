@@ -9,7 +9,7 @@ import torch
 
 from illama.errors import UserError
 from illama.recipes import AugmentConfig
-from illama.training.losses import build_loss, training_loss
+from illama.training.objective import build_loss, training_loss
 
 # softmax = (1/2, 1/4, 1/4) and (1/4, 1/2, 1/4)
 LOGITS = torch.log(torch.tensor([[2.0, 1.0, 1.0], [1.0, 2.0, 1.0]]))
@@ -37,7 +37,7 @@ def test_soft_targets() -> None:
 
 
 def test_smoothed_classes_equal_soft_targets() -> None:
-    from illama.data.mixing import smooth_one_hot
+    from illama.data.augment.mixing import smooth_one_hot
 
     logits, labels = torch.randn(7, 5), torch.arange(7) % 5
     hard = build_loss("auto", AugmentConfig(label_smoothing=0.1))(logits, labels)

@@ -14,7 +14,7 @@ import torch
 from illama import UserError, load_recipe, train
 from illama.attention import AttentionRequest, triton
 from illama.checkpoint import Checkpoint, Meta, load_checkpoint
-from illama.models import linear
+from illama.device import linear
 from illama.native import compiled as native
 from illama.recipes import Recipe
 from illama.training import loop

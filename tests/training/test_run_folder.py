@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from illama.checkpoint import saver
-from illama.checkpoint.tags import has_checkpoint
+from illama.checkpoint.folder import has_checkpoint
 from illama.errors import UserError
 from illama.recipes import Recipe, load_recipe
 from illama.training import run_folder, run_lock

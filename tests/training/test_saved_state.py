@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from illama.checkpoint import Checkpoint, load_checkpoint
 from illama.checkpoint.folder import FILE_SUMS, OWN_SUM, DamagedError, _sum_of
-from illama.checkpoint.io import read_safetensors
+from illama.checkpoint.format import read_safetensors
 from illama.errors import UserError
 from illama.recipes import Recipe
 from illama.training.loop import Run, train

@@ -14,7 +14,7 @@ from illama.attention import BACKENDS, AttentionRequest
 from illama.errors import UserError
 from illama.models import ILlama
 from illama.recipes import Recipe, load_recipe, plan_batches
-from illama.training.start_line import attention_backend, overrides, start_line
+from illama.training.run_header import attention_backend, overrides, start_line
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ import pytest
 
 from illama.errors import UserError
 from illama.training.log import RunLog
-from illama.training.track import Tracker, check_tracker, open_tracker
+from illama.training.trackers import Tracker, check_tracker, open_tracker
 
 
 class FakeRun:

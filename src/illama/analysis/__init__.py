@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from illama.analysis.attention_rows import attention_distance, row_entropy, row_mass
+    from illama.analysis.attention.class_token import class_attention, class_token_leak
+    from illama.analysis.attention.rank import cumulated_shares, effective_rank, rank_of, singular_values
+    from illama.analysis.attention.rows import attention_distance, row_entropy, row_mass
     from illama.analysis.capture import each_attention
-    from illama.analysis.class_token import class_attention, class_token_leak
-    from illama.analysis.directions import filter_normalized_directions
-    from illama.analysis.frozen import knn_votes, linear_probe
-    from illama.analysis.rank import cumulated_shares, effective_rank, rank_of, singular_values
-    from illama.analysis.reach import changes_before_cuts, exchange, image_gradient, jacobian_norms
+    from illama.analysis.causality.sensitivity import changes_before_cuts, exchange, image_gradient, jacobian_norms
+    from illama.analysis.landscape.directions import filter_normalized_directions
+    from illama.analysis.probe.classifiers import knn_votes, linear_probe
 
 __all__ = [
     "attention_distance",
@@ -39,13 +39,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "attention_rows": ("attention_distance", "row_entropy", "row_mass"),
+    "attention.class_token": ("class_attention", "class_token_leak"),
+    "attention.rank": ("cumulated_shares", "effective_rank", "rank_of", "singular_values"),
+    "attention.rows": ("attention_distance", "row_entropy", "row_mass"),
     "capture": ("each_attention",),
-    "class_token": ("class_attention", "class_token_leak"),
-    "directions": ("filter_normalized_directions",),
-    "frozen": ("knn_votes", "linear_probe"),
-    "rank": ("cumulated_shares", "effective_rank", "rank_of", "singular_values"),
-    "reach": ("changes_before_cuts", "exchange", "image_gradient", "jacobian_norms"),
+    "causality.sensitivity": ("changes_before_cuts", "exchange", "image_gradient", "jacobian_norms"),
+    "landscape.directions": ("filter_normalized_directions",),
+    "probe.classifiers": ("knn_votes", "linear_probe"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

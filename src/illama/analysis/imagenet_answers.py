@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from illama.data.eval_transform import EvalTransform
 from illama.data.imagenet import is_imagenet_head
 from illama.data.source import Source
-from illama.data.transforms import EvalTransform
 from illama.errors import UserError
 from illama.evaluation import collect_logits
 from illama.evaluation.subject import Subject

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 
-from illama.analysis.finding import Finding
 from illama.analysis.registry import ANALYSES
-from illama.disk import utf8
-from illama.environment import environment
+from illama.analysis.result import Finding
+from illama.console.json_text import read_json
 from illama.errors import UserError
+from illama.evaluation.cache import make_workspace
 from illama.evaluation.subject import Subject
-from illama.evaluation.tensor_file import make_workspace
-from illama.json_text import read_json
-from illama.models.complexity import multiply_adds, parameters
+from illama.models.cost import multiply_adds, parameters
 from illama.report import Block, Bullets, Code, Document, Section, Table, Text, write_document
+from illama.system.environment import environment
+from illama.system.files import utf8
 
 CACHE = "cache"  # sub-folder with what a second call need not compute again
 BRACKETS = "Brackets hold 95 % intervals over the images, or what a number rests on."

@@ -19,8 +19,8 @@ import torch
 from illama.attention import reference
 from illama.attention.request import AttentionRequest
 from illama.attention.rotary import Tables, rotate_into
+from illama.device.linear import linear_kernel, onednn_product
 from illama.errors import UserError
-from illama.models.linear import linear_kernel, onednn_product
 
 Table = torch.Tensor | None
 _FEW, _FEW_TO_LEARN = 64, 400  # tokens, docs/kernels.md
@@ -212,7 +212,7 @@ class _Mask:
 class _Cut:
     """How the work is cut: all heads at once in blocks of few rows, or head by head with oneDNN's products.
 
-    torch's batched product runs on MKL, which is slow on some processors (`illama.models.linear`). There, with few
+    torch's batched product runs on MKL, which is slow on some processors (`illama.device.linear`). There, with few
     threads and enough tokens to hide the cost of a call, single products by oneDNN win; rows then hardly need
     cutting, for the scores of one head stay in the cache. Head by head the matrices have no axis G.
 

@@ -11,15 +11,15 @@ from illama.attention import BACKENDS, AttentionRequest, soft_causal_attention_q
 from illama.bench.ceilings import Ceilings, measure_ceilings
 from illama.bench.device import free_memory, peak_bytes, unless_out_of_memory
 from illama.bench.interleave import Case, Effort, Rounds, measure
-from illama.bench.load import OtherLoad
 from illama.bench.options import AttentionOptions, BenchPrecision
+from illama.bench.other_load import OtherLoad
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment
 from illama.bench.results import Group, Report, Row, row_of
 from illama.device import resolve_device
+from illama.device.matmul_rate import DTYPES
+from illama.device.timers import graphs_for, timer_for
 from illama.errors import UserError
-from illama.matmul_rate import DTYPES
-from illama.timers import graphs_for, timer_for
 
 Shape = tuple[int, int, int, int]
 Attend = Callable[[torch.Tensor], torch.Tensor]

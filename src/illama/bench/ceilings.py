@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from illama.bench.load import OtherLoad
+from illama.bench.other_load import OtherLoad
 from illama.device import Precision
-from illama.matmul_rate import Sampling, matmul_rate, seconds_per_call
-from illama.timers import Timer, timer_for
+from illama.device.matmul_rate import Sampling, matmul_rate, seconds_per_call
+from illama.device.timers import Timer, timer_for
 
 # (rows, inner, columns): squares, and the linear layers of a network at batch 16; large ones for a GPU.
 _CPU_SHAPES = ((1024, 1024, 1024), (2048, 2048, 2048), (3152, 192, 768), (3152, 768, 3072))

@@ -17,22 +17,22 @@ from illama.bench.data_picture import draw_samples
 from illama.bench.data_stages import stages_of_one_image
 from illama.bench.device import unless_out_of_memory
 from illama.bench.interleave import Case, Effort, Rounds, measure
-from illama.bench.load import OtherLoad
 from illama.bench.networks import Treatment, build_illama
 from illama.bench.options import DataOptions
+from illama.bench.other_load import OtherLoad
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment, check_folder
 from illama.bench.results import Group, Report, Row, row_of
 from illama.data import build_train_loader, look, open_source
-from illama.data.augment_images import timm_options
-from illama.data.images import BrokenImage
-from illama.data.loader import TrainLoader, resolve_crop, resolve_workers
+from illama.data.augment.per_image import timm_options
+from illama.data.decode.images import BrokenImage
+from illama.data.loading.loader import TrainLoader, resolve_crop, resolve_workers
 from illama.data.source import Source
 from illama.device import resolve_device, resolve_precision
+from illama.device.timers import Timer, timer_for
 from illama.evaluation.subject import choose_data
+from illama.optional import import_timm
 from illama.recipes import BatchPlan, DataConfig, Recipe, load_recipe
-from illama.timers import Timer, timer_for
-from illama.timm_bridge import import_timm
 
 ROUND_S = 2.0  # of one loader: its batches come in bursts, one from each worker
 EPOCH_BATCHES = 1000  # a small folder is listed so often that timm's loader meets no end of an epoch

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from illama.data.augment_images import timm_options, train_transform
-from illama.data.images import BrokenImage
+from illama.data.augment.per_image import timm_options, train_transform
+from illama.data.decode.images import BrokenImage
 from illama.data.rng import Purpose, global_seed
 from illama.data.source import Source
 from illama.errors import UserError
+from illama.optional import import_timm
 from illama.recipes import Recipe
-from illama.timm_bridge import import_timm
 
 IMAGES, DRAWS = 8, 3
 

@@ -9,16 +9,16 @@ from typing import TypeVar
 
 import torch
 
-from illama.data.augment_images import TrainTransform, train_transform
-from illama.data.crop import ResizedCrop, resize
-from illama.data.images import BrokenImage
-from illama.data.loader import TrainLoader
-from illama.data.picture import Picture
+from illama.data.augment.per_image import TrainTransform, train_transform
+from illama.data.decode.crop import ResizedCrop, resize
+from illama.data.decode.images import BrokenImage
+from illama.data.decode.lazy_image import Picture
+from illama.data.loading.loader import TrainLoader
+from illama.data.loading.workers import one_thread
 from illama.data.rng import Purpose, global_seed
 from illama.data.source import Source
-from illama.data.workers import one_thread
+from illama.device.timers import timer_for
 from illama.recipes import Recipe
-from illama.timers import timer_for
 
 IMAGES = 96
 _T = TypeVar("_T")

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from illama.bench.device import unless_out_of_memory
-from illama.bench.load import OTHERS_LIMIT, OtherLoad
-from illama.timers import CannotCapture, Graphs, Timer
+from illama.bench.other_load import OTHERS_LIMIT, OtherLoad
+from illama.device.timers import CannotCapture, Graphs, Timer
 
 WARMUP_CALLS = 2  # after the first call, which may compile
 ROUND_S = 0.6  # least length of a round: shorter ones cannot be told from the clock ticks of /proc/stat

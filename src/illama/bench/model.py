@@ -10,19 +10,19 @@ import torch
 from illama.bench.ceilings import Ceilings, measure_ceilings
 from illama.bench.device import free_memory, peak_bytes, unless_out_of_memory
 from illama.bench.interleave import Case, Effort, Rounds, measure
-from illama.bench.load import OtherLoad
 from illama.bench.networks import OURS, Network, Treatment, network_builders, treatments
 from illama.bench.options import ModelOptions
+from illama.bench.other_load import OtherLoad
 from illama.bench.profile import profile
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment
 from illama.bench.results import Group, Report, Row, row_of
 from illama.bench.runtimes import check_runtimes, runtime_cases, runtime_name
 from illama.device import resolve_device
+from illama.device.timers import timer_for
 from illama.errors import UserError
 from illama.models import ModelConfig
 from illama.models.variants import VARIANTS
-from illama.timers import timer_for
 
 
 def bench_networks(

@@ -15,9 +15,9 @@ from illama.bench.interleave import Case
 from illama.bench.options import BenchPrecision, CompileMode, ModelOptions
 from illama.bench.peers import Cost, cost, counted_cost, load_peer, timm_vit, timm_vit_name, vit_cost
 from illama.device import autocast
-from illama.matmul_rate import DTYPES
+from illama.device.matmul_rate import DTYPES
 from illama.models import ILlama, ModelConfig
-from illama.models.complexity import needed_multiply_adds
+from illama.models.cost import needed_multiply_adds
 
 OURS = "illama"
 LR = 1e-4  # small: random labels must not blow the weights up while the step is timed

@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from illama.errors import UserError
-from illama.models.complexity import (
+from illama.models.config import ModelConfig
+from illama.models.cost import (
     forward_bytes,
     multiply_adds,
     peer_config,
@@ -23,9 +24,8 @@ from illama.models.complexity import (
     training_multiply_adds,
     working_set_bytes,
 )
-from illama.models.config import ModelConfig
 from illama.models.variants import VARIANTS
-from illama.timm_bridge import import_timm
+from illama.optional import import_timm
 
 
 @dataclass(frozen=True)

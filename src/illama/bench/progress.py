@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from illama.console import Terminal
-from illama.text import duration
+from illama.console.text import duration
 from illama.training.log import QUIET_SECONDS
 
 

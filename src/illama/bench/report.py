@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from illama.bench.interleave import Spread
-from illama.bench.load import OTHERS_LIMIT
+from illama.bench.other_load import OTHERS_LIMIT
 from illama.bench.results import Group, Report, Row
 from illama.console import Terminal
-from illama.disk import remove, write_file
-from illama.environment import environment
 from illama.errors import UserError
 from illama.report import terminal_table
+from illama.system.environment import environment
+from illama.system.files import remove, write_file
 
 GIB, MIB = 1 << 30, 1 << 20
 PIPED_WIDTH = 120  # characters of a line where there is no terminal, and from where on a terminal gets all columns

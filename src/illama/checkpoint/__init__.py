@@ -1,4 +1,4 @@
-"""Weights and checkpoints: atomic saving, checked loading, safe reading of foreign files, adaptation.
+"""Checkpoints of this project's own: one format, saved as a whole or not at all, read with their checksums.
 
 Importing this package loads no torch: names load what they need on first use.
 """
@@ -9,41 +9,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from illama.checkpoint.adapt import LoadReport, adapt_state_dict, initialize_from
-    from illama.checkpoint.foreign import read_weights
-    from illama.checkpoint.io import Checkpoint, keep_checkpoint, load_checkpoint, save_checkpoint, save_weights
-    from illama.checkpoint.load import load_model
-    from illama.checkpoint.meta import Meta
+    from illama.checkpoint.folder import Newest, has_checkpoint, kept_tag, newest_checkpoint
+    from illama.checkpoint.format import (
+        Checkpoint,
+        Meta,
+        keep_checkpoint,
+        load_checkpoint,
+        save_checkpoint,
+        save_weights,
+    )
     from illama.checkpoint.saver import Saver
-    from illama.checkpoint.tags import Newest, has_checkpoint, kept_tag, newest_checkpoint
 
 __all__ = [
     "Checkpoint",
-    "LoadReport",
     "Meta",
     "Newest",
     "Saver",
-    "adapt_state_dict",
     "has_checkpoint",
-    "initialize_from",
     "keep_checkpoint",
     "kept_tag",
     "load_checkpoint",
-    "load_model",
     "newest_checkpoint",
-    "read_weights",
     "save_checkpoint",
     "save_weights",
 ]
 
 _MODULES = {
-    "adapt": ("LoadReport", "adapt_state_dict", "initialize_from"),
-    "foreign": ("read_weights",),
-    "io": ("Checkpoint", "keep_checkpoint", "load_checkpoint", "save_checkpoint", "save_weights"),
-    "load": ("load_model",),
-    "meta": ("Meta",),
+    "folder": ("Newest", "has_checkpoint", "kept_tag", "newest_checkpoint"),
+    "format": ("Checkpoint", "Meta", "keep_checkpoint", "load_checkpoint", "save_checkpoint", "save_weights"),
     "saver": ("Saver",),
-    "tags": ("Newest", "has_checkpoint", "kept_tag", "newest_checkpoint"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -16,8 +16,7 @@ import numpy.ctypeslib  # noqa: F401
 import torch.utils.serialization.config  # noqa: F401
 from torch import Tensor
 
-from illama.checkpoint.io import keep_checkpoint, save_checkpoint
-from illama.checkpoint.meta import Meta
+from illama.checkpoint.format import Meta, keep_checkpoint, save_checkpoint
 from illama.checkpoint.tensors import snapshot
 from illama.errors import UserError
 

@@ -18,7 +18,7 @@ from illama.cli.output import STDOUT, check_targets, say, write_result
 from illama.errors import UserError
 
 if TYPE_CHECKING:
-    from illama.analysis.finding import Finding
+    from illama.analysis.result import Finding
     from illama.evaluation.subject import Numbering, Subject
 
 analyze_command = App(
@@ -114,7 +114,7 @@ def compare_command(
         first: A file of `illama eval --save-logits`, or a checkpoint.
         second: The other one.
     """
-    from illama.analysis.comparison import compare
+    from illama.analysis.compare import compare
 
     check_targets(json=shared.json)
     with _workspace(shared.out):
@@ -207,7 +207,7 @@ def _workspace(out: Path | None) -> Iterator[Path | None]:
     Work that is refused leaves no empty folder behind.
     """
     from illama.analysis.report import CACHE
-    from illama.evaluation.tensor_file import make_workspace
+    from illama.evaluation.cache import make_workspace
 
     if out is None:
         yield None

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter
 from illama.bench.options import AttentionOptions, DataOptions, ModelOptions
 from illama.cli.options import Json
 from illama.cli.output import STDOUT, check_targets, write_result
-from illama.disk import is_stream
+from illama.system.files import is_stream
 
 if TYPE_CHECKING:
     from illama.bench.options import EffortOptions

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from illama.checkpoint.convert import Conversion
+    from illama.export.convert import Conversion
 
 
 def convert_command(
@@ -32,8 +32,8 @@ def convert_command(
         transform: How images are prepared, where the source does not say it: as ImageNet's, or with mean and deviation
             0.5 (transformers without a preprocessor_config.json).
     """
-    from illama.checkpoint.convert import convert, parse_edits, parse_size
     from illama.errors import UserError
+    from illama.export.convert import convert, parse_edits, parse_size
 
     if num_classes is not None and num_classes < 0:
         raise UserError(f"--num-classes {num_classes} is no number of classes; give 0 or more")

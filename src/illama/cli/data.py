@@ -15,7 +15,7 @@ from illama.cli.output import STDOUT, check_targets, write_result
 from illama.errors import UserError
 
 if TYPE_CHECKING:
-    from illama.data.check_result import CheckResult
+    from illama.data.tools.check_result import CheckResult
     from illama.recipes.schema import DataConfig
 
 data_command = App(name="data", help="Check a data set, or write it as WebDataset shards.")
@@ -48,7 +48,7 @@ def shard_command(
         seed: Decides the order of the training images.
     """
     from illama.cli.data_report import named, shard_report
-    from illama.data.write_shards import write_shards
+    from illama.data.tools.write_shards import write_shards
 
     check_targets(json=json)
     result = write_shards(source, target, images_per_shard=images_per_shard, seed=seed, threads=workers)
@@ -93,7 +93,7 @@ def check_command(
         strict: Exit code 2 for warnings, too.
     """
     from illama.cli.data_report import check_report
-    from illama.data.check import check_data
+    from illama.data.tools.check import check_data
 
     check_targets(json=json)
     config = _config(source, data, overrides)
@@ -125,8 +125,8 @@ def _config(source: str, data: str | None, overrides: Sequence[str]) -> DataConf
 def _verdict(result: CheckResult, *, strict: bool) -> str:
     """Why the data set is not to be used as it is, in a line; empty when it can be."""
     from illama.cli.data_report import named
-    from illama.data.inspection import Finding
     from illama.data.layout import one_class
+    from illama.data.tools.inspection import Finding
 
     broken = {place.where: place.detail for place in result.places(Finding.BROKEN)}
     found = [f"{len(broken)} of {result.images} images are broken: {named(broken)}"] if broken else []

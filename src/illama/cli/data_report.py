@@ -8,10 +8,10 @@ from itertools import islice
 import numpy as np
 from rich.filesize import decimal
 
-from illama.data.check_result import INFORMATION, CheckResult, Duplicates, Place
-from illama.data.inspection import Finding
-from illama.data.write_shards import ShardingResult
-from illama.text import duration, shown
+from illama.console.text import duration, shown
+from illama.data.tools.check_result import INFORMATION, CheckResult, Duplicates, Place
+from illama.data.tools.inspection import Finding
+from illama.data.tools.write_shards import ShardingResult
 
 NAMED = 3  # files in a line of error
 EXAMPLES = 5  # images named under each heading

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from illama.cli.options import Device, Json
 from illama.cli.output import STDOUT, check_targets, say, write_result
-from illama.json_text import as_json
-from illama.text import shown
+from illama.console.json_text import as_json
+from illama.console.text import shown
 
 if TYPE_CHECKING:
     from illama.evaluation import EvalResult

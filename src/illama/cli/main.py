@@ -22,12 +22,12 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 import illama
-from illama import interrupt
-from illama.cli.memory import keep_freed_memory
 from illama.console import go_on_in_utf8, open_std_streams
-from illama.environment import ask_for_repeatable_products, asked
+from illama.console.text import as_message, safe_lines, shown
 from illama.errors import Stopped, ToldElsewhere, UserError
-from illama.text import as_message, safe_lines, shown
+from illama.system import interrupt
+from illama.system.environment import asked
+from illama.system.processes import ask_for_repeatable_products, keep_freed_memory
 
 USER_ERROR, STOPPED, INTERRUPTED, PIPE_CLOSED = 2, interrupt.STOPPED, interrupt.INTERRUPTED, 141
 SHARED = ("train", "eval")  # what several processes share; of any other command each would do the whole
@@ -145,7 +145,7 @@ def _tell_the_others(said: str, words: Sequence[str]) -> UserError:
     """Of several processes, which wait for each other, all learn why one cannot begin; returns what this one does."""
     if os.environ.get("WORLD_SIZE", "1") == "1" or not words or words[0] not in SHARED:
         return UserError(said)
-    from illama.rendezvous import has_met
+    from illama.distributed.rendezvous import has_met
 
     if has_met():
         return UserError(said)
@@ -171,7 +171,7 @@ def _hint(words: Sequence[str]) -> str:
     """What to do about files that look like options, and about the sign that elsewhere stands for stdin."""
     if "-" in words:
         return " Nothing is read from stdin (-): give a file."
-    from illama.data.formats import picture_endings
+    from illama.data.sources.formats import picture_endings
 
     files = [word for word in words if word.startswith("-") and word.lower().endswith(tuple(picture_endings()))]
     return f" A file whose name begins with a dash is written ./{files[0]}." if files else ""

@@ -6,9 +6,9 @@ import os
 import sys
 from pathlib import Path
 
-from illama.disk import demand_writable, utf8, write_file
+from illama.console.text import shown
 from illama.errors import UserError
-from illama.text import shown
+from illama.system.files import demand_writable, utf8, write_file
 
 STDOUT = "-"
 

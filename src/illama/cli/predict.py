@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from illama.cli.options import Csv, Device, Json
 from illama.cli.output import STDOUT, check_targets, say, write_result
+from illama.console.json_text import as_json
+from illama.console.text import shown
 from illama.errors import UserError
-from illama.json_text import as_json
-from illama.text import shown
 
 if TYPE_CHECKING:
     from illama.evaluation import Prediction

@@ -14,7 +14,7 @@ from illama.errors import UserError
 if TYPE_CHECKING:
     from illama.report import Table
     from illama.reproduce.command import Plan
-    from illama.reproduce.estimate import Estimate
+    from illama.reproduce.pace import Estimate
 
 _Several = Parameter(consume_multiple=True, negative="")
 
@@ -105,9 +105,9 @@ def _show(title: str, table: Table) -> None:
 
 
 def _show_estimate(plan: Plan) -> None:
+    from illama.console.text import duration
     from illama.report import Table
     from illama.reproduce.command import estimate_plan
-    from illama.text import duration
 
     found, together = estimate_plan(plan)
     header = ("run", "state", "steps", "ms per step", "evaluations", "all of it")
@@ -125,7 +125,7 @@ def _show_estimate(plan: Plan) -> None:
 
 
 def _estimate_cells(each: Estimate) -> tuple[str, ...]:
-    from illama.text import duration
+    from illama.console.text import duration
 
     name = each.run.folder.name
     if each.pace is None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from illama.cli.options import Device
-from illama.text import shown
+from illama.console.text import shown
 
 if TYPE_CHECKING:
     from illama.training.loop import TrainResult

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from illama.cli.options import Device, Json
 from illama.cli.output import STDOUT, check_targets, say, write_result
+from illama.console.json_text import as_json
 from illama.errors import UserError
-from illama.json_text import as_json
 
 if TYPE_CHECKING:
     from illama.evaluation.verify import Verification

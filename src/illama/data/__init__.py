@@ -1,11 +1,11 @@
 """Image sets: sources by name, decoding as a person sees, augmentation, and loaders that resume exactly."""
 
-from illama.data.batch import Batch
-from illama.data.images import BrokenImage, read_image
+from illama.data.decode.images import BrokenImage, read_image
+from illama.data.eval_transform import EvalTransform
 from illama.data.layout import KINDS, Layout, look, open_source
-from illama.data.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
+from illama.data.loading.batch import Batch
+from illama.data.loading.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
 from illama.data.source import Source
-from illama.data.transforms import EvalTransform
 
 __all__ = [
     "KINDS",

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from illama.data.images import check_channels
+from illama.console.text import shown
+from illama.data.decode.images import check_channels
 from illama.data.source import Source, SubsetSource
-from illama.data.splits import choose_split, in_order, is_training, role_of, split_in_name, stratified_choice
-from illama.data.walk import Found, PassedOver, walk
+from illama.data.sources.splits import choose_split, in_order, is_training, role_of, split_in_name, stratified_choice
+from illama.data.sources.walk import Found, PassedOver, walk
 from illama.errors import UserError
-from illama.given_file import at_home
 from illama.registry import Registry
-from illama.text import shown
+from illama.system.given_file import at_home
 
 if TYPE_CHECKING:
     from illama.recipes.schema import DataConfig
@@ -130,7 +130,7 @@ class Layout(ABC):
 
     def explain(self, classes: Sequence[str]) -> list[str]:
         """What was understood, in at most three lines and the notes."""
-        from illama.data.class_names import few
+        from illama.data.sources.class_names import few
 
         named = f"splits {', '.join(map(shown, self.splits))}" if self.splits else "no splits"
         lines = [f"{self.kind} {self.where}: {named}", f"{len(classes):,} classes: {few(classes)}"]
@@ -272,7 +272,7 @@ def _kind_in(module: str, function: str) -> Callable[[DataConfig, Found | None],
     """A function of a module that is imported when it is needed."""
 
     def load(data: DataConfig, found: Found | None) -> Layout:
-        layout: Layout = getattr(importlib.import_module(f"illama.data.{module}"), function)(data, found)
+        layout: Layout = getattr(importlib.import_module(f"illama.data.sources.{module}"), function)(data, found)
         return layout
 
     return load

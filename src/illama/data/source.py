@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from illama.data.class_names import composed
-from illama.data.images import MAX_PIXELS, BrokenImage
-from illama.data.picture import DecodedPicture, Picture, open_picture
+from illama.console.text import shown
+from illama.data.decode.images import MAX_PIXELS, BrokenImage
+from illama.data.decode.lazy_image import DecodedPicture, Picture, open_picture
+from illama.data.sources.class_names import composed
 from illama.errors import UserError
 from illama.registry import closest
-from illama.text import shown
 
 # A label above this is a mistake, not a class: names and counts of all classes are held in memory.
 MOST_CLASSES = 1_000_000

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from illama.distributed import ALONE, World, is_sharded
-from illama.evaluation.metrics import Scores
+from illama.evaluation.scores import Scores
 
 if TYPE_CHECKING:
-    from illama.data.batch import Batch
-    from illama.data.loader import EvalLoader
+    from illama.data.loading.batch import Batch
+    from illama.data.loading.loader import EvalLoader
     from illama.models import ILlama
 
 
@@ -276,7 +276,7 @@ def evaluating(model: ILlama, softness: float | None) -> Iterator[None]:
 @contextmanager
 def _shown(loader: EvalLoader, wanted: bool) -> Iterator[Callable[[], None]]:
     """Yields a function to call after each batch."""
-    from illama.data.progress import WorkProgress
+    from illama.console.progress import WorkProgress
 
     if not wanted:
         yield lambda: None

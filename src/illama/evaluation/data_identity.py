@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from illama.data.images import BrokenImage
+from illama.data.decode.images import BrokenImage
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from illama.data.eval_transform import EvalTransform
     from illama.data.source import Source
-    from illama.data.transforms import EvalTransform
     from illama.models import ILlama
 
 SAMPLED = 16  # images whose content counts, evenly spaced

@@ -17,9 +17,9 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from illama.errors import UserError
+from illama.evaluation.cache import make_workspace, read_tensors, write_tensors
 from illama.evaluation.classify import evaluating
 from illama.evaluation.data_identity import data_id, network_id, short_name
-from illama.evaluation.tensor_file import make_workspace, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from illama.evaluation.subject import Subject
@@ -123,7 +123,7 @@ def collect_features(subject: Subject, block: int = -1, tokens: Pooled = "class"
 
 def collect_blocks(subject: Subject, blocks: Sequence[int], tokens: Pooled = "class") -> list[Features]:
     """Features of several blocks in one pass, in the order of `blocks`; else as `collect_features`."""
-    from illama.data.progress import WorkProgress
+    from illama.console.progress import WorkProgress
 
     wanted = [subject.model.block_index(block) for block in blocks]
     loader = subject.loader()

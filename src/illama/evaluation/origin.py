@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from illama.checkpoint.tags import HELD_OUT_FILE, ORIGIN_FILE
-from illama.data.images import BrokenImage
+from illama.checkpoint.folder import HELD_OUT_FILE, ORIGIN_FILE
+from illama.console.json_text import read_json
+from illama.console.text import shown
+from illama.data.decode.images import BrokenImage
 from illama.data.source import Source, SubsetSource
-from illama.disk import utf8
 from illama.errors import UserError
 from illama.evaluation.data_identity import DataIdentity, image_name
-from illama.given_file import read_given
-from illama.json_text import read_json
-from illama.text import shown
+from illama.system.files import utf8
+from illama.system.given_file import read_given
 
 if TYPE_CHECKING:
     from illama.recipes import Recipe

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from illama.checkpoint import load_model
-from illama.data.formats import picture_endings
-from illama.data.images import MAX_PIXELS, BrokenImage, read_image
-from illama.data.pattern import files_matching
-from illama.data.walk import PassedOver, walk
+from illama.console.text import shown
+from illama.data.decode.images import MAX_PIXELS, BrokenImage, read_image
+from illama.data.sources.formats import picture_endings
+from illama.data.sources.pattern import files_matching
+from illama.data.sources.walk import PassedOver, walk
 from illama.errors import UserError
 from illama.evaluation.classify import evaluating
 from illama.evaluation.subject import needed_transform
-from illama.text import shown
+from illama.weights import load_model
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 BATCH = 32  # images decoded at a time

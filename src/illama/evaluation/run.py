@@ -13,7 +13,7 @@ from illama.evaluation.data_identity import content_id, names_id, network_id
 from illama.evaluation.subject import Subject, open_subject
 
 if TYPE_CHECKING:
-    from illama.data.loader import EvalLoader
+    from illama.data.loading.loader import EvalLoader
 
 
 def evaluate(

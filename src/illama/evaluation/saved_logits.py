@@ -18,14 +18,14 @@ import torch
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
+from illama.console.text import shown
 from illama.distributed import ALONE, World
 from illama.errors import UserError
+from illama.evaluation.cache import is_tensor_file, make_workspace, read_tensors, write_tensors
 from illama.evaluation.calibration import Answers, refuse_non_finite
 from illama.evaluation.classify import KeptLogits, collect_logits
 from illama.evaluation.data_identity import data_id, network_id
 from illama.evaluation.subject import Subject
-from illama.evaluation.tensor_file import is_tensor_file, make_workspace, read_tensors, write_tensors
-from illama.text import shown
 
 ENDING = ".safetensors"
 KEY = "illama_logits"  # of the safetensors header

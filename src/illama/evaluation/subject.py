@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from illama.checkpoint import Meta, load_model
-from illama.checkpoint.resolve import resolve
+from illama.checkpoint import Meta
+from illama.console.json_text import read_json
+from illama.console.text import shown
 from illama.distributed import ALONE, World
 from illama.errors import UserError
 from illama.evaluation.origin import Origin, run_of
-from illama.given_file import at_home
-from illama.json_text import read_json
 from illama.recipes import DataConfig, Recipe, parse_recipe
-from illama.text import shown
+from illama.system.given_file import at_home
+from illama.weights import load_model
+from illama.weights.resolve import resolve
 
 if TYPE_CHECKING:
     from illama.data import EvalTransform, Layout
-    from illama.data.loader import EvalLoader
+    from illama.data.loading.loader import EvalLoader
     from illama.data.source import Source
     from illama.models import ILlama
 
@@ -189,7 +190,7 @@ class Subject:
         Raises:
             UserError: There is no readable image, or `count` is none.
         """
-        from illama.data.images import BrokenImage
+        from illama.data.decode.images import BrokenImage
 
         if count < 1:
             raise UserError(f"the number of images must be at least 1; got {count}")

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from illama.checkpoint.load import load_weights
-from illama.checkpoint.meta import Meta
-from illama.checkpoint.published import PUBLISHED, Published, published_as, published_by_file
-from illama.checkpoint.resolve import resolve
+from illama.checkpoint.format import Meta
 from illama.errors import UserError
 from illama.evaluation.classify import EvalResult, evaluate_model
 from illama.evaluation.subject import open_subject
+from illama.weights.load import load_weights
+from illama.weights.published import PUBLISHED, Published, published_as, published_by_file
+from illama.weights.resolve import resolve
 
 VALIDATION_IMAGES = 50_000
 IMAGES_PER_CLASS = 50

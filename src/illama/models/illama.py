@@ -15,13 +15,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from illama.attention import Tables, attention_weights, soft_causal_attention, soft_causal_attention_qkvpacked
+from illama.device.linear import Linear, project_rows
 from illama.errors import UserError
 from illama.models.config import ModelConfig, Pool
-from illama.models.features import Features
 from illama.models.layers import DropPath, PatchEmbed, build_ffn, build_layer_scale, build_norm
-from illama.models.linear import Linear, project_rows
 from illama.models.position import resize_position
 from illama.models.rope import RotaryTable
+from illama.models.timm_interface import Features
 
 INIT_STD = 0.02
 Softness = float | torch.Tensor  # 0 (causal) to 1 (bidirectional); a 0-d tensor unless it is known to be 0

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from illama import native
+from illama.device.linear import Linear, is_plain
 from illama.errors import UserError
 from illama.models.config import ModelConfig
-from illama.models.linear import Linear, is_plain
 
 NORM_EPS = 1e-6
 

@@ -19,8 +19,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from illama.disk import write_file
 from illama.errors import UserError
+from illama.system.files import write_file
 
 ENVIRONMENT = "ILLAMA_NATIVE"  # "off" keeps to torch's operators
 SOURCE = Path(__file__).with_name("kernels.c")

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from illama.console.text import is_utf8, shown
 from illama.errors import UserError
 from illama.models.config import ModelConfig
 from illama.recipes.rules import broken_rules, flatten
 from illama.recipes.schema import Recipe, Section, without_auto
-from illama.text import is_utf8, shown
 
 Problem = tuple[str, str]  # (dotted key, what is wrong and what to do)
 _LONGEST_TEXT = 2000  # characters of what is said of a key

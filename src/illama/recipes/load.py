@@ -13,15 +13,15 @@ from typing import Any
 
 import yaml
 
+from illama.console.text import is_utf8, shown
 from illama.errors import UserError
-from illama.given_file import is_file, read_given_text, why
 from illama.models.variants import VARIANTS
 from illama.recipes import yaml_text
 from illama.recipes.explain import Problem, find_problems, hint, raise_problems
 from illama.recipes.rules import flatten
 from illama.recipes.schema import DataConfig, Recipe, without_auto
 from illama.registry import closest
-from illama.text import is_utf8, shown
+from illama.system.given_file import is_file, read_given_text, why
 
 Tree = dict[str, Any]
 

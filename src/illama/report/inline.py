@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from illama.text import safe_lines
+from illama.console.text import safe_lines
 
 # Stars count only between white space or punctuation and backticks only alone: where Markdown's own rules for them
 # are beyond a line, they are text in both.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from illama.console.text import safe_lines
 from illama.report.document import Block, Bullets, Code, Document, Figure, Table, Text
 from illama.report.inline import to_markdown, to_plain
-from illama.text import safe_lines
 
 
 def markdown(document: Document) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING
 
+from illama.console.text import safe_lines
 from illama.report.document import Document
 from illama.report.inline import to_html, to_plain
-from illama.text import safe_lines
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -6,7 +6,7 @@ import io
 import warnings
 from typing import TYPE_CHECKING
 
-from illama.text import safe_lines
+from illama.console.text import safe_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from illama.text import safe_lines
+from illama.console.text import safe_lines
 
 if TYPE_CHECKING:
     from rich.table import Table

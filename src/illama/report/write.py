@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from illama.disk import utf8, write_file
 from illama.errors import UserError
 from illama.report.document import Document
 from illama.report.markdown_text import markdown
 from illama.report.page import html
+from illama.system.files import utf8, write_file
 
 
 def write_document(document: Document, folder: Path, attached: Mapping[str, bytes] | None = None) -> list[Path]:

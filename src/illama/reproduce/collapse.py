@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 
 from illama.analysis import class_attention, class_token_leak, image_gradient
-from illama.checkpoint import load_model
-from illama.checkpoint.meta import Meta
-from illama.data.progress import WorkProgress
+from illama.checkpoint.format import Meta
+from illama.console.progress import WorkProgress
 from illama.errors import UserError
 from illama.models import ROADMAP, ILlama
 from illama.models.config import MaskMode
 from illama.report import Block, Bullets, Figure, Table
 from illama.reproduce.class_maps import ClassMaps, draw_class_maps
+from illama.weights import load_model
 
 NUMBERS_HEADER = (
     "network",

@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from illama.disk import make_folder
 from illama.errors import UserError
 from illama.models.config import ModelConfig
 from illama.models.variants import ROADMAP
 from illama.recipes import Recipe
 from illama.registry import closest
 from illama.report import Block, Section, Text
-from illama.reproduce.estimate import Estimate, estimate
+from illama.reproduce.pace import Estimate, estimate
 from illama.reproduce.plan import Base, PlannedRun, PlannedStudy, all_runs, choose_base, plan_studies
 from illama.reproduce.results import StudyResult, collect
 from illama.reproduce.runner import Outcome, open_slots, train_all
 from illama.reproduce.studies import COMPLEXITY, NAMES, STUDIES
 from illama.reproduce.study_report import how_it_was_made, records, study_section, write_results
+from illama.system.files import make_folder
 from illama.training.run_lock import RunLock
 
 COLLAPSE_IMAGES = 64

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from illama.models.complexity import (
+from illama.models.config import MaskMode, ModelConfig
+from illama.models.cost import (
     attention_multiply_adds,
     counted_multiply_adds,
     counted_parameters,
@@ -15,7 +16,6 @@ from illama.models.complexity import (
     parameters,
     peer_config,
 )
-from illama.models.config import MaskMode, ModelConfig
 from illama.models.variants import VARIANTS
 from illama.report import Section, Table, Text
 from illama.reproduce.complexity_figure import arithmetic_figure

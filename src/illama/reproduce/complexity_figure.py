@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from illama.models.complexity import multiply_add_parts, needed_parts, peer_config
 from illama.models.config import ModelConfig
+from illama.models.cost import multiply_add_parts, needed_parts, peer_config
 from illama.models.variants import VARIANTS
 from illama.report import Figure, svg_bytes
 from illama.report.palette import BLUE, GREY, ORANGE, PURPLE, SKY, YELLOW

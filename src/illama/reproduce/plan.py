@@ -12,14 +12,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from illama.checkpoint.resolve import resolve
 from illama.errors import UserError
 from illama.evaluation.subject import choose_data
-from illama.given_file import at_home
 from illama.recipes import Recipe, load_recipe, overridden_keys, override
 from illama.recipes.rules import flatten
 from illama.reproduce.study import Row, Study, resolve_edits
+from illama.system.given_file import at_home
 from illama.training.runs import read_run
+from illama.weights.resolve import resolve
 
 # Which recipe a study edits when none is named: that of the data set, by the name of its folder.
 RECIPE_OF_DATA = {

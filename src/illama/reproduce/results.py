@@ -8,18 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from illama.json_text import read_json
+from illama.console.json_text import read_json
 from illama.reproduce.plan import PlannedRun, PlannedStudy
 from illama.reproduce.study import METRICS, Claim, Collapse, Comparison, Cure, Metric, Row
-from illama.reproduce.verdicts import (
-    WORST_LAST,
-    Difference,
-    Verdict,
-    at_chance,
-    difference_in_words,
-    in_words,
-    welch,
-)
+from illama.reproduce.verdicts import WORST_LAST, Difference, Verdict, at_chance, difference_in_words, in_words, welch
 from illama.training.figures import read_metrics
 from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE
 

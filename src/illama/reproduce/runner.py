@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from illama.checkpoint.tags import has_checkpoint
-from illama.data.memory import cpu_count
-from illama.data.progress import WorkProgress
-from illama.disk import own_file
+from illama.checkpoint.folder import has_checkpoint
+from illama.console.progress import WorkProgress
+from illama.data.loading.memory import cpu_count
 from illama.errors import Stopped, UserError
-from illama.processes import end_with_parent
 from illama.recipes import Recipe
 from illama.reproduce.plan import PlannedRun
+from illama.system.files import own_file
+from illama.system.processes import end_with_parent
 from illama.training.runs import read_run
 from illama.training.signals import stop_signals
 

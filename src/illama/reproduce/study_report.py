@@ -9,16 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from illama.models.complexity import multiply_adds, parameters
+from illama.models.cost import multiply_adds, parameters
 from illama.recipes import Recipe
 from illama.report import Block, Bullets, Code, Document, Figure, Section, Table, Text, write_document
 from illama.reproduce.figures import Line, Panel, Step, draw_curves, draw_steps
 from illama.reproduce.plan import Base, PlannedRun
-from illama.reproduce.results import (
-    StudyResult,
-    environments,
-    to_dict,
-)
+from illama.reproduce.results import StudyResult, environments, to_dict
 from illama.reproduce.results import command as run_command
 from illama.reproduce.study import METRICS, Metric, Row
 from illama.reproduce.verdicts import difference_in_words, in_words

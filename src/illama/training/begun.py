@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from illama.checkpoint.folder import FILE_SUMS, DamagedError, current, stated_meta
-from illama.checkpoint.tags import LAST, PREVIOUS, checkpoint_folder
-from illama.data.class_names import difference
+from illama.checkpoint.folder import FILE_SUMS, LAST, PREVIOUS, DamagedError, checkpoint_folder, current, stated_meta
+from illama.console.json_text import parse_json, read_json
+from illama.console.text import shown
 from illama.data.layout import is_gone
-from illama.disk import utf8
+from illama.data.sources.class_names import difference
 from illama.errors import UserError
 from illama.evaluation.data_identity import DataIdentity
 from illama.evaluation.origin import Origin, Start
-from illama.json_text import parse_json, read_json
 from illama.recipes import Recipe, load_recipe
 from illama.recipes.rules import flatten
-from illama.text import shown
+from illama.system.files import utf8
 from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE, write_files
 
 

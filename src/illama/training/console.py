@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
-from illama.text import duration
+from illama.console.text import duration
 
 BETWEEN = "  "  # separates the parts of a line
 MEMORY_STEPS = 1000  # steps after which a step's time has lost most of its weight in the estimate

@@ -1,4 +1,4 @@
-"""The two pictures of a run folder: curves.png and predictions.png."""
+"""The two pictures of a run folder: curves.png, and predictions.png with what the model says of some test images."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 import yaml
 
-from illama.disk import replacing
+from illama.console.json_text import parse_json
+from illama.console.text import shown
+from illama.data import BrokenImage, EvalTransform, Source
 from illama.errors import UserError
-from illama.given_file import read_given
-from illama.json_text import parse_json
+from illama.models import ILlama
 from illama.report.palette import BLUE, GREEN, GREY, ORANGE
-from illama.text import shown
+from illama.system.files import replacing
+from illama.system.given_file import read_given
 from illama.training.run_folder import is_logged_number
 from illama.training.runs import start_of
 
@@ -271,3 +274,30 @@ def _save(figure: Figure, path: Path, dpi: int) -> Path:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path
+
+
+SHOWN = 32
+
+
+def draw_test_predictions(
+    run_dir: Path | None, model: ILlama, source: Source, transform: EvalTransform, device: torch.device
+) -> None:
+    """Classify evenly spaced images of the evaluation split and draw them; unreadable ones are left out.
+
+    Without a folder the model is asked and nothing is drawn: what the other processes of a sharded model have to do.
+    """
+    images, truths = [], []
+    for index in np.linspace(0, len(source) - 1, min(SHOWN, len(source))).round().astype(int):
+        try:
+            images.append(transform(source.read(int(index))))
+        except BrokenImage:
+            continue
+        truths.append(int(source.labels[index]))
+    shown = torch.stack(images)
+    model.eval()
+    with torch.no_grad():
+        probabilities = model(transform.normalize(shown, device)).float().softmax(-1).cpu()
+    best, predicted = probabilities.max(-1)
+    if run_dir is not None:
+        path = run_dir / "predictions.png"
+        draw_predictions(shown, truths, predicted.tolist(), best.tolist(), source.classes, path)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from illama.console.text import shown
 from illama.data import Layout, Source, look
 from illama.data.layout import one_class
-from illama.data.splits import roles_of
-from illama.environment import command_line, typed_command
+from illama.data.sources.splits import roles_of
 from illama.errors import UserError
 from illama.recipes import Recipe, override, plan_batches
-from illama.text import shown
+from illama.system.environment import command_line, typed_command
 
 FEW_STEPS = 100  # a run of fewer is said to be short
 _STEPS_PER_EPOCH = 8  # that a proposed batch leaves at least

@@ -13,12 +13,12 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskID
 
 from illama.console import Terminal
-from illama.disk import own_file
+from illama.console.text import duration, safe_lines
 from illama.errors import UserError
-from illama.text import duration, safe_lines
+from illama.system.files import own_file
 from illama.training.console import BETWEEN, SummaryColumn, TimeLeft
 from illama.training.run_folder import METRICS_FILE
-from illama.training.track import TensorBoard, Tracker
+from illama.training.trackers import TensorBoard, Tracker
 
 QUIET_SECONDS = 10.0  # least time between two lines where no progress bar can be drawn
 BAR_WIDTH = 8

@@ -16,29 +16,27 @@ import torch
 from illama.checkpoint import Saver
 from illama.data.rng import Purpose, seed_global
 from illama.device import only_repeatable, resolve_precision
-from illama.disk import remove_partial
 from illama.distributed import ALONE, Vote, World, is_sharded, join_world
 from illama.errors import Stopped, UserError
 from illama.evaluation.data_identity import DataIdentity, content_id, names_id
 from illama.evaluation.origin import Origin
 from illama.recipes import Recipe
+from illama.system.files import remove_partial
 from illama.training.begun import compare_with_begun, demand_data, given_to_train, what_is_seen
+from illama.training.checkpointing import Keeper
 from illama.training.console import summary
-from illama.training.figures import draw_curves
-from illama.training.guard import LossGuard
-from illama.training.keeper import Keeper
+from illama.training.figures import draw_curves, draw_test_predictions
 from illama.training.log import NoLog, RunLog
-from illama.training.meter import StepMeter
+from illama.training.nonfinite_guard import LossGuard
 from illama.training.objective import build_objective
 from illama.training.optim import set_lr
-from illama.training.predictions import draw_test_predictions
 from illama.training.run_folder import check_run_folder, write_run_folder
+from illama.training.run_header import start_line
 from illama.training.run_lock import RunLock
 from illama.training.setup import build_state, prepare, start_from
 from illama.training.signals import stop_signals
-from illama.training.start_line import start_line
-from illama.training.stopwatch import Stopwatch
-from illama.training.track import check_tracker, open_tracker
+from illama.training.trackers import check_tracker, open_tracker
+from illama.training.utilization import StepMeter, Stopwatch
 from illama.training.validation import Validation, in_words
 
 

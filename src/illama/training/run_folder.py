@@ -8,11 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from illama.checkpoint.tags import HELD_OUT_FILE, ORIGIN_FILE, has_checkpoint
-from illama.disk import is_partial, make_folder, to_disk, utf8, write_file
-from illama.environment import environment
+from illama.checkpoint.folder import HELD_OUT_FILE, ORIGIN_FILE, has_checkpoint
 from illama.errors import UserError
 from illama.recipes import Recipe, load_recipe, recipe_diff
+from illama.system.environment import environment
+from illama.system.files import is_partial, make_folder, to_disk, utf8, write_file
 from illama.training.run_lock import LOCK_FILE
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from illama.disk import open_regular, write_file
+from illama.console.json_text import parse_json
 from illama.errors import UserError
-from illama.json_text import parse_json
+from illama.system.files import open_regular, write_file
 
 try:
     import fcntl

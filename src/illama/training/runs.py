@@ -14,15 +14,25 @@ from typing import Any, Literal
 
 import yaml
 
-from illama.checkpoint.folder import DamagedError, current, read_meta
-from illama.checkpoint.tags import BEST, LAST, ORIGIN_FILE, PREVIOUS, checkpoint_folder, has_checkpoint, kept_tags
-from illama.environment import launch_words, typed_command
+from illama.checkpoint.folder import (
+    BEST,
+    LAST,
+    ORIGIN_FILE,
+    PREVIOUS,
+    DamagedError,
+    checkpoint_folder,
+    current,
+    has_checkpoint,
+    kept_tags,
+    read_meta,
+)
+from illama.console.json_text import parse_json, read_json
+from illama.console.text import shown
 from illama.errors import UserError
-from illama.given_file import read_given, read_given_text
-from illama.json_text import parse_json, read_json
 from illama.recipes import Change, list_recipes, load_recipe, yaml_text
 from illama.recipes.rules import flatten
-from illama.text import shown
+from illama.system.environment import launch_words, typed_command
+from illama.system.given_file import read_given, read_given_text
 from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE, is_logged_number
 from illama.training.run_lock import in_words, lock_holder
 from illama.training.schedules import softness

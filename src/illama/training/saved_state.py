@@ -15,9 +15,9 @@ from torch import Tensor
 
 from illama.checkpoint import Checkpoint
 from illama.checkpoint.folder import DamagedError
-from illama.checkpoint.io import EMA_FILE, MODEL_FILE, STATE_FILE
-from illama.models.linear import KINDS, LinearKernel
-from illama.text import shown
+from illama.checkpoint.format import EMA_FILE, MODEL_FILE, STATE_FILE
+from illama.console.text import shown
+from illama.device.linear import KINDS, LinearKernel
 from illama.training.muon import MOMENT
 
 if TYPE_CHECKING:

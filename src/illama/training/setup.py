@@ -9,29 +9,28 @@ from pathlib import Path
 import torch
 
 from illama import native
-from illama.checkpoint.adapt import LoadReport, adapt_weights
-from illama.checkpoint.foreign import read_weights
-from illama.checkpoint.published import published_by_file
-from illama.checkpoint.resolve import resolve
+from illama.console.text import shown
 from illama.data import EvalTransform, build_eval_loader, build_train_loader
-from illama.data.loader import EvalLoader, TrainLoader
+from illama.data.loading.loader import EvalLoader, TrainLoader
 from illama.data.source import Source
 from illama.device import Precision
+from illama.device.linear import keep_linear_kernels, linear_kernels
 from illama.distributed import World
 from illama.evaluation.data_identity import tensors_id
 from illama.evaluation.origin import Start, run_of
 from illama.models import ILlama
-from illama.models.linear import keep_linear_kernels, linear_kernels
 from illama.recipes import BatchPlan, Recipe, plan_batches
-from illama.text import shown
 from illama.training.ema import WeightAverage
 from illama.training.fit import fit_to_data, short_run
-from illama.training.losses import Loss, build_loss
 from illama.training.muon import MuonWithAdamW
-from illama.training.objective import shard_model
+from illama.training.objective import Loss, build_loss, shard_model
 from illama.training.optim import build_adamw, param_groups
 from illama.training.schedules import Schedules
 from illama.training.state import TrainState
+from illama.weights.adapt import LoadReport, adapt_weights
+from illama.weights.foreign import read_weights
+from illama.weights.published import published_by_file
+from illama.weights.resolve import resolve
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def start_from(
     """Read the weights that a run starts from.
 
     Args:
-        weights: As `illama.checkpoint.resolve`.
+        weights: As `illama.weights.resolve`.
         model: Gets them; None only tells them apart.
         classes: The model's class names, for its head.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from illama.interrupt import came
+from illama.system.interrupt import came
 
 _PARENT = os.getppid()
 

@@ -9,9 +9,9 @@ import torch
 
 from illama import native
 from illama.checkpoint import Checkpoint
+from illama.device.linear import keep_linear_kernels, linear_kernels
 from illama.distributed import ALONE, World
 from illama.models import ILlama
-from illama.models.linear import keep_linear_kernels, linear_kernels
 from illama.training.ema import WeightAverage
 from illama.training.shards import load_optimizer, load_weights, whole
 

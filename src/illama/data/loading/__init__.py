@@ -1,0 +1,1 @@
+"""Which images come when, and how they get to the device."""

@@ -1,0 +1,349 @@
+"""Image folders: SPLIT/CLASS/.../image.jpg, or CLASS/.../image.jpg for a set without splits.
+
+The rule, which tests/data/plain.py holds in twenty lines: folders named like splits are splits if they hold all
+pictures, or if one for training has pictures in sub-folders. Below a split the first level is the class
+(`data.class_depth` says otherwise), and every picture below it belongs to it, at any depth.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from illama.console.text import shown
+from illama.data.decode.images import read_bytes, read_head, read_image
+from illama.data.layout import Layout, needed_folder
+from illama.data.source import Source, number_classes
+from illama.data.sources.class_names import class_of_folder, few, in_order
+from illama.data.sources.formats import picture_endings
+from illama.data.sources.splits import SPELLINGS, is_training, role_at_start, role_of, roles_of
+from illama.data.sources.splits import in_order as in_split_order
+from illama.data.sources.table import TABLES
+from illama.data.sources.walk import Found, PassedOver
+from illama.errors import UserError
+
+if TYPE_CHECKING:
+    from illama.recipes.schema import ClassDepth, DataConfig
+
+BESIDE = "beside the folders of the splits"
+
+
+class FolderSource(Source):
+    """Image files.
+
+    Args:
+        root: The folder that the paths begin in.
+        paths: Path of each file below it, or from the top.
+        labels, classes, in_chans, description: As `Source`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        paths: Sequence[str],
+        labels: np.ndarray,
+        classes: tuple[str, ...],
+        in_chans: int,
+        description: str,
+    ) -> None:
+        self.root = root
+        self.paths = paths
+        self.in_chans = in_chans
+        self.labels = labels
+        self.classes = classes
+        self.description = description
+
+    def read(self, i: int) -> Image.Image:
+        return read_image(self.location(i), self.in_chans, max_pixels=self.max_pixels)
+
+    def encoded(self, i: int) -> bytes:
+        return read_bytes(self.location(i))
+
+    def head(self, i: int, length: int) -> tuple[int, bytes]:
+        return read_head(self.location(i), length)
+
+    def location(self, i: int) -> str:
+        return os.path.join(self.root, self.paths[i])
+
+
+def look_at_folder(data: DataConfig, found: Found | None) -> FolderLayout:
+    """The layout of an image folder.
+
+    Raises:
+        UserError: There are no pictures in class folders, or folders of which it is not clear what they are.
+    """
+    found = needed_folder(data, found, "of image folders")
+    if not found.pictures:
+        raise _without_images(found, found.root, found.folders)
+    return FolderLayout(data, found)
+
+
+class FolderLayout(Layout):
+    """An image folder.
+
+    Attributes:
+        found: All that lies in it.
+    """
+
+    def __init__(self, data: DataConfig, found: Found) -> None:
+        self.found = found
+        self._by_top = _grouped(found)
+        splits = split_folders(self._by_top, {data.train_split, data.eval_split}, shown(found.root))
+        passed_over = PassedOver(dict(found.passed_over.reasons))
+        if splits:
+            for name, paths in self._by_top.items():
+                if name not in splits and paths:
+                    passed_over.add(BESIDE, name or paths[0], len(paths))
+        if not splits and data.class_depth == 1:
+            _refuse_split_below(found)
+        taken = "" if splits else ", ".join(name for name in self._by_top if name in roles_of(self._by_top))
+        notes = (
+            [f"{taken} is taken for a class: its pictures lie directly in it, and classes beside it"] if taken else []
+        )
+        super().__init__(data, "folder", shown(found.root), splits, passed_over, notes)
+        self.how_to_split = "sort the class folders into splits (train/CLASS, val/CLASS)"
+
+    def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> FolderSource:
+        what = f"folder {self.where}" + (f", split {shown(split)}" if split is not None else "")
+        part = self.part(split)
+        self._note_depth(part)
+        own = part.classes()
+        if classes is not None and len(own) == 1 and len(classes) > 1 and not set(own) & set(classes):
+            self._refuse_loose(part.root, split, part.paths)  # val/images/*.jpg
+        places = {folder: place for place, folder in enumerate(own.values())}
+        labels = np.array([places[folder] for folder in part.folders], dtype=np.int64)
+        names, numbers = number_classes(list(own), labels, classes, what)
+        description = f"{what}: {len(numbers)} images, {len(names)} classes"
+        return FolderSource(part.root, part.paths, numbers, names, in_chans, description)
+
+    def part(self, split: str | None) -> Part:
+        """The pictures of a split with their classes.
+
+        Raises:
+            UserError: Pictures without a class, a class without pictures, or names that no file could say.
+        """
+        root = self.found.root if split is None else f"{self.found.root}/{split}"
+        if split is None:
+            paths = list(self.found.pictures)
+        else:
+            paths = [path[len(split) + 1 :] for path in self._by_top.get(split, ())]
+            if {path.partition("/")[0] for path in paths} == {split}:  # an archive that was unpacked into its own name
+                root, paths = f"{root}/{split}", [path[len(split) + 1 :] for path in paths]
+        depth = self.data.class_depth
+        folders = [class_folder(path, depth) for path in paths]
+        if None in folders:
+            self._refuse_loose(root, split, [path for path, folder in zip(paths, folders, strict=True) if not folder])
+        self._refuse_empty(root, {folder for folder in folders if folder is not None})
+        return Part(root, paths, [folder or "" for folder in folders])
+
+    def _refuse_loose(self, root: str, split: str | None, loose: list[str]) -> None:
+        """Pictures that lie in no class folder."""
+        first = f"{shown(root)}/{shown(loose[0])}"
+        pictures = self.found.pictures if split is None else self._by_top.get(split, ())
+        if len(loose) < len(pictures):
+            needs = "a class folder" if self.data.class_depth in (1, "leaf") else "class folders of that depth"
+            raise UserError(f"{first} lies outside of {needs} ({len(loose)} such files); move it into one")
+        sorted_ones = [
+            name for name in self.splits if name != split and any("/" in path for path in self._inside(name))
+        ]
+        beside = f", while {shown(sorted_ones[0])} beside it has class folders" if sorted_ones else ""
+        table = _table_for(split, self.found.holding(*TABLES))
+        listed = f"give data.path={self.where}/{shown(table)} if that lists them, or " if table else ""
+        evaluates = split is not None and not is_training(split)
+        other = "; to do without them, give data.val_fraction=0.1 or another data.eval_split" if evaluates else ""
+        raise UserError(
+            f"{shown(root)} has {len(loose)} pictures directly in it, such as {shown(loose[0])}{beside}: nothing says "
+            f"of which class they are; sort them into class folders, {listed}list file and label in a .csv file "
+            f"(docs/data.md#lists-of-files; ImageNet's validation images: docs/data.md#imagenet-1k){other}"
+        )
+
+    def _refuse_empty(self, root: str, used: set[str]) -> None:
+        """Class folders without a picture, and splits without any."""
+        prefix = f"{root}/"[len(self.found.root) + 1 :]
+        inside = [folder[len(prefix) :] for folder in self.found.folders if folder.startswith(prefix)]
+        if not used:
+            raise _without_images(self.found, root, inside)
+        if self.data.class_depth == "leaf":
+            return
+        level = [folder for folder in inside if folder.count("/") == self.data.class_depth - 1]
+        empty = [folder for folder in level if folder not in used]
+        if empty:
+            deep = [name for name in used if any(folder.startswith(f"{name}/") for folder in inside)]
+            hint = (
+                f", or give data.path={shown(root)}/{shown(deep[0])} if that is the data set"
+                if len(used) == 1 and deep
+                else ""
+            )
+            raise UserError(
+                f"class folder {shown(root)}/{shown(empty[0])} has no images ({len(empty)} such folders); fill it or "
+                f"move it elsewhere{hint}{_lost(self.found)}"
+            )
+
+    def _inside(self, split: str) -> list[str]:
+        return [path[len(split) + 1 :] for path in self._by_top.get(split, ())]
+
+    def _note_depth(self, part: Part) -> None:
+        """Say so where the folders inside of the class folders may be the classes."""
+        if self.data.class_depth != 1:
+            return
+        inner: dict[str, set[str]] = {}
+        for path, folder in zip(part.paths, part.folders, strict=True):
+            inner.setdefault(folder, set()).add(path[len(folder) + 1 :].rpartition("/")[0].partition("/")[0])
+        deeper = [folder for folder, names in inner.items() if len(names) > 1 and "" not in names]
+        if deeper:
+            example = f"{deeper[0]}/{min(inner[deeper[0]])}"
+            text = (
+                f"{len(deeper)} of {len(inner)} class folders hold their pictures in folders of their own "
+                f"({shown(example)}), which count as {shown(deeper[0])}; if those are the classes, give "
+                "data.class_depth=2, or leaf for the innermost ones"
+            )
+            if text not in self.notes:
+                self.notes.append(text)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The pictures of a split.
+
+    Attributes:
+        root: Folder that the paths begin in.
+        paths: Path of each picture below it.
+        folders: Path of the folder that names its class.
+    """
+
+    root: str
+    paths: list[str]
+    folders: list[str]
+
+    def classes(self) -> dict[str, str]:
+        """Folders by the class that each is named for, in the order of the classes.
+
+        Raises:
+            UserError: A name is no UTF-8, or two look alike.
+        """
+        folders: dict[str, str] = {}
+        for folder in sorted(set(self.folders)):
+            name = class_of_folder(folder, f"{self.root}/{folder}")
+            if name in folders:
+                raise UserError(
+                    f"{shown(self.root)} has two folders that look alike, {folders[name]!a} and {folder!a}: "
+                    "their names differ in Unicode's normal form only; rename one of them"
+                )
+            folders[name] = folder
+        return {name: folders[name] for name in in_order(folders)}
+
+
+def _without_images(found: Found, root: str, folders: Sequence[str]) -> UserError:
+    return UserError(
+        f"{shown(root)} has no images in class folders; folders: {few(folders) or 'none'}; read are "
+        f"{', '.join(sorted(picture_endings()))}{_lost(found)}"
+    )
+
+
+def _lost(found: Found) -> str:
+    """Pictures that were found and are not read, which may be what is missed."""
+    lost = found.passed_over.lost()
+    return f"; passed over: {lost}" if lost else ""
+
+
+def _refuse_split_below(found: Found) -> None:
+    """Splits inside of what would be the classes: cat/train, cat/test."""
+    inner: dict[str, set[str]] = {}
+    for path in found.pictures:
+        top, _, rest = path.partition("/")
+        if "/" in rest:
+            inner.setdefault(top, set()).add(rest.partition("/")[0])
+    for top, names in inner.items():
+        roles, folder = roles_of(names), f"{shown(found.root)}/{shown(top)}"
+        if len(roles) == len(names) and "train" in roles.values() and len(set(roles.values())) > 1:
+            raise UserError(
+                f"{folder} holds the splits {', '.join(map(shown, in_split_order(names)))}; if it is a data set, give "
+                f"data.path={folder}; if it is a class, move the splits above it (train/{shown(top)}, ...), or give "
+                "data.class_depth=2 if those are no splits"
+            )
+
+
+def _table_for(split: str | None, tables: Sequence[str]) -> str | None:
+    """The table that is likeliest to list the pictures of a split; a sample of a submission lists none."""
+    role = None if split is None else role_of(split)
+
+    def rank(table: str) -> tuple[bool, bool, int]:
+        stem = table.rpartition("/")[2].rpartition(".")[0].lower()
+        return (
+            "submi" in stem,
+            role is None or not any(stem.startswith(word) for word in SPELLINGS[role]),
+            tables.index(table),
+        )
+
+    return min(tables, key=rank, default=None)
+
+
+def class_folder(path: str, depth: ClassDepth) -> str | None:
+    """The folder of a picture that names its class; None where the picture lies too high."""
+    folders = path.split("/")[:-1]
+    if depth == "leaf":
+        return "/".join(folders) or None
+    return "/".join(folders[:depth]) if len(folders) >= depth else None
+
+
+def split_folders(by_top: Mapping[str, Sequence[str]], named: set[str], where: str) -> list[str]:
+    """Which entries of a folder are splits; none where they are classes.
+
+    Args:
+        by_top: Paths of the pictures by their first folder, "" for those that lie in none.
+        named: Splits that the recipe names; the usual spellings need not be there.
+        where: The folder, for messages.
+
+    Raises:
+        UserError: Folders named like splits lie beside class folders, and it is not clear what they are.
+    """
+    empty = [name for name, paths in by_top.items() if name and not paths]
+    folders = {name: paths for name, paths in by_top.items() if name and paths}
+    roles = roles_of([*folders, *empty])
+    splits = [name for name in folders if name in roles or name in named]
+    others = [name for name in folders if name not in splits]
+    nested = [name for name in splits if any(path.count("/") > 1 for path in folders[name])]
+    _refuse_like_splits(list(folders), splits, where)
+    trains = [name for name in splits if roles.get(name) == "train"]
+    if not others or any(name in trains or name in named - set(roles) for name in nested):
+        return splits + [name for name in empty if splits and (name in roles or name in named)]
+    if nested or len(trains) < len(splits):
+        odd = next(name for name in splits if name in nested or name not in trains)
+        whole = {
+            path[: path.index(f"/{word}/")]
+            for name in others
+            for path in folders[name]
+            for word in SPELLINGS["train"]
+            if f"/{word}/" in path
+        }
+        inside = f"; the data set may lie in {where}/{shown(min(whole))}: give that" if whole else ""
+        raise UserError(
+            f"{where}/{shown(odd)} is named like a split, but {few(others)} beside it hold pictures too and no folder "
+            f"for training has class folders: put those classes into {where}/train, name the split for training "
+            f"(data.train_split={shown(others[0])}), or rename {shown(odd)} if it is a class{inside}"
+        )
+    return []
+
+
+def _refuse_like_splits(folders: Sequence[str], splits: Sequence[str], where: str) -> None:
+    """trainA beside testA: too much like splits to be classes, and none is for training all the same."""
+    heads = {folder: role for folder in folders if (role := role_at_start(folder)) is not None}
+    if not splits and len(heads) == len(folders) and "train" in heads.values() and len(set(heads.values())) > 1:
+        raise UserError(
+            f"{where} has {few(folders)}, which are named like splits, but it is not clear which train and which "
+            "evaluate; sort them into train/CLASS and val/CLASS, or name two with data.train_split and data.eval_split"
+        )
+
+
+def _grouped(found: Found) -> dict[str, list[str]]:
+    """Pictures by the first folder of their paths, "" for those without one; folders without pictures have none."""
+    groups: dict[str, list[str]] = {folder: [] for folder in found.folders if "/" not in folder}
+    for path in found.pictures:
+        top, slash, _ = path.partition("/")
+        groups.setdefault(top if slash else "", []).append(path)
+    return dict(sorted(groups.items()))

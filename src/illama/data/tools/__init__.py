@@ -1,0 +1,1 @@
+"""Before training: a check of every image, and shards."""

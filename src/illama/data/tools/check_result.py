@@ -1,0 +1,220 @@
+"""What a check of a data set found: counts, sizes, broken and odd images, and pictures that occur more than once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from illama.data.layout import Layout
+from illama.data.source import Source
+from illama.data.tools.inspection import Finding
+
+# Kinds that are told for information only: training reads them all as RGB (or grey), upright, on white.
+INFORMATION = (
+    Finding.GREY,
+    Finding.CMYK,
+    Finding.DEEP,
+    Finding.TRANSPARENT,
+    Finding.TURNED,
+    Finding.ANIMATED,
+)
+
+
+@dataclass(frozen=True)
+class CheckedSplit:
+    """A split and what was found in it.
+
+    Attributes:
+        name: "train", ...
+        source: Its images, classes in the numbering of the first split.
+        rows: A row for each image, (n,) of `inspection.ROW`.
+        details: Why an image is broken, or which format a wrongly named one has, by position.
+    """
+
+    name: str
+    source: Source
+    rows: np.ndarray
+    details: dict[int, str]
+
+    @cached_property
+    def class_counts(self) -> np.ndarray:
+        """Images of each class, (classes,) int64."""
+        return np.bincount(self.source.labels, minlength=len(self.source.classes))
+
+    @property
+    def missing_classes(self) -> list[str]:
+        """Classes without an image here."""
+        return [self.source.classes[c] for c in np.flatnonzero(self.class_counts == 0)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """One image.
+
+    Attributes:
+        split: Name of its split.
+        where: Its path, or file and row.
+        label: Name of its class.
+        detail: Why it is broken, its true format, or its size.
+    """
+
+    split: str
+    where: str
+    label: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Images with the same pixels.
+
+    Attributes:
+        images: (position of the split, position in it) of each.
+        same_files: Whether the files are the same byte by byte, too.
+        across_splits: Whether they lie in more than one split: what is evaluated on was trained on.
+        several_labels: Whether they are in more than one class: one of the labels is wrong.
+    """
+
+    images: tuple[tuple[int, int], ...]
+    same_files: bool
+    across_splits: bool
+    several_labels: bool
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """All that was found.
+
+    Attributes:
+        layout: What was understood.
+        splits: In the order in which they were opened; the first one numbers the classes.
+        min_side: What was asked for.
+        seconds: What reading them took.
+        unusable: Splits that training does not open by itself and that cannot be opened, and why.
+        decoded: Whether the images were read, or their names only.
+    """
+
+    layout: Layout
+    splits: tuple[CheckedSplit, ...]
+    min_side: int
+    seconds: float
+    unusable: dict[str, str] = field(default_factory=dict)
+    decoded: bool = True
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names."""
+        return self.splits[0].source.classes
+
+    @property
+    def images(self) -> int:
+        """How many there are, broken ones included."""
+        return sum(len(split.rows) for split in self.splits)
+
+    def count(self, finding: Finding) -> int:
+        """How many images this holds for."""
+        return sum(int((split.rows["findings"] & finding > 0).sum()) for split in self.splits)
+
+    def places(self, finding: Finding) -> Iterator[Place]:
+        """The images that this holds for, in order."""
+        for number, split in enumerate(self.splits):
+            for i in np.flatnonzero(split.rows["findings"] & finding):
+                yield self.place(number, int(i), finding)
+
+    def place(self, split: int, i: int, finding: Finding | None = None) -> Place:
+        """An image by its position; `finding` decides what the detail is about."""
+        one = self.splits[split]
+        detail = ""
+        if finding in (Finding.BROKEN, Finding.WRONG_ENDING):
+            detail = one.details[i]
+        elif finding == Finding.TINY:
+            detail = f"{one.rows['width'][i]} x {one.rows['height'][i]}"
+        return Place(one.name, one.source.location(i), one.source.classes[one.source.labels[i]], detail)
+
+    def spread(self, column: str) -> tuple[float, float, float] | None:
+        """Smallest, median and largest "width", "height" or "bytes" of the readable images; None where not known."""
+        known = np.concatenate([split.rows[column][split.rows["width"] > 0] for split in self.splits])
+        if not known.any():
+            return None
+        return float(known.min()), float(np.median(known)), float(known.max())
+
+    @cached_property
+    def duplicates(self) -> list[Duplicates]:
+        """Groups of images with the same pixels, in the order of their first images."""
+        pixels = np.concatenate([split.rows["pixels"] for split in self.splits])
+        readable = np.concatenate([split.rows["width"] > 0 for split in self.splits])
+        starts = np.cumsum([0, *(len(split.rows) for split in self.splits)])
+        groups = []
+        for group in _same(pixels, np.flatnonzero(readable)):
+            numbers = np.searchsorted(starts, group, side="right") - 1
+            images = [(int(n), int(at - starts[n])) for n, at in zip(numbers, group, strict=True)]
+            files = {int(self.splits[n].rows["file"][i]) for n, i in images}
+            labels = {int(self.splits[n].source.labels[i]) for n, i in images}
+            same_files = len(files) == 1 and files != {0}
+            groups.append(Duplicates(tuple(images), same_files, len(set(numbers.tolist())) > 1, len(labels) > 1))
+        return groups
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, every path included."""
+        splits = {
+            split.name: {
+                "description": split.source.description,
+                "images": len(split.rows),
+                "bytes": int(split.rows["bytes"].sum(dtype=np.int64)),
+                "class_counts": dict(zip(self.classes, split.class_counts.tolist(), strict=True)),
+                "missing_classes": split.missing_classes,
+            }
+            for split in self.splits
+        }
+        sizes = {}
+        for column in ("width", "height", "bytes"):
+            spread = self.spread(column)
+            sizes[column] = None if spread is None else dict(zip(("min", "median", "max"), spread, strict=True))
+        return {
+            "layout": self.layout.explain(self.classes),
+            "passed_over": self.layout.passed_over.to_dict(),
+            "unusable": self.unusable,
+            "images": self.images,
+            "classes": list(self.classes),
+            "splits": splits,
+            **sizes,
+            "min_side": self.min_side,
+            "broken": self._listed(Finding.BROKEN, "why"),
+            "tiny": self._listed(Finding.TINY, "size"),
+            "wrong_ending": self._listed(Finding.WRONG_ENDING, "format"),
+            "duplicates": [
+                {
+                    "images": [_plain(self.place(*image)) for image in group.images],
+                    "same_files": group.same_files,
+                    "across_splits": group.across_splits,
+                    "several_labels": group.several_labels,
+                }
+                for group in self.duplicates
+            ],
+            "information": {
+                str(kind.name).lower(): [_plain(place) for place in self.places(kind)] for kind in INFORMATION
+            },
+            "seconds": self.seconds,
+        }
+
+    def _listed(self, finding: Finding, key: str) -> list[dict[str, str]]:
+        return [_plain(place) | {key: place.detail} for place in self.places(finding)]
+
+
+def _plain(place: Place) -> dict[str, str]:
+    return {"split": place.split, "where": place.where, "class": place.label}
+
+
+def _same(digests: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
+    """Sorted positions with equal digests, (n, 2) uint64, among the chosen ones; groups by their first position."""
+    chosen = chosen[np.lexsort((chosen, digests[chosen, 1], digests[chosen, 0]))]
+    ordered = digests[chosen]
+    borders = np.flatnonzero((ordered[1:] != ordered[:-1]).any(axis=1)) + 1
+    starts = np.concatenate(([0], borders))
+    stops = np.concatenate((borders, [len(chosen)]))
+    several = np.flatnonzero(stops - starts > 1)
+    return sorted((chosen[starts[g] : stops[g]] for g in several), key=lambda group: int(group[0]))

@@ -1,0 +1,1 @@
+"""How timm knows the names of this project's networks."""
