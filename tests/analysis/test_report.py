@@ -11,7 +11,7 @@ import pytest
 
 from illama.analysis.registry import ANALYSES
 from illama.analysis.report import summary_table
-from illama.analysis.result import Finding, Measure
+from illama.analysis.result import AnalysisResult, Measure
 from illama.analysis.words import read_options
 from illama.cli.analyze import LookOptions, _open
 from illama.cli.main import main
@@ -268,8 +268,8 @@ def test_the_second_of_a_comparison_is_the_second(digits_run: Path, tmp_path: Pa
 
 
 def test_published_numbers_have_a_column_where_there_are_any() -> None:
-    def found(*measures: Measure) -> tuple[Finding, ...]:
-        return (Finding("any", measures, Section("Any", ()), {}),)
+    def found(*measures: Measure) -> tuple[AnalysisResult, ...]:
+        return (AnalysisResult("any", measures, Section("Any", ()), {}),)
 
     own, known = Measure("own", "1 nat"), Measure("known", "2 nats", "3 nats")
     assert summary_table(found(own)).header == ("measure", "found")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from illama.bench.interleave import FEWEST_ROUNDS, ROUND_S, Case, Effort, Spread, measure
-from illama.bench.other_load import OTHERS_LIMIT, Look, OtherLoad
+from illama.bench.other_load import OTHERS_LIMIT, LoadSample, OtherLoad
 from tests.bench.conftest import FakeTimer
 
 
@@ -23,10 +23,10 @@ class Neighbours(OtherLoad):
     def __init__(self, *cores: float) -> None:
         self.cores = list(cores)
 
-    def look(self) -> Look:
-        return Look(0.0, 0.0, 0.0)
+    def look(self) -> LoadSample:
+        return LoadSample(0.0, 0.0, 0.0)
 
-    def since(self, before: Look) -> float:
+    def since(self, before: LoadSample) -> float:
         return self.cores.pop(0)
 
 

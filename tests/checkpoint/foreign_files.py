@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from illama.models import ILlama, ModelConfig
-from illama.weights.published import Published
+from illama.weights.published import PublishedWeights
 
 
 def cheap_state(config: ModelConfig) -> dict[str, Tensor]:
@@ -28,7 +28,9 @@ def random_state(config: ModelConfig) -> dict[str, Tensor]:
     return {name: tensor + 0.05 * torch.randn_like(tensor) for name, tensor in state.items()}
 
 
-def save_like_the_authors(folder: Path, row: Published, state: dict[str, Tensor], layout: str = "training") -> Path:
+def save_like_the_authors(
+    folder: Path, row: PublishedWeights, state: dict[str, Tensor], layout: str = "training"
+) -> Path:
     """A file of the authors: the weights alone, or with everything that their training script puts beside them."""
     file = folder / row.file
     arguments = argparse.Namespace(

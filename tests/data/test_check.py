@@ -22,7 +22,7 @@ from illama.data.source import Source
 from illama.data.tools import check, inspection
 from illama.data.tools.check import CRASHED, check_data
 from illama.data.tools.check_result import CheckResult, _same
-from illama.data.tools.inspection import ROW, Finding
+from illama.data.tools.inspection import ROW, Issue
 from illama.data.tools.write_shards import write_shards
 from illama.errors import UserError
 from illama.recipes import DataConfig
@@ -68,7 +68,7 @@ def folder(tmp_path: Path) -> Path:
 
 def found(result: CheckResult) -> dict[str, set[str]]:
     """What was found, by kind; files by their names without ending."""
-    kinds = {kind.name: {stem(place.where) for place in result.places(kind)} for kind in Finding}
+    kinds = {kind.name: {stem(place.where) for place in result.places(kind)} for kind in Issue}
     return {str(name): places for name, places in kinds.items() if places}
 
 
@@ -118,11 +118,11 @@ def test_everything_is_found_in_a_folder(folder: Path) -> None:
     files = [file for file in folder.rglob("*.*") if file.stem not in ("cut", "empty")]
     sizes = sorted(file.stat().st_size for file in files)
     assert result.spread("bytes") == (sizes[0], float(np.median(sizes)), sizes[-1])
-    whys = {stem(place.where): place.detail for place in result.places(Finding.BROKEN)}
+    whys = {stem(place.where): place.detail for place in result.places(Issue.BROKEN)}
     assert "truncated" in whys["cut"]
     assert whys["empty"] == "the file is empty"
-    assert [place.detail for place in result.places(Finding.TINY)] == ["31 x 200"]
-    assert [place.detail for place in result.places(Finding.WRONG_ENDING)] == ["PNG"]
+    assert [place.detail for place in result.places(Issue.TINY)] == ["31 x 200"]
+    assert [place.detail for place in result.places(Issue.WRONG_ENDING)] == ["PNG"]
 
 
 def test_the_json_has_every_path(folder: Path) -> None:
@@ -158,8 +158,8 @@ def test_parquet_rows_are_found_alike(folder: Path, tmp_path: Path) -> None:
         pq.write_table(pa.table(table), tmp_path / f"{split}.parquet", row_group_size=3)
     result = check_data(DataConfig(path=str(tmp_path)))
     whole = check_data(DataConfig(path=str(folder)))
-    for kind in Finding:
-        assert result.count(kind) == (0 if kind == Finding.WRONG_ENDING else whole.count(kind)), kind
+    for kind in Issue:
+        assert result.count(kind) == (0 if kind == Issue.WRONG_ENDING else whole.count(kind)), kind
     flags = [(group.same_files, group.across_splits, group.several_labels) for group in result.duplicates]
     assert sorted(flags) == sorted(groups(whole).values())
 
@@ -204,10 +204,10 @@ def test_the_manifest_of_odd_files(shared_data: Path, tmp_path: Path) -> None:
         (tmp_path / "odd" / entry["file"]).write_bytes((shared_data / "messy" / entry["file"]).read_bytes())
     result = check_data(DataConfig(path=str(tmp_path)))
     assert result.images == len(manifest)
-    names = {kind: {Path(place.where).name for place in result.places(kind)} for kind in Finding}
-    assert names[Finding.BROKEN] == {entry["file"] for entry in manifest if not entry["readable"]}
-    assert names[Finding.TURNED] == {entry["file"] for entry in manifest if entry.get("exif_orientation", 1) > 1}
-    assert names[Finding.TINY] == {"one_pixel.png", "panorama_4000x20.jpg"}
+    names = {kind: {Path(place.where).name for place in result.places(kind)} for kind in Issue}
+    assert names[Issue.BROKEN] == {entry["file"] for entry in manifest if not entry["readable"]}
+    assert names[Issue.TURNED] == {entry["file"] for entry in manifest if entry.get("exif_orientation", 1) > 1}
+    assert names[Issue.TINY] == {"one_pixel.png", "panorama_4000x20.jpg"}
     rows = {Path(result.place(0, i).where).name: row for i, row in enumerate(result.splits[0].rows)}
     for entry in manifest:
         if entry["readable"]:
@@ -245,7 +245,7 @@ def test_an_image_that_kills_its_reader_is_found(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(check, "_CHUNK", 4)
     result = check_data(DataConfig(path=str(folder)), workers=2)
     assert found(result)["BROKEN"] == {"cut", "empty", "grey"}
-    assert [place.detail for place in result.places(Finding.BROKEN) if "grey" in place.where] == [CRASHED]
+    assert [place.detail for place in result.places(Issue.BROKEN) if "grey" in place.where] == [CRASHED]
     assert found(result)["TINY"] == {"narrow"}
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from illama.reproduce.plan import PlannedStudy
 from illama.reproduce.results import RowResult, RunResult, StudyResult, read_result
-from illama.reproduce.study import Claim, Collapse, Comparison, Cure, Printed, Row, Study
+from illama.reproduce.study import Claim, Collapse, Comparison, Cure, Printed, Study, StudyRow
 from illama.reproduce.verdicts import at_chance, in_words, welch
 
 
@@ -21,8 +21,8 @@ def study_of(
 ) -> Any:
     """Two rows, "a" and "b" compared with "a", with these accuracies per seed, on 1000 images of 10 classes."""
     rows = (
-        Row("a", "A", {}, {"tiny": Printed(paper[0])}),
-        Row("b", "B", {}, {"tiny": Printed(paper[1])}, against="a"),
+        StudyRow("a", "A", {}, {"tiny": Printed(paper[0])}),
+        StudyRow("b", "B", {}, {"tiny": Printed(paper[1])}, against="a"),
     )
     study = Study("s", "S", "Table 0", "?", rows, claims, ("top1",), lambda recipe: "tiny")
     found = {

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from illama.analysis.calibration import measure_names, number
-from illama.analysis.calibration.figures import Panel, reliability_picture
+from illama.analysis.calibration.figures import ReliabilityPanel, reliability_picture
 from illama.analysis.options import ComparisonOptions
-from illama.analysis.result import Finding, Measure
+from illama.analysis.result import AnalysisResult, Measure
 from illama.data.imagenet import readable
 from illama.errors import UserError
 from illama.evaluation.calibration import Answers, reliability
@@ -20,7 +20,7 @@ from illama.report import Figure, Section, Table, Text, csv_text
 BETTER_IF_LARGER = ("top1", "top5")
 
 
-def compare(first: SavedLogits, second: SavedLogits, options: ComparisonOptions) -> Finding:
+def compare(first: SavedLogits, second: SavedLogits, options: ComparisonOptions) -> AnalysisResult:
     """Measures side by side, with paired intervals of their differences and p-values.
 
     Only images that both could read count; both have to be of the same data set. One image is enough for a table, not
@@ -57,7 +57,7 @@ def compare(first: SavedLogits, second: SavedLogits, options: ComparisonOptions)
         "mcnemar": split._asdict(),
         "measures": {name: _plain(found[name]) for name in names},
     }
-    return Finding(
+    return AnalysisResult(
         name="comparison",
         summary=tuple(summary),
         section=Section(
@@ -181,7 +181,7 @@ def _table(names: dict[str, str], found: dict[str, Difference]) -> Table:
 
 def _figure(answers: tuple[Answers, Answers], bins: int) -> Figure:
     panels = [
-        Panel(title, reliability(one.confidences, one.hits, bins))
+        ReliabilityPanel(title, reliability(one.confidences, one.hits, bins))
         for title, one in zip(("first", "second"), answers, strict=True)
     ]
     return Figure(

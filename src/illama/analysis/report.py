@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from illama.analysis.registry import ANALYSES
-from illama.analysis.result import Finding
+from illama.analysis.result import AnalysisResult
 from illama.console.json_text import read_json
 from illama.errors import UserError
 from illama.evaluation.cache import make_workspace
@@ -30,7 +30,7 @@ _log = logging.getLogger("illama")
 
 
 @dataclass(frozen=True)
-class Look:
+class AnalysisReport:
     """What a report tells.
 
     Attributes:
@@ -39,12 +39,12 @@ class Look:
         subject: Which network, on which images; None for findings from saved logits alone.
     """
 
-    findings: tuple[Finding, ...]
+    findings: tuple[AnalysisResult, ...]
     left_out: Mapping[str, str] = field(default_factory=dict)
     subject: Subject | None = None
 
 
-def look(subject: Subject, options: Mapping[str, Any], folder: Path, left_out: Collection[str] = ()) -> Look:
+def look(subject: Subject, options: Mapping[str, Any], folder: Path, left_out: Collection[str] = ()) -> AnalysisReport:
     """Make every analysis that applies.
 
     Args:
@@ -57,7 +57,7 @@ def look(subject: Subject, options: Mapping[str, Any], folder: Path, left_out: C
         What was found. An analysis that cannot be made is named with its reason and stops no other.
     """
     workspace = make_workspace(folder / CACHE)
-    findings: list[Finding] = []
+    findings: list[AnalysisResult] = []
     reasons: dict[str, str] = {}
     for number, (name, analysis) in enumerate(ANALYSES.items(), start=1):
         reason = "not wanted (--without)" if name in left_out else why_not(name, subject, options[name])
@@ -70,7 +70,7 @@ def look(subject: Subject, options: Mapping[str, Any], folder: Path, left_out: C
         if reason is not None:
             _log.info("%s left out: %s", name, reason)
             reasons[name] = reason
-    return Look(tuple(findings), reasons, subject)
+    return AnalysisReport(tuple(findings), reasons, subject)
 
 
 def why_not(name: str, subject: Subject, options: Any) -> str | None:
@@ -82,7 +82,7 @@ def why_not(name: str, subject: Subject, options: Any) -> str | None:
     return reason
 
 
-def write_look(found: Look, folder: Path, title: str | None = None) -> list[Path]:
+def write_look(found: AnalysisReport, folder: Path, title: str | None = None) -> list[Path]:
     """Write report.html, report.md, report.json, a CSV file for each table and an SVG file for each picture.
 
     Returns:
@@ -110,7 +110,7 @@ def write_look(found: Look, folder: Path, title: str | None = None) -> list[Path
     return written
 
 
-def summary_table(findings: tuple[Finding, ...]) -> Table:
+def summary_table(findings: tuple[AnalysisResult, ...]) -> Table:
     """The few numbers that stand at the head; published ones have a column where there are any."""
     measures = [measure for finding in findings for measure in finding.summary]
     if any(measure.published for measure in measures):
@@ -133,7 +133,7 @@ def about(subject: Subject) -> str:
     return subject.weights if not subject.has_images else f"{subject.weights}, on {subject.source.description}"
 
 
-def _document(found: Look, title: str | None) -> Document:
+def _document(found: AnalysisReport, title: str | None) -> Document:
     sections = [Section("Summary", (summary_table(found.findings), *_left_out(found)))]
     sections += [finding.section for finding in found.findings]
     sections.append(Section("How this was made", tuple(_making(found.subject))))
@@ -142,7 +142,7 @@ def _document(found: Look, title: str | None) -> Document:
     return Document(title or _title(found), lead, tuple(sections))
 
 
-def _left_out(found: Look) -> list[Block]:
+def _left_out(found: AnalysisReport) -> list[Block]:
     if not found.left_out:
         return []
     points = tuple(f"**{name}**: {reason}" for name, reason in found.left_out.items())
@@ -194,7 +194,7 @@ def _environment(subject: Subject | None) -> dict[str, Any]:
     return {key: value for key, value in environment(device).items() if key not in ("command", "working_folder")}
 
 
-def _title(found: Look) -> str:
+def _title(found: AnalysisReport) -> str:
     """Whose inside this is; what was found where no network is known."""
     if found.subject is None:
         return ", ".join(finding.section.title for finding in found.findings)

@@ -26,7 +26,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Finding:
+class AnalysisResult:
     """What one analysis found.
 
     Attributes:

@@ -31,7 +31,7 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class Row:
+class TileRow:
     """The kernels of one pass over heads of at most `tokens` tokens, in the order in which they are started."""
 
     tokens: int
@@ -51,52 +51,52 @@ class Row:
 # * Widths 32 and 128: a program per head where nothing spills and no fewer warps fit a multiprocessor than with the
 #   kernels that it replaces.
 # * Fused wins at 65 tokens and loses at 197; where between it turns is not known.
-_HALF: dict[tuple[str, int], tuple[Row, ...]] = {
+_HALF: dict[tuple[str, int], tuple[TileRow, ...]] = {
     ("forward", 32): (
-        Row(128, {"head": Tiles(64, 64, 4, 1)}),
-        Row(208, {"head": Tiles(64, 64, 4, 1, registers=168)}),
-        Row(256, {"head": Tiles(64, 64, 4, 1)}),
-        Row(256, {"row": Tiles(128, 64, 8, 1)}),
-        Row(ANY, {"online": Tiles(128, 64, 8, 3)}),
+        TileRow(128, {"head": Tiles(64, 64, 4, 1)}),
+        TileRow(208, {"head": Tiles(64, 64, 4, 1, registers=168)}),
+        TileRow(256, {"head": Tiles(64, 64, 4, 1)}),
+        TileRow(256, {"row": Tiles(128, 64, 8, 1)}),
+        TileRow(ANY, {"online": Tiles(128, 64, 8, 3)}),
     ),
     ("forward", 64): (
-        Row(128, {"head": Tiles(64, 64, 4, 1)}),
-        Row(208, {"head": Tiles(64, 64, 4, 1, registers=168)}),
-        Row(256, {"head": Tiles(64, 64, 4, 1)}),
-        Row(128, {"row": Tiles(64, 64, 4, 1)}),
-        Row(256, {"row": Tiles(64, 64, 4, 1, registers=168)}),
-        Row(ANY, {"online": Tiles(64, 64, 4, 3, registers=168)}),
+        TileRow(128, {"head": Tiles(64, 64, 4, 1)}),
+        TileRow(208, {"head": Tiles(64, 64, 4, 1, registers=168)}),
+        TileRow(256, {"head": Tiles(64, 64, 4, 1)}),
+        TileRow(128, {"row": Tiles(64, 64, 4, 1)}),
+        TileRow(256, {"row": Tiles(64, 64, 4, 1, registers=168)}),
+        TileRow(ANY, {"online": Tiles(64, 64, 4, 3, registers=168)}),
     ),
     ("forward", 128): (
-        Row(128, {"head": Tiles(64, 64, 4, 1)}),
-        Row(208, {"head": Tiles(64, 64, 4, 1)}),
-        Row(256, {"row": Tiles(128, 64, 8, 1)}),
-        Row(ANY, {"online": Tiles(128, 64, 8, 2)}),
+        TileRow(128, {"head": Tiles(64, 64, 4, 1)}),
+        TileRow(208, {"head": Tiles(64, 64, 4, 1)}),
+        TileRow(256, {"row": Tiles(128, 64, 8, 1)}),
+        TileRow(ANY, {"online": Tiles(128, 64, 8, 2)}),
     ),
     ("backward", 32): (
-        Row(64, {"fused": Tiles(64, 16, 4, 1)}),
-        Row(128, {"fused": Tiles(128, 16, 4, 1)}),
-        Row(ANY, {"queries": Tiles(128, 64, 8, 2), "keys": Tiles(64, 128, 8, 2)}),
+        TileRow(64, {"fused": Tiles(64, 16, 4, 1)}),
+        TileRow(128, {"fused": Tiles(128, 16, 4, 1)}),
+        TileRow(ANY, {"queries": Tiles(128, 64, 8, 2), "keys": Tiles(64, 128, 8, 2)}),
     ),
     ("backward", 64): (
-        Row(64, {"fused": Tiles(64, 16, 4, 1, registers=168)}),
-        Row(128, {"fused": Tiles(128, 16, 4, 1)}),
-        Row(ANY, {"queries": Tiles(64, 64, 4, 2, registers=168), "keys": Tiles(64, 64, 4, 1)}),
+        TileRow(64, {"fused": Tiles(64, 16, 4, 1, registers=168)}),
+        TileRow(128, {"fused": Tiles(128, 16, 4, 1)}),
+        TileRow(ANY, {"queries": Tiles(64, 64, 4, 2, registers=168), "keys": Tiles(64, 64, 4, 1)}),
     ),
-    ("backward", 128): (Row(ANY, {"queries": Tiles(128, 64, 8, 2), "keys": Tiles(64, 64, 8, 2)}),),
+    ("backward", 128): (TileRow(ANY, {"queries": Tiles(128, 64, 8, 2), "keys": Tiles(64, 64, 8, 2)}),),
 }
 # float32 runs on the plain cores, whose operands lie in registers: small tiles, and no row of scores beside them.
-_FLOAT32: dict[tuple[str, int], tuple[Row, ...]] = {
-    ("forward", 32): (Row(ANY, {"online": Tiles(64, 32, 8, 2)}),),
-    ("forward", 64): (Row(ANY, {"online": Tiles(64, 32, 8, 2)}),),
-    ("forward", 128): (Row(ANY, {"online": Tiles(16, 16, 4, 2)}),),
-    ("backward", 32): (Row(ANY, {"queries": Tiles(64, 32, 8, 2), "keys": Tiles(64, 32, 8, 2)}),),
-    ("backward", 64): (Row(ANY, {"queries": Tiles(64, 32, 8, 2), "keys": Tiles(64, 32, 8, 2)}),),
-    ("backward", 128): (Row(ANY, {"queries": Tiles(32, 32, 4, 2), "keys": Tiles(16, 16, 4, 2)}),),
+_FLOAT32: dict[tuple[str, int], tuple[TileRow, ...]] = {
+    ("forward", 32): (TileRow(ANY, {"online": Tiles(64, 32, 8, 2)}),),
+    ("forward", 64): (TileRow(ANY, {"online": Tiles(64, 32, 8, 2)}),),
+    ("forward", 128): (TileRow(ANY, {"online": Tiles(16, 16, 4, 2)}),),
+    ("backward", 32): (TileRow(ANY, {"queries": Tiles(64, 32, 8, 2), "keys": Tiles(64, 32, 8, 2)}),),
+    ("backward", 64): (TileRow(ANY, {"queries": Tiles(64, 32, 8, 2), "keys": Tiles(64, 32, 8, 2)}),),
+    ("backward", 128): (TileRow(ANY, {"queries": Tiles(32, 32, 4, 2), "keys": Tiles(16, 16, 4, 2)}),),
 }
 
 
-def rows_of_table(direction: str, head_dim: int, dtype: torch.dtype) -> tuple[Row, ...]:
+def rows_of_table(direction: str, head_dim: int, dtype: torch.dtype) -> tuple[TileRow, ...]:
     """All rows of "forward" or "backward" for a head width, in the order in which they are asked."""
     return (_FLOAT32 if dtype == torch.float32 else _HALF)[direction, padded(head_dim)]
 

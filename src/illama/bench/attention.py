@@ -15,7 +15,7 @@ from illama.bench.options import AttentionOptions, BenchPrecision
 from illama.bench.other_load import OtherLoad
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment
-from illama.bench.results import Group, Report, Row, row_of
+from illama.bench.results import CaseRow, Group, Report, row_of
 from illama.device import resolve_device
 from illama.device.matmul_rate import DTYPES
 from illama.device.timers import graphs_for, timer_for
@@ -114,7 +114,7 @@ def _group(
             graphs=graphs_for(device),
         )
     rounds.failures |= failures
-    rows = {name: Row.failed(name, why) for name, why in rounds.failures.items()}
+    rows = {name: CaseRow.failed(name, why) for name, why in rounds.failures.items()}
     for case in cases:
         ratio = None if case.name == SDPA else rounds.speedup(case.name, over=SDPA)
         peak = None

@@ -22,7 +22,7 @@ from illama.bench.options import DataOptions
 from illama.bench.other_load import OtherLoad
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment, check_folder
-from illama.bench.results import Group, Report, Row, row_of
+from illama.bench.results import CaseRow, Group, Report, row_of
 from illama.data import build_train_loader, look, open_source
 from illama.data.augment.per_image import timm_options
 from illama.data.decode.images import BrokenImage
@@ -97,7 +97,7 @@ def bench_data(source: str, overrides: Sequence[str], options: DataOptions) -> R
             )
             for case in cases
         }
-        rows = tuple(found.get(name) or Row.failed(name, rounds.failures[name]) for name in names)
+        rows = tuple(found.get(name) or CaseRow.failed(name, rounds.failures[name]) for name in names)
         progress.tell(1.0, "training steps of the same network")
         step: list[str] = []
         with unless_out_of_memory(lambda why: step.append(f"A training step could not be timed: {why}.")):

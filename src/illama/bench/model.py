@@ -16,7 +16,7 @@ from illama.bench.other_load import OtherLoad
 from illama.bench.profile import profile
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment
-from illama.bench.results import Group, Report, Row, row_of
+from illama.bench.results import CaseRow, Group, Report, row_of
 from illama.bench.runtimes import check_runtimes, runtime_cases, runtime_name
 from illama.device import resolve_device
 from illama.device.timers import timer_for
@@ -113,7 +113,7 @@ def _measured(
             cases += [case] if case is not None else []
     rounds = _timed(cases, networks, treatment, options, progress) if cases else Rounds({})
     rounds.failures = failures | rounds.failures
-    rows = [Row.failed(name, rounds.failures[name]) if name in rounds.failures else None for name in names]
+    rows = [CaseRow.failed(name, rounds.failures[name]) if name in rounds.failures else None for name in names]
     for case in cases:
         network = networks.get(case.name)  # None in another runtime, whose memory torch does not know
         ratio = None if case.name == OURS else rounds.speedup(OURS, over=case.name)

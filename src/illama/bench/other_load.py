@@ -12,7 +12,7 @@ _STAT = Path("/proc/stat")
 
 
 @dataclass(frozen=True)
-class Look:
+class LoadSample:
     """CPU seconds since boot at one moment: of the whole machine and of this process; and the wall clock."""
 
     machine_s: float
@@ -36,15 +36,15 @@ class OtherLoad:
         """For this machine; None where the system does not tell."""
         return cls() if _STAT.is_file() else None
 
-    def look(self) -> Look:
+    def look(self) -> LoadSample:
         """Take note of now."""
         fields = [int(field) for field in self._stat.read_text().split("\n", 1)[0].split()[1:]]
         user, nice, system, _idle, _iowait, irq, softirq, steal = fields[:8]
         children = os.times()
         own = time.process_time() + children.children_user + children.children_system
-        return Look((user + nice + system + irq + softirq + steal) * self._tick_s, own, time.perf_counter())
+        return LoadSample((user + nice + system + irq + softirq + steal) * self._tick_s, own, time.perf_counter())
 
-    def since(self, before: Look) -> float:
+    def since(self, before: LoadSample) -> float:
         """Cores that others kept busy since an earlier look: 0 none, 1 one whole core."""
         now = self.look()
         others = (now.machine_s - before.machine_s) - (now.own_s - before.own_s)

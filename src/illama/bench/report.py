@@ -15,7 +15,7 @@ from rich.table import Table
 
 from illama.bench.interleave import Spread
 from illama.bench.other_load import OTHERS_LIMIT
-from illama.bench.results import Group, Report, Row
+from illama.bench.results import CaseRow, Group, Report
 from illama.console import Terminal
 from illama.errors import UserError
 from illama.report import terminal_table
@@ -194,7 +194,7 @@ def _header(report: Report) -> list[str]:
     ]
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: CaseRow) -> list[str]:
     return [
         f"{row.name} (timed eagerly)" if row.eager else row.name,
         _rate(row),
@@ -208,7 +208,7 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
-def _memory(row: Row) -> str:
+def _memory(row: CaseRow) -> str:
     if row.peak_bytes is None:
         return "not measured" if row.flops_per_s is not None else ""  # loading images has no floors and no such column
     return f"{_number(row.peak_bytes / MIB)} MiB"
@@ -219,11 +219,11 @@ def ratio_text(ratio: Spread) -> str:
     return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
 
 
-def _rate(row: Row) -> str:
+def _rate(row: CaseRow) -> str:
     return "" if row.items_per_s is None else _number(row.items_per_s)
 
 
-def _times(row: Row) -> str:
+def _times(row: CaseRow) -> str:
     time_s = row.time_s
     if time_s is None:
         return "" if row.failure is None else row.failure.partition(" (")[0]  # all of it stands below the table

@@ -11,7 +11,7 @@ from illama.errors import UserError
 
 
 @dataclass(frozen=True)
-class Row:
+class CaseRow:
     """One case of a group.
 
     Attributes:
@@ -42,7 +42,7 @@ class Row:
     eager: bool = False
 
     @classmethod
-    def failed(cls, name: str, why: str) -> Row:
+    def failed(cls, name: str, why: str) -> CaseRow:
         """A case that could not be measured."""
         return cls(name, None, None, failure=why)
 
@@ -77,7 +77,7 @@ class Group:
     """
 
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[CaseRow, ...]
     rounds: Rounds
     notes: tuple[str, ...] = ()
     arithmetic_ratio: float | None = None
@@ -163,7 +163,7 @@ def row_of(
     ratio: Spread | None = None,
     peak_bytes: int | None = None,
     parameters: int | None = None,
-) -> Row:
+) -> CaseRow:
     """A case's times beside its floors."""
     time_s = rounds.time(case.name)
     flops_per_s = None if case.flops is None else case.flops / time_s.median
@@ -173,7 +173,7 @@ def row_of(
         utilization = flops_per_s / ceilings.flops_per_s[precision]
     if ceilings is not None and case.bytes is not None:
         bandwidth = ceilings.bandwidth_floor_s(case.bytes, case.working_set or case.bytes)
-    return Row(
+    return CaseRow(
         case.name,
         time_s,
         case.items / time_s.median,

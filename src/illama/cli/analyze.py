@@ -18,7 +18,7 @@ from illama.cli.output import STDOUT, check_targets, say, write_result
 from illama.errors import UserError
 
 if TYPE_CHECKING:
-    from illama.analysis.result import Finding
+    from illama.analysis.result import AnalysisResult
     from illama.evaluation.subject import Numbering, Subject
 
 analyze_command = App(
@@ -238,20 +238,20 @@ def _logits(path: str, shared: LookOptions) -> Any:
     return SavedLogits.load(Path(path)) if _holds_logits(path) else logits_of(_open(path, shared, "model"))
 
 
-def _hand_over(finding: Finding, shared: LookOptions, about: str, subject: Subject | None = None) -> None:
+def _hand_over(finding: AnalysisResult, shared: LookOptions, about: str, subject: Subject | None = None) -> None:
     """Print of what and what was found, and write what was asked for."""
-    from illama.analysis.report import Look, write_look
+    from illama.analysis.report import AnalysisReport, write_look
 
     if shared.json is not None:
         write_result(shared.json, finding.json())
-    written = [] if shared.out is None else write_look(Look((finding,), subject=subject), shared.out)
+    written = [] if shared.out is None else write_look(AnalysisReport((finding,), subject=subject), shared.out)
     if shared.json != STDOUT:
         print(about)
         _print_summary((finding,))
         print(written[0] if written else "--out FOLDER writes a page with pictures, CSV and JSON")
 
 
-def _print_summary(findings: tuple[Finding, ...]) -> None:
+def _print_summary(findings: tuple[AnalysisResult, ...]) -> None:
     from illama.analysis.report import summary_table
     from illama.console import Terminal
     from illama.report import terminal_table

@@ -126,9 +126,9 @@ def _verdict(result: CheckResult, *, strict: bool) -> str:
     """Why the data set is not to be used as it is, in a line; empty when it can be."""
     from illama.cli.data_report import named
     from illama.data.layout import one_class
-    from illama.data.tools.inspection import Finding
+    from illama.data.tools.inspection import Issue
 
-    broken = {place.where: place.detail for place in result.places(Finding.BROKEN)}
+    broken = {place.where: place.detail for place in result.places(Issue.BROKEN)}
     found = [f"{len(broken)} of {result.images} images are broken: {named(broken)}"] if broken else []
     lost = result.layout.passed_over.lost()
     found += [f"pictures are passed over: {lost}"] if lost else []
@@ -137,8 +137,8 @@ def _verdict(result: CheckResult, *, strict: bool) -> str:
     if strict:
         lacking = sum(len(split.missing_classes) for split in result.splits)
         counts = {
-            "tiny images": result.count(Finding.TINY),
-            "wrongly named images": result.count(Finding.WRONG_ENDING),
+            "tiny images": result.count(Issue.TINY),
+            "wrongly named images": result.count(Issue.WRONG_ENDING),
             "groups of duplicates": len(result.duplicates),
             "classes missing in a split": lacking,
         }

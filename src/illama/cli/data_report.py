@@ -10,19 +10,19 @@ from rich.filesize import decimal
 
 from illama.console.text import duration, shown
 from illama.data.tools.check_result import INFORMATION, CheckResult, Duplicates, Place
-from illama.data.tools.inspection import Finding
+from illama.data.tools.inspection import Issue
 from illama.data.tools.write_shards import ShardingResult
 
 NAMED = 3  # files in a line of error
 EXAMPLES = 5  # images named under each heading
 SHOWN_CLASSES = 20  # with more classes the ones with the fewest and with the most images are shown
 _INFORMATION = {
-    Finding.GREY: "grey",
-    Finding.CMYK: "CMYK",
-    Finding.DEEP: "16 bit or more",
-    Finding.TRANSPARENT: "with transparency",
-    Finding.TURNED: "turned by EXIF",
-    Finding.ANIMATED: "animated",
+    Issue.GREY: "grey",
+    Issue.CMYK: "CMYK",
+    Issue.DEEP: "16 bit or more",
+    Issue.TRANSPARENT: "with transparency",
+    Issue.TURNED: "turned by EXIF",
+    Issue.ANIMATED: "animated",
 }
 
 
@@ -124,9 +124,9 @@ def _size_table(result: CheckResult) -> list[str]:
 def _problems(result: CheckResult) -> list[str]:
     lines: list[str] = []
     for finding, title in (
-        (Finding.BROKEN, "broken, training and evaluation would leave them out"),
-        (Finding.TINY, f"tiny, the shorter side has less than {result.min_side} pixels"),
-        (Finding.WRONG_ENDING, "named as another format than they are (they are read by their content)"),
+        (Issue.BROKEN, "broken, training and evaluation would leave them out"),
+        (Issue.TINY, f"tiny, the shorter side has less than {result.min_side} pixels"),
+        (Issue.WRONG_ENDING, "named as another format than they are (they are read by their content)"),
     ):
         lines += _examples(result.count(finding), title, map(_of_place, result.places(finding)))
     lines += _duplicate_lines(result)

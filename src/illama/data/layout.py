@@ -22,7 +22,7 @@ from illama.console.text import shown
 from illama.data.decode.images import check_channels
 from illama.data.source import Source, SubsetSource
 from illama.data.sources.splits import choose_split, in_order, is_training, role_of, split_in_name, stratified_choice
-from illama.data.sources.walk import Found, PassedOver, walk
+from illama.data.sources.walk import FoundFiles, PassedOver, walk
 from illama.errors import UserError
 from illama.registry import Registry
 from illama.system.given_file import at_home
@@ -220,7 +220,7 @@ def needed_path(data: DataConfig) -> Path:
     return path
 
 
-def needed_folder(data: DataConfig, found: Found | None, what: str) -> Found:
+def needed_folder(data: DataConfig, found: FoundFiles | None, what: str) -> FoundFiles:
     """What lies in the data set's folder, where nobody has looked yet."""
     path = needed_path(data)
     if not path.is_dir():
@@ -228,11 +228,11 @@ def needed_folder(data: DataConfig, found: Found | None, what: str) -> Found:
     return found or _walk(path, data)
 
 
-def _walk(path: Path, data: DataConfig) -> Found:
+def _walk(path: Path, data: DataConfig) -> FoundFiles:
     return walk(path, {data.train_split, data.eval_split})
 
 
-def _kind(path: Path, found: Found | None) -> str:
+def _kind(path: Path, found: FoundFiles | None) -> str:
     """The key of KINDS for what lies at a path."""
     if found is None:
         kinds = {".parquet": "parquet", ".csv": "manifest", ".tsv": "manifest", ".tar": "wds/"}
@@ -268,17 +268,17 @@ def _has_split(files: Sequence[str]) -> bool:
     return any(role_of(part) is not None for names in parts for part in names)
 
 
-def _kind_in(module: str, function: str) -> Callable[[DataConfig, Found | None], Layout]:
+def _kind_in(module: str, function: str) -> Callable[[DataConfig, FoundFiles | None], Layout]:
     """A function of a module that is imported when it is needed."""
 
-    def load(data: DataConfig, found: Found | None) -> Layout:
+    def load(data: DataConfig, found: FoundFiles | None) -> Layout:
         layout: Layout = getattr(importlib.import_module(f"illama.data.sources.{module}"), function)(data, found)
         return layout
 
     return load
 
 
-def _no_positions(data: DataConfig, found: Found | None) -> Layout:
+def _no_positions(data: DataConfig, found: FoundFiles | None) -> Layout:
     raise UserError(
         f"data.name {data.name} is a stream without positions, so a stopped run could not continue exactly; "
         "use hfds/..., wds/..., parquet files or an image folder"
@@ -286,7 +286,7 @@ def _no_positions(data: DataConfig, found: Found | None) -> Layout:
 
 
 # Kinds of data sets; those with a slash are the prefixes of timm's data set names.
-KINDS: Registry[Callable[[DataConfig, Found | None], Layout]] = Registry(
+KINDS: Registry[Callable[[DataConfig, FoundFiles | None], Layout]] = Registry(
     "data set",
     {
         "digits": _kind_in("digits", "look_at_digits"),

@@ -13,7 +13,7 @@ from illama.errors import UserError
 from illama.evaluation.classify import EvalResult, evaluate_model
 from illama.evaluation.subject import open_subject
 from illama.weights.load import load_weights
-from illama.weights.published import PUBLISHED, Published, published_as, published_by_file
+from illama.weights.published import PUBLISHED, PublishedWeights, published_as, published_by_file
 from illama.weights.resolve import resolve
 
 VALIDATION_IMAGES = 50_000
@@ -37,7 +37,7 @@ class Verification:
             measurement and no verification.
     """
 
-    published: Published
+    published: PublishedWeights
     result: EvalResult
     low: float
     high: float
@@ -121,7 +121,7 @@ def verify(
     return judge(row, found)
 
 
-def published_row(meta: Meta, checkpoint: Path | str) -> Published:
+def published_row(meta: Meta, checkpoint: Path | str) -> PublishedWeights:
     """The published weights that a checkpoint is.
 
     Raises:
@@ -136,7 +136,7 @@ def published_row(meta: Meta, checkpoint: Path | str) -> Published:
     return row
 
 
-def judge(published: Published, result: EvalResult) -> Verification:
+def judge(published: PublishedWeights, result: EvalResult) -> Verification:
     """The comparison of an evaluation with the published value."""
     low, high = wilson(sum(result.class_hits), result.count)
     counts = result.class_counts

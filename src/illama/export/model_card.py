@@ -13,7 +13,7 @@ from illama.models import ILlama, ModelConfig
 from illama.report.inline import to_markdown
 from illama.weights.adapt import LoadReport
 from illama.weights.load import Weights
-from illama.weights.published import HUB, LICENCE_NOTE, REPOSITORY, Published, published_as
+from illama.weights.published import HUB, LICENCE_NOTE, REPOSITORY, PublishedWeights, published_as
 
 SHOWN_CLASSES = 20
 
@@ -46,7 +46,7 @@ def _kind(config: ModelConfig) -> str:
     return "a VisionLLaMA-plain (arXiv 2403.00522)" if config.position == "rope2d" else "a ViT with LLaMA's parts"
 
 
-def _what(meta: Meta, row: Published | None) -> str:
+def _what(meta: Meta, row: PublishedWeights | None) -> str:
     config = meta.config
     height, width = config.height_width
     published = f" Weights published as `{row.name}`" + ("." if meta.source else ", changed.") if row else ""
@@ -72,7 +72,7 @@ def _network(config: ModelConfig, softness: float) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
-def _origin(weights: Weights, row: Published | None) -> str:
+def _origin(weights: Weights, row: PublishedWeights | None) -> str:
     if row is not None:
         return (
             f"Made by `illama convert` from `{row.file}` of [{REPOSITORY}]({HUB}/{REPOSITORY}), by the authors of the "
@@ -86,7 +86,7 @@ def _origin(weights: Weights, row: Published | None) -> str:
     return f"Made by `illama convert` from `{source}`{recipe}. {licence}"
 
 
-def _accuracy(meta: Meta, row: Published | None) -> str:
+def _accuracy(meta: Meta, row: PublishedWeights | None) -> str:
     if row is None:
         return "Unknown. `illama eval FILE --data FOLDER` measures it."
     values = (

@@ -21,7 +21,7 @@ from illama.models.illama import ILlama
 from illama.models.variants import PEERS, VARIANTS, roadmap_config
 from illama.weights.adapt import adapt_state_dict
 from illama.weights.load import load_weights
-from illama.weights.published import LICENCE_NOTE, PUBLISHED, REPOSITORY, Published, fetch, published_by_file
+from illama.weights.published import LICENCE_NOTE, PUBLISHED, REPOSITORY, PublishedWeights, fetch, published_by_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -52,7 +52,7 @@ def _network_config(config: ModelConfig) -> dict[str, Any]:
     return _data_config(config) | {"num_classes": 1000, "first_conv": "patch_embed.proj", "classifier": "head"}
 
 
-def _published_config(row: Published) -> dict[str, Any]:
+def _published_config(row: PublishedWeights) -> dict[str, Any]:
     return _network_config(row.config) | {
         "hf_hub_id": REPOSITORY,
         "hf_hub_filename": row.file,

@@ -21,7 +21,7 @@ from illama.models.config import ModelConfig, Pool
 from illama.models.layers import DropPath, PatchEmbed, build_ffn, build_layer_scale, build_norm
 from illama.models.position import resize_position
 from illama.models.rope import RotaryTable
-from illama.models.timm_interface import Features
+from illama.models.timm_interface import TimmInterface
 
 INIT_STD = 0.02
 Softness = float | torch.Tensor  # 0 (causal) to 1 (bidirectional); a 0-d tensor unless it is known to be 0
@@ -90,7 +90,7 @@ class Block(nn.Module):
         return x_BND + self.drop_path2(self.ls2(self.mlp(self.norm2(x_BND))))
 
 
-class ILlama(Features, nn.Module):
+class ILlama(TimmInterface, nn.Module):
     """The image LLaMA.
 
     `forward` maps normalised images (B, in_chans, H, W) to logits (B, C). `get_features` and `get_attention` look

@@ -21,7 +21,7 @@ Tokens = Literal["patches", "class", "all"]
 Layout = Literal["tokens", "map"]
 
 
-class Features:
+class TimmInterface:
     """What `ILlama` answers about its inside."""
 
     config: ModelConfig

@@ -18,7 +18,7 @@ from illama.console.text import is_utf8, shown
 from illama.errors import UserError
 from illama.models.config import ModelConfig
 from illama.recipes.rules import broken_rules, flatten
-from illama.recipes.schema import Recipe, Section, without_auto
+from illama.recipes.schema import Recipe, RecipeSection, without_auto
 
 Problem = tuple[str, str]  # (dotted key, what is wrong and what to do)
 _LONGEST_TEXT = 2000  # characters of what is said of a key
@@ -40,7 +40,7 @@ def all_keys() -> Mapping[str, Key]:
     return dict(_section_keys(Recipe, ""))
 
 
-def _section_keys(section: type[Section], prefix: str) -> Iterator[tuple[str, Key]]:
+def _section_keys(section: type[RecipeSection], prefix: str) -> Iterator[tuple[str, Key]]:
     for name, field in section.model_fields.items():
         kind = field.annotation
         if kind is ModelConfig:
@@ -48,7 +48,7 @@ def _section_keys(section: type[Section], prefix: str) -> Iterator[tuple[str, Ke
             for part in dataclasses.fields(ModelConfig):
                 hint = int | Literal["auto"] if part.name == "num_classes" else hints[part.name]
                 yield f"{prefix}{name}.{part.name}", Key(hint, (), part.default)
-        elif isinstance(kind, type) and issubclass(kind, Section):
+        elif isinstance(kind, type) and issubclass(kind, RecipeSection):
             yield from _section_keys(kind, f"{prefix}{name}.")
         else:
             default = ... if field.is_required() else field.default
@@ -138,7 +138,7 @@ def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return "true or false"
     if annotation is str:
         return _text(metadata)
-    if isinstance(annotation, type) and issubclass(annotation, Section | ModelConfig):
+    if isinstance(annotation, type) and issubclass(annotation, RecipeSection | ModelConfig):
         return "a section of keys"
     return _range(limits, "whole number" if annotation is int else "number")
 

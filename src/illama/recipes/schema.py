@@ -34,7 +34,7 @@ AUTO = "auto"  # model.num_classes: as many as the data has
 ClassDepth = Annotated[int, Field(ge=1, le=1000)] | Literal["leaf"]
 
 
-class Section(BaseModel):
+class RecipeSection(BaseModel):
     """Common behaviour: nothing unknown, nothing converted, nothing changed afterwards."""
 
     model_config = ConfigDict(
@@ -42,7 +42,7 @@ class Section(BaseModel):
     )
 
 
-class DataConfig(Section):
+class DataConfig(RecipeSection):
     """Where the images come from and how evaluation looks at them."""
 
     name: str = Field(default="auto", pattern=_DATA_NAME, examples=_DATA_EXAMPLES)
@@ -86,7 +86,7 @@ class DataConfig(Section):
     do without: warped to the size from 384 px on, taken as they are up to 32 px."""
 
 
-class AugmentConfig(Section):
+class AugmentConfig(RecipeSection):
     """What training does to images and targets."""
 
     crop: Literal["auto", "resized", "pad", "none"] = "auto"
@@ -123,7 +123,7 @@ class AugmentConfig(Section):
     """Share of the target that is spread over all classes."""
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(RecipeSection):
     """The optimizer and its learning rate, which belongs to a total batch."""
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -149,7 +149,7 @@ class OptimizerConfig(Section):
     """Factor on lr from each layer to the one before it; null gives all layers the same."""
 
 
-class SoftnessConfig(Section):
+class SoftnessConfig(RecipeSection):
     """How much of later tokens attention sees during training: 1 bidirectional, 0 causal."""
 
     mode: Literal["soft", "standard"] = "soft"
@@ -162,7 +162,7 @@ class SoftnessConfig(Section):
     """Softness at the start."""
 
 
-class DropPathConfig(Section):
+class DropPathConfig(RecipeSection):
     """When stochastic depth acts; its rate is `model.drop_path`."""
 
     mode: Literal["standard", "early", "late"] = "standard"
@@ -173,7 +173,7 @@ class DropPathConfig(Section):
     """`early` and `late` only: the epoch of the change."""
 
 
-class PatchDropConfig(Section):
+class PatchDropConfig(RecipeSection):
     """Patches that training steps leave out, one random choice for each device batch; the others keep order and
     position. The class token and evaluation are not affected."""
 
@@ -183,7 +183,7 @@ class PatchDropConfig(Section):
     """The epoch from which all patches are there."""
 
 
-class MixingConfig(Section):
+class MixingConfig(RecipeSection):
     """When batches are mixed; how is `augment.mixup`, `cutmix` and `mix_prob`."""
 
     mode: Literal["standard", "early", "late"] = "standard"
@@ -192,7 +192,7 @@ class MixingConfig(Section):
     """`early` and `late` only: the epoch of the change."""
 
 
-class ScheduleConfig(Section):
+class ScheduleConfig(RecipeSection):
     """Everything that changes with the optimizer step."""
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)]
@@ -209,7 +209,7 @@ class ScheduleConfig(Section):
     """Mixup and cutmix over time."""
 
 
-class TrainConfig(Section):
+class TrainConfig(RecipeSection):
     """How the loop runs."""
 
     total_batch: Count
@@ -259,7 +259,7 @@ def without_auto(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-class Recipe(Section):
+class Recipe(RecipeSection):
     """A training run, complete; `illama.recipes.load_recipe` reads one."""
 
     name: str = Field(pattern=_RUN_NAME, max_length=200, examples=["imagenet1k_tiny"])

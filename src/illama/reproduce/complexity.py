@@ -23,7 +23,7 @@ from illama.reproduce.complexity_published import (
     BILLION,
     MILLION,
     PUBLISHED,
-    Published,
+    PublishedCost,
     agrees_to_the_printed_digits,
     table_2_bidirectional,
     table_2_causal,
@@ -67,7 +67,7 @@ def _size_records() -> Iterator[dict[str, Any]]:
 
 
 def _compared(
-    row: Published, quantity: str, unit: int, printed: str | None, ways: Mapping[str, Callable[[ModelConfig], int]]
+    row: PublishedCost, quantity: str, unit: int, printed: str | None, ways: Mapping[str, Callable[[ModelConfig], int]]
 ) -> dict[str, Any]:
     counted = {way: count(row.config) for way, count in ways.items()}
     found = [way for way, n in counted.items() if printed and agrees_to_the_printed_digits(n, printed, unit)]

@@ -13,7 +13,7 @@ MILLION, BILLION = 10**6, 10**9
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedCost:
     """A row of Tables 6 and 11.
 
     Attributes:
@@ -43,20 +43,20 @@ def _vit(variant: str, px: int) -> ModelConfig:
 
 _BOTH = "in21k, in1k"
 PUBLISHED = (
-    Published("iLLaMA-T", "in1k", _illama("tiny", 224), "5.7", "1.3", 6958),
-    Published("iLLaMA-S", "in1k", _illama("small", 224), "21.9", "4.6", 3222),
-    Published("iLLaMA-B", "in1k", _illama("base", 224), "86.3", "17.6", 1345),
-    Published("iLLaMA-B", "in1k", _illama("base", 384), "86.3", "55.5", 332),
-    Published("iLLaMA-B", _BOTH, _illama("base", 224), "86.3", "17.6", 1345),
-    Published("iLLaMA-B", _BOTH, _illama("base", 384), "86.3", "55.5", 332),
-    Published("iLLaMA-L", _BOTH, _illama("large", 224), "310.2", "62.8", 456),
-    Published("iLLaMA-L", _BOTH, _illama("large", 384), "310.2", "194.7", 116),
-    Published("DeiT-Ti", "in1k", _vit("tiny", 224), "5.7", "1.3", 6051),
-    Published("DeiT-S", "in1k", _vit("small", 224), "22.1", "4.6", 3080),
-    Published("DeiT-B", "in1k", _vit("base", 224), "86.4", "17.6", 1348),
-    Published("ViT-B/16", _BOTH, _vit("base", 384), "86.4", "55.5", 349),
-    Published("ViT-L/16", _BOTH, _vit("large", 384), "304.1", "191.2", 124),
-    Published("VisionLLaMA-L", "in1k, in1k", roadmap_config("visionllama", "large"), "310", None, None),
+    PublishedCost("iLLaMA-T", "in1k", _illama("tiny", 224), "5.7", "1.3", 6958),
+    PublishedCost("iLLaMA-S", "in1k", _illama("small", 224), "21.9", "4.6", 3222),
+    PublishedCost("iLLaMA-B", "in1k", _illama("base", 224), "86.3", "17.6", 1345),
+    PublishedCost("iLLaMA-B", "in1k", _illama("base", 384), "86.3", "55.5", 332),
+    PublishedCost("iLLaMA-B", _BOTH, _illama("base", 224), "86.3", "17.6", 1345),
+    PublishedCost("iLLaMA-B", _BOTH, _illama("base", 384), "86.3", "55.5", 332),
+    PublishedCost("iLLaMA-L", _BOTH, _illama("large", 224), "310.2", "62.8", 456),
+    PublishedCost("iLLaMA-L", _BOTH, _illama("large", 384), "310.2", "194.7", 116),
+    PublishedCost("DeiT-Ti", "in1k", _vit("tiny", 224), "5.7", "1.3", 6051),
+    PublishedCost("DeiT-S", "in1k", _vit("small", 224), "22.1", "4.6", 3080),
+    PublishedCost("DeiT-B", "in1k", _vit("base", 224), "86.4", "17.6", 1348),
+    PublishedCost("ViT-B/16", _BOTH, _vit("base", 384), "86.4", "55.5", 349),
+    PublishedCost("ViT-L/16", _BOTH, _vit("large", 384), "304.1", "191.2", 124),
+    PublishedCost("VisionLLaMA-L", "in1k, in1k", roadmap_config("visionllama", "large"), "310", None, None),
 )
 
 

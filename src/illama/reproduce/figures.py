@@ -55,7 +55,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Panel:
+class StudyPanel:
     """One quantity, for several rows."""
 
     title: str
@@ -72,7 +72,7 @@ class Step:
     ours: tuple[float, ...]
 
 
-def draw_curves(panels: Sequence[Panel]) -> bytes:
+def draw_curves(panels: Sequence[StudyPanel]) -> bytes:
     """Panels side by side, two in a row, with one legend: the mean over seeds in a band of one standard deviation.
 
     A row has the same colour and dashes in all panels. A dotted vertical line and a dot on the curve mark where its
@@ -109,7 +109,7 @@ def draw_curves(panels: Sequence[Panel]) -> bytes:
     return svg_bytes(figure)
 
 
-def _styles(panels: Sequence[Panel]) -> dict[str, dict[str, Any]]:
+def _styles(panels: Sequence[StudyPanel]) -> dict[str, dict[str, Any]]:
     """Colour and dashes of each label, in the order in which they first appear."""
     labels = dict.fromkeys(line.label for panel in panels for line in panel.lines)
     return {
@@ -138,7 +138,7 @@ def _add_legend(place: Figure | Axes, styles: dict[str, dict[str, Any]], switche
         text.set_parse_math(False)  # a label is no formula
 
 
-def _draw_panel(axes: Axes, panel: Panel, styles: dict[str, dict[str, Any]]) -> None:
+def _draw_panel(axes: Axes, panel: StudyPanel, styles: dict[str, dict[str, Any]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     drawn = [(line, *_mean_and_sd(line)) for line in panel.lines]

@@ -16,7 +16,7 @@ from illama.errors import UserError
 from illama.evaluation.subject import choose_data
 from illama.recipes import Recipe, load_recipe, overridden_keys, override
 from illama.recipes.rules import flatten
-from illama.reproduce.study import Row, Study, resolve_edits
+from illama.reproduce.study import Study, StudyRow, resolve_edits
 from illama.system.given_file import at_home
 from illama.training.runs import read_run
 from illama.weights.resolve import resolve
@@ -73,7 +73,7 @@ class PlannedStudy:
     runs: Mapping[str, tuple[PlannedRun, ...]]
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[StudyRow, ...]:
         """The rows of this setting."""
         return self.study.rows_of(self.setting)
 
@@ -191,7 +191,7 @@ def plan_studies(
     folders: dict[str, Path] = {}
     digests: dict[Path, str] = {}
 
-    def planned(row: Row, edits: Mapping[str, Any], seed: int, start: Path | None) -> PlannedRun:
+    def planned(row: StudyRow, edits: Mapping[str, Any], seed: int, start: Path | None) -> PlannedRun:
         recipe = base.load(edits, seed)
         identity = _identity(recipe, None if start is None else digests.setdefault(start, _digest(start)))
         made = sorted((out / "runs").glob(f"*-{identity}"))
@@ -239,7 +239,7 @@ def _digest(weights: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _start(study: Study, row: Row, weights: Mapping[str, Path]) -> Path | None:
+def _start(study: Study, row: StudyRow, weights: Mapping[str, Path]) -> Path | None:
     if row.weights is None:
         return None
     if row.weights not in weights:

@@ -10,7 +10,7 @@ from typing import Any
 
 from illama.console.json_text import read_json
 from illama.reproduce.plan import PlannedRun, PlannedStudy
-from illama.reproduce.study import METRICS, Claim, Collapse, Comparison, Cure, Metric, Row
+from illama.reproduce.study import METRICS, Claim, Collapse, Comparison, Cure, Metric, StudyRow
 from illama.reproduce.verdicts import WORST_LAST, Difference, Verdict, at_chance, difference_in_words, in_words, welch
 from illama.training.figures import read_metrics
 from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE
@@ -49,7 +49,7 @@ class RowResult:
         classes: Number of classes; 0 where nothing has run.
     """
 
-    row: Row
+    row: StudyRow
     finished: tuple[PlannedRun, ...]
     runs: tuple[RunResult, ...]
     failed: tuple[str, ...] = ()
@@ -72,12 +72,12 @@ class StudyResult:
     planned: PlannedStudy
     rows: Mapping[str, RowResult]
 
-    def paper_value(self, row: Row, metric: Metric) -> float | None:
+    def paper_value(self, row: StudyRow, metric: Metric) -> float | None:
         """What the paper prints."""
         printed = row.paper.get(self.planned.setting)
         return None if printed is None else getattr(printed, metric)
 
-    def paper_difference(self, row: Row, metric: Metric) -> float | None:
+    def paper_difference(self, row: StudyRow, metric: Metric) -> float | None:
         """The paper's difference between a row and the one it is compared with."""
         if row.against is None:
             return None
@@ -90,7 +90,7 @@ class StudyResult:
         own, others = self.rows[row].values(metric), self.rows[against].values(metric)
         return welch(own, others) if own and others else None
 
-    def agrees(self, row: Row, metric: Metric = "top1") -> Verdict | None:
+    def agrees(self, row: StudyRow, metric: Metric = "top1") -> Verdict | None:
         """Whether a row differs from the one it is compared with in the paper's direction."""
         expected = self.paper_difference(row, metric)
         if expected is None or row.against is None:

@@ -10,7 +10,7 @@ from typing import Any
 from illama.models.variants import PEERS, ROADMAP
 from illama.recipes import Recipe
 from illama.registry import Registry
-from illama.reproduce.study import BySetting, Claim, Collapse, Comparison, Cure, Epochs, Printed, Row, Study
+from illama.reproduce.study import BySetting, Claim, Collapse, Comparison, Cure, Epochs, Printed, Study, StudyRow
 
 BASE_WIDTH = 768  # from here on the paper's column for base stands beside ours, below it the one for tiny
 _IMAGENET = "The paper's numbers are ImageNet-1K top-1 after 300 epochs; only directions can be compared with ours."
@@ -57,13 +57,13 @@ ROADMAP_SOFT = _soft("constant", 0) | {
 }
 
 
-def _step(name: str, label: str, against: str | None, tiny: tuple[float, float], base: tuple[float, float]) -> Row:
+def _step(name: str, label: str, against: str | None, tiny: tuple[float, float], base: tuple[float, float]) -> StudyRow:
     """A row of the roadmap under the recipe of Table 12."""
-    return Row(name, label, _model(ROADMAP[name]) | CAUSAL | ROADMAP_MIXING, _paper(tiny, base), against)
+    return StudyRow(name, label, _model(ROADMAP[name]) | CAUSAL | ROADMAP_MIXING, _paper(tiny, base), against)
 
 
 _VIT = _step("vit", "ViT", None, (73.8, 3.451), (81.5, 2.828))
-_ATTENTION = Row(
+_ATTENTION = StudyRow(
     "llama_attention",
     "+ LLaMA attention (causal)",
     _model(ROADMAP["llama_attention"]) | CAUSAL | ROADMAP_MIXING,
@@ -72,7 +72,7 @@ _ATTENTION = Row(
 )
 _PS_CLS = _step("ps_cls", "+ PS [cls]", "llama_attention", (71.9, 3.599), (80.6, 2.869))
 _MODIFIED = _step("modified_causal", "modified causal mask (Table 1)", "llama_attention", (72.5, 3.550), (80.4, 2.857))
-_AUGMENTED = Row(
+_AUGMENTED = StudyRow(
     "data_augmentation",
     "+ data augmentation (weaker mixing)",
     ILLAMA | CAUSAL | FINAL_MIXING,
@@ -88,7 +88,7 @@ _ROADMAP = Study(
     setting=_size,
     metrics=("top1", "train_loss"),
     rows=(
-        Row("deit", "ViT (DeiT's numbers)", None, _paper((72.2,), (81.8,))),
+        StudyRow("deit", "ViT (DeiT's numbers)", None, _paper((72.2,), (81.8,))),
         _VIT,
         _step("llama_ffn", "+ LLaMA FFN (SwiGLU)", "vit", (74.3, 3.407), (82.0, 2.724)),
         _step("llama_norm", "+ LLaMA norm (RMSNorm)", "llama_ffn", (74.5, 3.406), (81.7, 2.721)),
@@ -97,7 +97,7 @@ _ROADMAP = Study(
         _step("llama_position", "+ LLaMA position (RoPE only)", "ps_cls", (72.6, 3.618), (81.2, 2.861)),
         _step("learned_position", "+ learned position", "llama_position", (73.2, 3.531), (81.2, 2.839)),
         _AUGMENTED,
-        Row(
+        StudyRow(
             "soft_mask",
             "+ soft mask",
             ILLAMA | ROADMAP_SOFT | FINAL_MIXING,
@@ -105,7 +105,7 @@ _ROADMAP = Study(
             "data_augmentation",
         ),
         _MODIFIED,
-        Row(
+        StudyRow(
             "visionllama",
             "VisionLLaMA-plain (peer)",
             _model(ROADMAP["llama_norm"] | PEERS["visionllama"]) | CAUSAL | ROADMAP_MIXING,
@@ -141,9 +141,9 @@ _ROADMAP = Study(
 )
 
 
-def _schedule(shape: str, cutoff: int, tiny: float, base: float) -> Row:
+def _schedule(shape: str, cutoff: int, tiny: float, base: float) -> StudyRow:
     edits = ILLAMA | FINAL_MIXING | _soft(shape, Epochs(cutoff))
-    return Row(f"{shape}_{cutoff}", f"{shape}, cutoff {cutoff}", edits, _paper((tiny,), (base,)), "off")
+    return StudyRow(f"{shape}_{cutoff}", f"{shape}, cutoff {cutoff}", edits, _paper((tiny,), (base,)), "off")
 
 
 _SOFT_MASK = Study(
@@ -154,7 +154,9 @@ _SOFT_MASK = Study(
     setting=_size,
     metrics=("top1", "train_loss", "test_loss"),
     rows=(
-        Row("off", "no soft mask", ILLAMA | CAUSAL | FINAL_MIXING, _paper((74.3, 2.990, 1.121), (81.3, 2.868, 0.843))),
+        StudyRow(
+            "off", "no soft mask", ILLAMA | CAUSAL | FINAL_MIXING, _paper((74.3, 2.990, 1.121), (81.3, 2.868, 0.843))
+        ),
         _schedule("linear", 25, 74.8, 81.6),
         _schedule("linear", 50, 74.9, 81.5),
         _schedule("linear", 100, 74.9, 81.5),
@@ -180,8 +182,8 @@ _SOFT_MASK = Study(
 )
 
 
-def _mix_row(setting: str, mixup: float, cutmix: float, top1: float) -> Row:
-    return Row(
+def _mix_row(setting: str, mixup: float, cutmix: float, top1: float) -> StudyRow:
+    return StudyRow(
         f"mixing_{mixup:g}_{cutmix:g}",
         f"mixup {mixup:g}, cutmix {cutmix:g}",
         ILLAMA | CAUSAL | _mixing(mixup, cutmix),
@@ -215,11 +217,11 @@ _MIXING = Study(
 )
 
 
-def _mode(row: Row, mode: str, against: str | None) -> Row:
+def _mode(row: StudyRow, mode: str, against: str | None) -> StudyRow:
     """A row of the roadmap under a named mask mode."""
     edits = dict(row.edits or {}) | {"model.mask_mode": mode}
     compared = None if against is None else f"{against}_{mode}"
-    return Row(f"{row.name}_{mode}", f"{row.label.removeprefix('+ ')}, {mode}", edits, row.paper, compared)
+    return StudyRow(f"{row.name}_{mode}", f"{row.label.removeprefix('+ ')}, {mode}", edits, row.paper, compared)
 
 
 _MODES = ("post_softmax", "pre_softmax")
@@ -267,7 +269,7 @@ _MASK_MODES = Study(
     setting=_size,
     metrics=("top1", "train_loss", "test_loss"),
     rows=(
-        Row(
+        StudyRow(
             "bidirectional",
             "bidirectional (softness 1 throughout; both modes are the same)",
             ILLAMA
@@ -277,7 +279,7 @@ _MASK_MODES = Study(
             | {"schedule.softness.mode": "standard"},
         ),
         *(
-            Row(
+            StudyRow(
                 f"{name}_{mode}",
                 f"{mode}, {label}",
                 ILLAMA | FINAL_MIXING | {"model.mask_mode": mode} | soft,
@@ -317,14 +319,14 @@ _PEERS = Study(
     setting=_size,
     metrics=("top1", "train_loss", "test_loss"),
     rows=(
-        Row("vit", "ViT", _model(ROADMAP["vit"]) | CAUSAL | FINAL_MIXING),
-        Row(
+        StudyRow("vit", "ViT", _model(ROADMAP["vit"]) | CAUSAL | FINAL_MIXING),
+        StudyRow(
             "visionllama",
             "VisionLLaMA-plain",
             _model(ROADMAP["llama_norm"] | PEERS["visionllama"]) | CAUSAL | FINAL_MIXING,
             against="vit",
         ),
-        Row("illama", "iLLaMA, with the roadmap's soft mask", ILLAMA | ROADMAP_SOFT | FINAL_MIXING, against="vit"),
+        StudyRow("illama", "iLLaMA, with the roadmap's soft mask", ILLAMA | ROADMAP_SOFT | FINAL_MIXING, against="vit"),
     ),
     claims=(Claim("iLLaMA is better than ViT.", (Comparison("illama", "vit"),)),),
     notes=(
@@ -349,8 +351,8 @@ _CIFAR = Study(
     setting=_cifar,
     metrics=("top1", "train_loss", "test_loss"),
     rows=(
-        Row("transfer_vit", "ViT-T", _model(ROADMAP["vit"]) | CAUSAL, _on_cifar(98.0, 85.5), weights="vit"),
-        Row(
+        StudyRow("transfer_vit", "ViT-T", _model(ROADMAP["vit"]) | CAUSAL, _on_cifar(98.0, 85.5), weights="vit"),
+        StudyRow(
             "transfer_off",
             "iLLaMA-T, no soft mask",
             ILLAMA | CAUSAL,
@@ -358,7 +360,7 @@ _CIFAR = Study(
             "transfer_vit",
             weights="illama",
         ),
-        Row(
+        StudyRow(
             "transfer_soft",
             "iLLaMA-T, soft mask",
             ILLAMA | _soft("linear", 0) | {"schedule.softness.cutoff_epochs": _CIFAR_CUTOFF},

@@ -46,7 +46,7 @@ class Printed:
 
 
 @dataclass(frozen=True)
-class Row:
+class StudyRow:
     """One line of a table, and the runs behind it.
 
     Attributes:
@@ -122,13 +122,13 @@ class Study:
     title: str
     source: str
     question: str
-    rows: tuple[Row, ...]
+    rows: tuple[StudyRow, ...]
     claims: tuple[Claim, ...]
     metrics: tuple[Metric, ...]
     setting: Callable[[Recipe], str]
     notes: tuple[str, ...] = ()
 
-    def rows_of(self, setting: str) -> tuple[Row, ...]:
+    def rows_of(self, setting: str) -> tuple[StudyRow, ...]:
         """The rows that belong to a setting."""
         return tuple(row for row in self.rows if not row.settings or setting in row.settings)
 
@@ -137,7 +137,7 @@ class Study:
         return {key for row in self.rows_of(setting) for key in row.edits or {}}
 
 
-def resolve_edits(row: Row, setting: str, epochs: int) -> dict[str, Any]:
+def resolve_edits(row: StudyRow, setting: str, epochs: int) -> dict[str, Any]:
     """A row's edits as plain values.
 
     Args:

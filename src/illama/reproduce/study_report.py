@@ -12,11 +12,11 @@ import numpy as np
 from illama.models.cost import multiply_adds, parameters
 from illama.recipes import Recipe
 from illama.report import Block, Bullets, Code, Document, Figure, Section, Table, Text, write_document
-from illama.reproduce.figures import Line, Panel, Step, draw_curves, draw_steps
+from illama.reproduce.figures import Line, Step, StudyPanel, draw_curves, draw_steps
 from illama.reproduce.plan import Base, PlannedRun
 from illama.reproduce.results import StudyResult, environments, to_dict
 from illama.reproduce.results import command as run_command
-from illama.reproduce.study import METRICS, Metric, Row
+from illama.reproduce.study import METRICS, Metric, StudyRow
 from illama.reproduce.verdicts import difference_in_words, in_words
 from illama.training.figures import read_metrics, soft_mask_end
 from illama.training.run_folder import METRICS_FILE
@@ -78,7 +78,7 @@ def results_table(result: StudyResult, *, brief: bool = False) -> Table:
     return Table(tuple(shown), tuple(zip(*shown.values(), strict=True)), f"{planned.study.source}: paper and ours")
 
 
-def _label(result: StudyResult, row: Row) -> str:
+def _label(result: StudyResult, row: StudyRow) -> str:
     """A row's name, and whose runs it shares."""
     runs = result.planned.runs.get(row.name)
     for other in result.planned.rows:
@@ -89,7 +89,7 @@ def _label(result: StudyResult, row: Row) -> str:
     return row.label
 
 
-def _ours(result: StudyResult, row: Row, metric: Metric) -> str:
+def _ours(result: StudyResult, row: StudyRow, metric: Metric) -> str:
     found, wanted = result.rows[row.name], len(result.planned.runs.get(row.name, ()))
     if found.runs:
         part = "" if len(found.runs) == wanted else f" ({len(found.runs)} of {wanted} seeds)"
@@ -99,12 +99,12 @@ def _ours(result: StudyResult, row: Row, metric: Metric) -> str:
     return "failed" if found.failed else "not run"
 
 
-def _difference(result: StudyResult, row: Row) -> str:
+def _difference(result: StudyResult, row: StudyRow) -> str:
     found = None if row.against is None else result.difference(row.name, row.against, "top1")
     return "" if found is None else difference_in_words(found, "top1")
 
 
-def _against(result: StudyResult, row: Row) -> str:
+def _against(result: StudyResult, row: StudyRow) -> str:
     label = next((each.label for each in result.planned.rows if each.name == row.against), "")
     return label.removeprefix("+ ")
 
@@ -137,7 +137,7 @@ def _pictures(result: StudyResult) -> Iterator[Figure]:
     study = result.planned.study
     if not any(found.runs for found in result.rows.values()):
         return
-    panels = [Panel(title, label, tuple(_lines(result, kind, key))) for title, label, kind, key in _CURVES]
+    panels = [StudyPanel(title, label, tuple(_lines(result, kind, key))) for title, label, kind, key in _CURVES]
     yield Figure(
         f"{study.name}-curves",
         draw_curves(panels),

@@ -20,7 +20,7 @@ from illama.weights.dialects import HUGGINGFACE, VISIONLLAMA, translate
 from illama.weights.foreign import read_weights
 from illama.weights.hub_folder import Described, described
 from illama.weights.infer import demand_size, infer_config
-from illama.weights.published import Published, announce, published_by_file
+from illama.weights.published import PublishedWeights, announce, published_by_file
 from illama.weights.resolve import resolve
 
 _log = logging.getLogger("illama")
@@ -158,7 +158,7 @@ def _altered(meta: Meta, config: ModelConfig) -> Meta:
     return dataclasses.replace(meta, config=config, recipe=None, source=None)
 
 
-def _check_published(row: Published, config: ModelConfig, edits: Mapping[str, Any]) -> None:
+def _check_published(row: PublishedWeights, config: ModelConfig, edits: Mapping[str, Any]) -> None:
     expected = row.config
     if config != expected and not edits:
         raise UserError(

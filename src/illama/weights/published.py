@@ -22,7 +22,7 @@ _log = logging.getLogger("illama")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Published:
+class PublishedWeights:
     """One published file.
 
     Attributes:
@@ -54,9 +54,9 @@ class Published:
         return f"{HUB}/{REPOSITORY}/resolve/main/{self.file}"
 
 
-def _rows() -> list[Published]:
-    def row(name: str, file: str, top1: float, top1_log: float, best_log: float) -> Published:
-        return Published(
+def _rows() -> list[PublishedWeights]:
+    def row(name: str, file: str, top1: float, top1_log: float, best_log: float) -> PublishedWeights:
+        return PublishedWeights(
             name=name,
             file=f"illama-{file}-{top1:.1f}.pth",
             variant=name.removeprefix("illama_").partition(".")[0],
@@ -78,15 +78,15 @@ def _rows() -> list[Published]:
     ]
 
 
-PUBLISHED: Registry[Published] = Registry("published weights", {row.name: row for row in _rows()})
+PUBLISHED: Registry[PublishedWeights] = Registry("published weights", {row.name: row for row in _rows()})
 
 
-def published_by_file(filename: str) -> Published | None:
+def published_by_file(filename: str) -> PublishedWeights | None:
     """The row of a file by its name; None where the authors published no such file."""
     return next((row for row in PUBLISHED.values() if row.file == filename), None)
 
 
-def published_as(source: str | None) -> Published | None:
+def published_as(source: str | None) -> PublishedWeights | None:
     """The row that `Meta.source` names; None for weights that are no published ones."""
     return next((row for row in PUBLISHED.values() if row.name == source), None)
 
@@ -140,6 +140,6 @@ def _without_retry_lines() -> Iterator[None]:
         hub_logging.set_verbosity(before)
 
 
-def announce(row: Published) -> None:
+def announce(row: PublishedWeights) -> None:
     """Say where published weights come from, and that nobody has said what may be done with them."""
     _log.info("%s: %s of %s/%s; no licence is stated for these weights", row.name, row.file, HUB, REPOSITORY)

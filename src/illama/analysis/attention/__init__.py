@@ -12,7 +12,7 @@ from illama.analysis.attention.figures import draw_curves, draw_heads, draw_rows
 from illama.analysis.attention.maps import Pictures, draw_maps
 from illama.analysis.attention.measures import AttentionNumbers, measure_attention
 from illama.analysis.attention.rows import attention_distance, indifferent_weights, row_entropy, row_mass
-from illama.analysis.result import Finding, Measure
+from illama.analysis.result import AnalysisResult, Measure
 from illama.console.progress import WorkProgress
 from illama.errors import UserError
 from illama.report import Block, Section, Table, Text, csv_text
@@ -26,7 +26,7 @@ PUBLISHED_RANK = "about 129 (iLLaMA-T, ImageNet-1K, N = 197); 81 (ViT-T)"
 PAPER_LAYERS = (1, 4, 8, 12)  # shown in Fig. 4, of twelve
 
 
-def attention(subject: Subject, options: AttentionOptions, workspace: Path | None = None) -> Finding:
+def attention(subject: Subject, options: AttentionOptions, workspace: Path | None = None) -> AnalysisResult:
     """Look at the attention of randomly chosen images, in one pass.
 
     Args:
@@ -46,7 +46,7 @@ def attention(subject: Subject, options: AttentionOptions, workspace: Path | Non
         found = measure_attention(
             subject.model, sample.images, share=options.share, shown=options.shown, advance=progress.advance
         )
-    return Finding(
+    return AnalysisResult(
         name="attention",
         summary=_summary(found, subject.model, options),
         section=Section("Attention", _blocks(subject, sample, found, options)),

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from illama.analysis.calibration.figures import Panel, reliability_picture
+from illama.analysis.calibration.figures import ReliabilityPanel, reliability_picture
 from illama.analysis.options import CalibrationOptions
-from illama.analysis.result import Finding, Measure
+from illama.analysis.result import AnalysisResult, Measure
 from illama.evaluation.calibration import (
     TEMPERATURES,
     Answers,
@@ -65,7 +65,7 @@ def why_not(subject: Subject, options: CalibrationOptions) -> str | None:
     return class_mismatch(subject)
 
 
-def calibration(subject: Subject, options: CalibrationOptions, workspace: Path | None = None) -> Finding:
+def calibration(subject: Subject, options: CalibrationOptions, workspace: Path | None = None) -> AnalysisResult:
     """Accuracy, likelihood and calibration of a network, with intervals.
 
     Args:
@@ -79,7 +79,7 @@ def calibration(subject: Subject, options: CalibrationOptions, workspace: Path |
     return calibration_of(logits_for(subject, workspace, progress=True), options)
 
 
-def calibration_of(saved: SavedLogits, options: CalibrationOptions) -> Finding:
+def calibration_of(saved: SavedLogits, options: CalibrationOptions) -> AnalysisResult:
     """The same from saved logits. One image, one class and fewer images than bins are enough.
 
     Raises:
@@ -103,7 +103,7 @@ def calibration_of(saved: SavedLogits, options: CalibrationOptions) -> Finding:
         "temperature_scaling": None if scaling is None else _plain(scaling),
         "reliability": _rows(bins),
     }
-    return Finding(
+    return AnalysisResult(
         name="calibration",
         summary=_summary(saved, found, ranges, scaling, options.bins),
         section=Section("Calibration", tuple(_blocks(saved, found, ranges, bins, scaling, options))),
@@ -198,9 +198,11 @@ def _blocks(
     scaling: Scaling | None,
     options: CalibrationOptions,
 ) -> list[Block]:
-    panels = [Panel(f"as it is, {len(saved):,} images", bins)]
+    panels = [ReliabilityPanel(f"as it is, {len(saved):,} images", bins)]
     if scaling is not None:
-        panels.append(Panel(f"logits / {scaling.temperature:.3f}, {scaling.tested_on:,} held-out images", scaling.bins))
+        panels.append(
+            ReliabilityPanel(f"logits / {scaling.temperature:.3f}, {scaling.tested_on:,} held-out images", scaling.bins)
+        )
     picture = Figure(
         "reliability",
         reliability_picture(panels),

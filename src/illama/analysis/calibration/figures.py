@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class Panel(NamedTuple):
+class ReliabilityPanel(NamedTuple):
     """One diagram.
 
     Attributes:
@@ -27,7 +27,7 @@ class Panel(NamedTuple):
     bins: Reliability
 
 
-def reliability_picture(panels: Sequence[Panel]) -> bytes:
+def reliability_picture(panels: Sequence[ReliabilityPanel]) -> bytes:
     """Diagrams above histograms, as SVG: bars = accuracy, shaded = gap to the mean confidence, ECE in the picture."""
     from matplotlib.figure import Figure
 
@@ -46,7 +46,7 @@ def reliability_picture(panels: Sequence[Panel]) -> bytes:
     return svg_bytes(figure)
 
 
-def _draw_bins(axes: Axes, panel: Panel) -> None:
+def _draw_bins(axes: Axes, panel: ReliabilityPanel) -> None:
     from matplotlib.colors import to_rgba
 
     bins = panel.bins

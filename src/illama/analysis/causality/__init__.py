@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from illama.analysis.causality.sensitivity import changes_before_cuts, exchanged, followed_tokens
-from illama.analysis.result import Finding, Measure
+from illama.analysis.result import AnalysisResult, Measure
 from illama.console.progress import WorkProgress
 from illama.errors import UserError
 from illama.report import Block, Section, Table, Text, csv_text
@@ -63,7 +63,7 @@ class _How(NamedTuple):
     precision: str
 
 
-def causality(subject: Subject, options: CausalityOptions, workspace: Path | None = None) -> Finding:
+def causality(subject: Subject, options: CausalityOptions, workspace: Path | None = None) -> AnalysisResult:
     """Exchange all patches after a cut for another image's and report how every earlier token moves in every layer.
 
     A strictly causal network keeps every earlier token to the last bit, in every precision. How much others move is
@@ -102,7 +102,7 @@ def causality(subject: Subject, options: CausalityOptions, workspace: Path | Non
     layers = [LayerLeak.of(torch.cat([change[layer].flatten() for change in found])) for layer in range(len(found[0]))]
     verdict = describe(model, layers)
     how = _How(len(images), alike, "double precision" if exact.dtype == torch.float64 else "float32")
-    return Finding(
+    return AnalysisResult(
         name="causality",
         summary=(Measure("dependence of earlier tokens on later patches", verdict),),
         section=Section("Causality", _blocks(found, cuts, layers, verdict, how)),

@@ -11,7 +11,7 @@ import numpy as np
 from illama.analysis.classes.figures import confusion_picture, recall_picture
 from illama.analysis.classes.names import shown
 from illama.analysis.options import ClassesOptions
-from illama.analysis.result import Finding, Measure
+from illama.analysis.result import AnalysisResult, Measure
 from illama.errors import UserError
 from illama.evaluation.calibration import Answers
 from illama.evaluation.saved_logits import SavedLogits, class_mismatch, logits_for
@@ -30,7 +30,7 @@ def why_not(subject: Subject, options: ClassesOptions) -> str | None:
     return class_mismatch(subject) or _one_class(subject.source.labels, subject.meta.classes)
 
 
-def classes(subject: Subject, options: ClassesOptions, workspace: Path | None = None) -> Finding:
+def classes(subject: Subject, options: ClassesOptions, workspace: Path | None = None) -> AnalysisResult:
     """Accuracy of each class, confusions, and the most confident mistakes with the images' places.
 
     Args:
@@ -45,7 +45,9 @@ def classes(subject: Subject, options: ClassesOptions, workspace: Path | None = 
     return classes_of(saved, options, lambda position: Path(subject.source.location(position)).name)
 
 
-def classes_of(saved: SavedLogits, options: ClassesOptions, place: Callable[[int], str] = "image {}".format) -> Finding:
+def classes_of(
+    saved: SavedLogits, options: ClassesOptions, place: Callable[[int], str] = "image {}".format
+) -> AnalysisResult:
     """The same from saved logits.
 
     Args:
@@ -89,7 +91,7 @@ def classes_of(saved: SavedLogits, options: ClassesOptions, place: Callable[[int
         "confusions": confused[: options.shown],
         "most_confident_mistakes": wrong,
     }
-    return Finding(
+    return AnalysisResult(
         name="classes",
         summary=_summary(balanced, interval, per_class),
         section=Section("Classes", tuple(_blocks(answers, per_class, confused[: options.shown], wrong, saved))),

@@ -17,7 +17,7 @@ from illama.analysis.landscape.directions import MovableWeights, filter_normaliz
 from illama.analysis.landscape.figures import landscape_figure
 from illama.analysis.landscape.grid import coordinates, description, fill_grid
 from illama.analysis.options import LandscapeOptions
-from illama.analysis.result import Finding, Measure
+from illama.analysis.result import AnalysisResult, Measure
 from illama.device.linear import keep_linear_kernels, linear_kernels
 from illama.errors import UserError
 from illama.evaluation import Scores, evaluating
@@ -44,7 +44,7 @@ def why_not(subject: Subject, options: LandscapeOptions) -> str | None:
     return class_mismatch(subject)
 
 
-def landscape(subject: Subject, options: LandscapeOptions, workspace: Path | None = None) -> Finding:
+def landscape(subject: Subject, options: LandscapeOptions, workspace: Path | None = None) -> AnalysisResult:
     """Mean cross-entropy of fixed images on a grid of weights around the network's own.
 
     Args:
@@ -73,7 +73,7 @@ def landscape(subject: Subject, options: LandscapeOptions, workspace: Path | Non
     places = [(a, b, grid[i, j]) for i, b in enumerate(axis) for j, a in enumerate(axis)]
     rows = [(a, b, None if math.isnan(loss) else float(loss)) for a, b, loss in places]
     table = {"landscape.csv": csv_text(("a", "b", "loss"), rows)}
-    return Finding("landscape", _summary(values), section, values, table)
+    return AnalysisResult("landscape", _summary(values), section, values, table)
 
 
 def image_losses(model: ILlama, sample: Sample, size: int) -> Scores:

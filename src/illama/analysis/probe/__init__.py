@@ -15,7 +15,7 @@ from illama.analysis.options import ProbeOptions
 from illama.analysis.probe.classifiers import LinearProbe, knn_votes, linear_probe
 from illama.analysis.probe.figures import layer_figure, scatter_figure
 from illama.analysis.probe.split import ProbeSplit, covered, in_numbers_of, split_for_probe
-from illama.analysis.result import Finding, Measure
+from illama.analysis.result import AnalysisResult, Measure
 from illama.evaluation.features import Features, cached_features
 from illama.evaluation.verify import wilson
 from illama.report import Block, Section, Table, Text, csv_text
@@ -33,7 +33,7 @@ def why_not(subject: Subject, options: ProbeOptions) -> str | None:
     return None
 
 
-def probe(subject: Subject, options: ProbeOptions, workspace: Path | None = None) -> Finding:
+def probe(subject: Subject, options: ProbeOptions, workspace: Path | None = None) -> AnalysisResult:
     """Classify the subject's images by those of the training split, on features that stay as they are.
 
     Args:
@@ -87,7 +87,7 @@ def probe(subject: Subject, options: ProbeOptions, workspace: Path | None = None
         Measure(f"{options.neighbors} nearest neighbours, top-1, layer {block + 1}", _shown(values, "knn")),
     )
     section = Section("Frozen features: linear probe and nearest neighbours", tuple(content))
-    return Finding("probe", summary, section, values, tables)
+    return AnalysisResult("probe", summary, section, values, tables)
 
 
 def _knn_predictions(train: Features, values_ND: Tensor, options: ProbeOptions, subject: Subject) -> Tensor:

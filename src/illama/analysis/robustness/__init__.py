@@ -13,9 +13,9 @@ from torch import Tensor
 
 from illama.analysis.imagenet_answers import ImagenetAnswers, answers, not_imagenet
 from illama.analysis.options import RobustnessOptions
-from illama.analysis.result import Finding
+from illama.analysis.result import AnalysisResult
 from illama.analysis.robustness.corruptions import find_corrupted
-from illama.analysis.robustness.figures import Corrupted, Row, robustness_finding
+from illama.analysis.robustness.figures import Corrupted, SetRow, robustness_finding
 from illama.analysis.robustness.measures import (
     SETS,
     ImageSet,
@@ -53,7 +53,7 @@ def why_not(subject: Subject, options: RobustnessOptions) -> str | None:
     return not_imagenet(subject)
 
 
-def robustness(subject: Subject, options: RobustnessOptions, workspace: Path | None = None) -> Finding:
+def robustness(subject: Subject, options: RobustnessOptions, workspace: Path | None = None) -> AnalysisResult:
     """Accuracy of a network with ImageNet-1K's classes on each set that is given.
 
     Args:
@@ -100,7 +100,7 @@ class _Memory:
         """`compute()`, or what it returned for the same network, images and `what` before."""
         if self._file is None:
             return compute()
-        columns = [column.name for column in dataclasses.fields(Row)]  # what is remembered of a set
+        columns = [column.name for column in dataclasses.fields(SetRow)]  # what is remembered of a set
         parts = [self._network, data_id(source), source.description, what, columns]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         known = self._read()
@@ -131,7 +131,7 @@ class _Memory:
             raise UserError(f"cannot write {self._file}: {error.strerror or error}; give another folder") from error
 
 
-def _reference(subject: Subject, opened: Source | None, labels: Labels | None, memory: _Memory) -> list[Row]:
+def _reference(subject: Subject, opened: Source | None, labels: Labels | None, memory: _Memory) -> list[SetRow]:
     """ImageNet itself and, from the same pass, by ReaL's labels; nothing where there are no such images."""
     which = SETS["imagenet"]
     if opened is None:
@@ -152,18 +152,18 @@ def _reference(subject: Subject, opened: Source | None, labels: Labels | None, m
         return [dataclasses.asdict(row) for row in rows]
 
     judged_by = None if labels is None else hashlib.sha256(json.dumps(labels).encode()).hexdigest()
-    return [Row(**plain) for plain in memory.recall(["imagenet", judged_by], source, compute)]
+    return [SetRow(**plain) for plain in memory.recall(["imagenet", judged_by], source, compute)]
 
 
-def _remembered_row(memory: _Memory, name: str, subject: Subject, source: Source) -> Row:
+def _remembered_row(memory: _Memory, name: str, subject: Subject, source: Source) -> SetRow:
     which = SETS[name]
     plain = memory.recall([name], source, lambda: [dataclasses.asdict(_row(which, source, answers(subject, source)))])
-    return Row(**plain[0])
+    return SetRow(**plain[0])
 
 
-def _row(which: ImageSet, source: Source, found: ImagenetAnswers) -> Row:
+def _row(which: ImageSet, source: Source, found: ImagenetAnswers) -> SetRow:
     scores = scores_among(found.logits, found.labels, which.classes)
-    return Row(
+    return SetRow(
         title=which.title,
         top1=scores.top(1),
         top5=scores.top(5),
@@ -178,9 +178,9 @@ def _row(which: ImageSet, source: Source, found: ImagenetAnswers) -> Row:
     )
 
 
-def _real_row(source: Source, found: ImagenetAnswers, numbers: Tensor, labels: Labels) -> Row:
+def _real_row(source: Source, found: ImagenetAnswers, numbers: Tensor, labels: Labels) -> SetRow:
     real = score_real(found.logits, numbers[found.positions], labels)
-    return Row(
+    return SetRow(
         title="ImageNet-ReaL",
         top1=100 * real.hits / real.images,
         top5=None,
@@ -209,7 +209,7 @@ def _corrupted(subject: Subject, folders: dict[tuple[str, int], Path], memory: _
                 found = answers(subject, source, transform)
                 return [dataclasses.asdict(_row(SETS["imagenet"], source, found))]
 
-            row = Row(**memory.recall(["imagenet_c", name, severity], source, compute)[0])
+            row = SetRow(**memory.recall(["imagenet_c", name, severity], source, compute)[0])
             errors.setdefault(name, {})[severity] = 1 - row.hits / row.images
             images, skipped = images + row.images, skipped + row.skipped
             progress.advance(1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from illama.analysis.result import Finding, Measure
+from illama.analysis.result import AnalysisResult, Measure
 from illama.analysis.robustness.corruptions import (
     CORRUPTIONS,
     COUNTED,
@@ -28,7 +28,7 @@ ALL_COUNTED = len(COUNTED) * len(SEVERITIES)
 
 
 @dataclass(frozen=True)
-class Row:
+class SetRow:
     """One set.
 
     Attributes:
@@ -87,7 +87,7 @@ class Corrupted:
         return sum(values) / len(values) if values else None
 
 
-def robustness_finding(rows: Sequence[Row], corrupted: Corrupted | None) -> Finding:
+def robustness_finding(rows: Sequence[SetRow], corrupted: Corrupted | None) -> AnalysisResult:
     """Everything about the sets that were given."""
     tables = {}
     blocks: list[Block] = []
@@ -98,7 +98,7 @@ def robustness_finding(rows: Sequence[Row], corrupted: Corrupted | None) -> Find
     if corrupted is not None:
         blocks += [Text(_about_corrupted(corrupted)), _lines(corrupted.errors), _corrupted_table(corrupted.errors)]
         tables["imagenet_c.csv"] = csv_text(("corruption", "group", "severity", "top1_error"), _long(corrupted.errors))
-    return Finding(
+    return AnalysisResult(
         "robustness",
         _summary(rows, corrupted),
         Section("Other images of the same classes", tuple(blocks)),
@@ -107,7 +107,7 @@ def robustness_finding(rows: Sequence[Row], corrupted: Corrupted | None) -> Find
     )
 
 
-def _summary(rows: Sequence[Row], corrupted: Corrupted | None) -> tuple[Measure, ...]:
+def _summary(rows: Sequence[SetRow], corrupted: Corrupted | None) -> tuple[Measure, ...]:
     measures = []
     for row in rows:
         low, high = row.interval
@@ -123,7 +123,7 @@ def _summary(rows: Sequence[Row], corrupted: Corrupted | None) -> tuple[Measure,
     return tuple(measures)
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: SetRow) -> tuple[str, ...]:
     low, high = row.interval
     return (
         row.title,
@@ -136,11 +136,11 @@ def _cells(row: Row) -> tuple[str, ...]:
     )
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: SetRow) -> dict[str, Any]:
     return asdict(row) | {"interval": list(row.interval)}
 
 
-def _csv(rows: Sequence[Row]) -> str:
+def _csv(rows: Sequence[SetRow]) -> str:
     plain = [{**asdict(row), "low": row.interval[0], "high": row.interval[1]} for row in rows]
     columns = [name for name in plain[0] if name not in ("data", "note")]
     return csv_text(columns, [[row[name] for name in columns] for row in plain])
@@ -192,7 +192,7 @@ def _plain_errors(found: Corrupted) -> dict[str, Any]:
     }
 
 
-def _bars(rows: Sequence[Row]) -> Figure:
+def _bars(rows: Sequence[SetRow]) -> Figure:
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(7.6, 1.1 + 0.45 * len(rows)), layout="constrained")

@@ -10,7 +10,7 @@ import torch
 
 from illama.analysis.imagenet_answers import answers, not_imagenet
 from illama.analysis.options import ShapeOptions
-from illama.analysis.result import Finding, Measure
+from illama.analysis.result import AnalysisResult, Measure
 from illama.analysis.shape.measures import ShapeBias, decisions, shape_bias
 from illama.data.sources.cue_conflict import CueConflictSource, open_cue_conflict
 from illama.errors import UserError
@@ -40,7 +40,7 @@ def why_not(subject: Subject, options: ShapeOptions) -> str | None:
     return not_imagenet(subject)
 
 
-def shape(subject: Subject, options: ShapeOptions, workspace: Path | None = None) -> Finding:
+def shape(subject: Subject, options: ShapeOptions, workspace: Path | None = None) -> AnalysisResult:
     """Shape bias of a network with ImageNet-1K's classes.
 
     Args:
@@ -60,7 +60,7 @@ def shape(subject: Subject, options: ShapeOptions, workspace: Path | None = None
     return finding(bias, source, found.skipped)
 
 
-def finding(bias: ShapeBias, source: CueConflictSource, skipped: int) -> Finding:
+def finding(bias: ShapeBias, source: CueConflictSource, skipped: int) -> AnalysisResult:
     """Numbers, table and figure of counted decisions."""
     low, high = wilson(sum(bias.shape), bias.decided)
     counts = f"{sum(bias.shape)} shape and {sum(bias.texture)} texture decisions"
@@ -79,7 +79,7 @@ def finding(bias: ShapeBias, source: CueConflictSource, skipped: int) -> Finding
         "The further left a dot, the more often the shape decides for pictures of that shape category; the dashed line "
         "is the share over all pictures. A category without a dot had no decision for its shape or the texture.",
     )
-    return Finding(
+    return AnalysisResult(
         "shape",
         summary,
         Section("Shape or texture", (Text(ABOUT), Text(f"Images: {source.description}."), picture, table)),

@@ -13,7 +13,7 @@ from illama.data.decode.images import as_seen
 from illama.data.layout import Layout
 from illama.data.source import Source, number_classes
 from illama.data.sources.splits import stratified_choice
-from illama.data.sources.walk import Found
+from illama.data.sources.walk import FoundFiles
 
 if TYPE_CHECKING:
     from illama.recipes.schema import DataConfig
@@ -51,7 +51,7 @@ class DigitsSource(Source):
         return f"digits row {self._rows[i]}"
 
 
-def look_at_digits(data: DataConfig, found: Found | None) -> DigitsLayout:
+def look_at_digits(data: DataConfig, found: FoundFiles | None) -> DigitsLayout:
     """The layout of the digits, which is always the same."""
     return DigitsLayout(data, "embedded", "digits", ("train", "test"))
 

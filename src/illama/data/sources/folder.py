@@ -24,7 +24,7 @@ from illama.data.sources.formats import picture_endings
 from illama.data.sources.splits import SPELLINGS, is_training, role_at_start, role_of, roles_of
 from illama.data.sources.splits import in_order as in_split_order
 from illama.data.sources.table import TABLES
-from illama.data.sources.walk import Found, PassedOver
+from illama.data.sources.walk import FoundFiles, PassedOver
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class FolderSource(Source):
         return os.path.join(self.root, self.paths[i])
 
 
-def look_at_folder(data: DataConfig, found: Found | None) -> FolderLayout:
+def look_at_folder(data: DataConfig, found: FoundFiles | None) -> FolderLayout:
     """The layout of an image folder.
 
     Raises:
@@ -90,7 +90,7 @@ class FolderLayout(Layout):
         found: All that lies in it.
     """
 
-    def __init__(self, data: DataConfig, found: Found) -> None:
+    def __init__(self, data: DataConfig, found: FoundFiles) -> None:
         self.found = found
         self._by_top = _grouped(found)
         splits = split_folders(self._by_top, {data.train_split, data.eval_split}, shown(found.root))
@@ -238,20 +238,20 @@ class Part:
         return {name: folders[name] for name in in_order(folders)}
 
 
-def _without_images(found: Found, root: str, folders: Sequence[str]) -> UserError:
+def _without_images(found: FoundFiles, root: str, folders: Sequence[str]) -> UserError:
     return UserError(
         f"{shown(root)} has no images in class folders; folders: {few(folders) or 'none'}; read are "
         f"{', '.join(sorted(picture_endings()))}{_lost(found)}"
     )
 
 
-def _lost(found: Found) -> str:
+def _lost(found: FoundFiles) -> str:
     """Pictures that were found and are not read, which may be what is missed."""
     lost = found.passed_over.lost()
     return f"; passed over: {lost}" if lost else ""
 
 
-def _refuse_split_below(found: Found) -> None:
+def _refuse_split_below(found: FoundFiles) -> None:
     """Splits inside of what would be the classes: cat/train, cat/test."""
     inner: dict[str, set[str]] = {}
     for path in found.pictures:
@@ -340,7 +340,7 @@ def _refuse_like_splits(folders: Sequence[str], splits: Sequence[str], where: st
         )
 
 
-def _grouped(found: Found) -> dict[str, list[str]]:
+def _grouped(found: FoundFiles) -> dict[str, list[str]]:
     """Pictures by the first folder of their paths, "" for those without one; folders without pictures have none."""
     groups: dict[str, list[str]] = {folder: [] for folder in found.folders if "/" not in folder}
     for path in found.pictures:

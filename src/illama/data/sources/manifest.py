@@ -24,7 +24,7 @@ from illama.data.sources.folder import FolderSource
 from illama.data.sources.formats import FileKind, ending_of, kind_of_file, remedy
 from illama.data.sources.splits import split_column
 from illama.data.sources.table import TABLES, Table, plain, read_table
-from illama.data.sources.walk import Found, PassedOver, walk
+from illama.data.sources.walk import FoundFiles, PassedOver, walk
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def is_manifest(columns: Sequence[str], data: DataConfig) -> bool:
     return bool(_columns(columns, FILE, data.image_column) and _columns(columns, LABEL, data.label_column))
 
 
-def look_at_manifest(data: DataConfig, found: Found | None) -> ManifestLayout:
+def look_at_manifest(data: DataConfig, found: FoundFiles | None) -> ManifestLayout:
     """The layout that a table of files describes.
 
     Raises:

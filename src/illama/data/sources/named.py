@@ -15,7 +15,7 @@ from illama.data.decode.images import BrokenImage, as_seen, read_bytes, read_ima
 from illama.data.layout import Layout, needed_path
 from illama.data.source import Source, number_classes
 from illama.data.sources.splits import role_of
-from illama.data.sources.walk import Found
+from illama.data.sources.walk import FoundFiles
 from illama.errors import UserError
 from illama.optional import import_timm
 
@@ -52,7 +52,7 @@ class TorchvisionSource(Source):
         return self._files[i][0] if self._files is not None else f"{type(self._dataset).__name__} row {i}"
 
 
-def look_at_torchvision(data: DataConfig, found: Found | None) -> Layout:
+def look_at_torchvision(data: DataConfig, found: FoundFiles | None) -> Layout:
     """torch/cifar10 and its like, from a folder where torchvision finds the files; nothing is downloaded."""
     needed_path(data)
     return TorchvisionLayout(data, "torchvision's", data.name, ("train", "validation"))
@@ -128,7 +128,7 @@ class HubSource(Source):
         return f"{self.description.partition(':')[0]} row {i}"
 
 
-def look_at_hub(data: DataConfig, found: Found | None) -> Layout:
+def look_at_hub(data: DataConfig, found: FoundFiles | None) -> Layout:
     """hfds/OWNER/NAME (or hfds/ and a local folder); `datasets` may download it.
 
     Raises:

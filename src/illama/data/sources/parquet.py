@@ -36,7 +36,7 @@ from illama.data.sources.splits import (
     split_in_name,
 )
 from illama.data.sources.table import first_line, reading_parquet, text_of
-from illama.data.sources.walk import NO_PICTURES, Found, PassedOver, Reason
+from illama.data.sources.walk import NO_PICTURES, FoundFiles, PassedOver, Reason
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class ParquetSource(Source):
         return f"{file} row {row}"
 
 
-def look_at_parquet(data: DataConfig, found: Found | None) -> Layout:
+def look_at_parquet(data: DataConfig, found: FoundFiles | None) -> Layout:
     """The layout of a folder of parquet files, or of a single one; a table of file names is a manifest.
 
     Raises:
@@ -299,7 +299,7 @@ class ParquetLayout(Layout):
             self.notes.append(text)
 
 
-def _one_set(found: Found) -> list[str]:
+def _one_set(found: FoundFiles) -> list[str]:
     """The files that belong together: those in the folder itself, in data/, or in the one folder that has some.
 
     Raises:

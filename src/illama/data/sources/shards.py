@@ -29,7 +29,7 @@ from illama.data.layout import Layout, needed_folder, needed_path
 from illama.data.source import MOST_CLASSES, Source, number_classes
 from illama.data.sources.formats import FileKind, kind_of_file, pointer_hint, remedy
 from illama.data.sources.splits import missing_parts, only_split, split_in_name
-from illama.data.sources.walk import NO_PICTURES, SPECIAL, Found, PassedOver, is_hidden
+from illama.data.sources.walk import NO_PICTURES, SPECIAL, FoundFiles, PassedOver, is_hidden
 from illama.errors import UserError
 from illama.system.given_file import read_given_text, why
 
@@ -131,7 +131,7 @@ class ShardSource(Source):
         return f"{self._shards[self._members[i].shard]}:{self._members[i].name}"
 
 
-def look_at_shards(data: DataConfig, found: Found | None) -> ShardLayout:
+def look_at_shards(data: DataConfig, found: FoundFiles | None) -> ShardLayout:
     """The layout of a folder of shards, or of one shard.
 
     The shards of a split are those that `_info.json` lists (timm's layout), else SPLIT-0000.tar, SPLIT/*.tar, or a

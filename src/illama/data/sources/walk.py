@@ -89,7 +89,7 @@ def _in_words(why: str, reason: Reason) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFiles:
     """What a folder holds, by paths with slashes below it.
 
     Attributes:
@@ -119,7 +119,7 @@ def is_hidden(name: str) -> str | None:
     return TOOLS if name.lower() in TOOL_FOLDERS else None
 
 
-def walk(root: str | os.PathLike[str], splits: Collection[str] = ()) -> Found:
+def walk(root: str | os.PathLike[str], splits: Collection[str] = ()) -> FoundFiles:
     """Look through a folder once; what is below a link is found as well, but nothing twice.
 
     A linked folder is followed unless it leads to a folder that is read anyway: one of the tree itself, one above it,
@@ -136,7 +136,7 @@ def walk(root: str | os.PathLike[str], splits: Collection[str] = ()) -> Found:
     walker = _Walker(os.fspath(root), splits)
     walker.go()
     pictures, holders = sorted(walker.pictures, key=natural_key), sorted(walker.holders, key=natural_key)
-    return Found(walker.root, tuple(pictures), tuple(walker.folders), tuple(holders), walker.passed_over)
+    return FoundFiles(walker.root, tuple(pictures), tuple(walker.folders), tuple(holders), walker.passed_over)
 
 
 class _Walker:

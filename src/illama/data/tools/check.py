@@ -20,7 +20,7 @@ from illama.data.layout import WHOLE, Layout, look
 from illama.data.loading.memory import cpu_count
 from illama.data.source import Source
 from illama.data.tools.check_result import CheckedSplit, CheckResult
-from illama.data.tools.inspection import ROW, Finding, inspect
+from illama.data.tools.inspection import ROW, Issue, inspect
 from illama.errors import UserError
 from illama.system.processes import end_with_parent
 
@@ -147,7 +147,7 @@ def _alone(sources: list[Source], min_side: int, chunk: _Chunk) -> Iterator[tupl
         middle = (chunk.start + chunk.stop) // 2
         if middle == chunk.start:
             row = np.zeros(1, dtype=ROW)
-            row["findings"] = Finding.BROKEN
+            row["findings"] = Issue.BROKEN
             yield chunk, (row, {chunk.start: CRASHED})
         else:
             yield from _alone(sources, min_side, _Chunk(chunk.split, chunk.start, middle))

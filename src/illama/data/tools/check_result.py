@@ -11,16 +11,16 @@ import numpy as np
 
 from illama.data.layout import Layout
 from illama.data.source import Source
-from illama.data.tools.inspection import Finding
+from illama.data.tools.inspection import Issue
 
 # Kinds that are told for information only: training reads them all as RGB (or grey), upright, on white.
 INFORMATION = (
-    Finding.GREY,
-    Finding.CMYK,
-    Finding.DEEP,
-    Finding.TRANSPARENT,
-    Finding.TURNED,
-    Finding.ANIMATED,
+    Issue.GREY,
+    Issue.CMYK,
+    Issue.DEEP,
+    Issue.TRANSPARENT,
+    Issue.TURNED,
+    Issue.ANIMATED,
 )
 
 
@@ -115,23 +115,23 @@ class CheckResult:
         """How many there are, broken ones included."""
         return sum(len(split.rows) for split in self.splits)
 
-    def count(self, finding: Finding) -> int:
+    def count(self, finding: Issue) -> int:
         """How many images this holds for."""
         return sum(int((split.rows["findings"] & finding > 0).sum()) for split in self.splits)
 
-    def places(self, finding: Finding) -> Iterator[Place]:
+    def places(self, finding: Issue) -> Iterator[Place]:
         """The images that this holds for, in order."""
         for number, split in enumerate(self.splits):
             for i in np.flatnonzero(split.rows["findings"] & finding):
                 yield self.place(number, int(i), finding)
 
-    def place(self, split: int, i: int, finding: Finding | None = None) -> Place:
+    def place(self, split: int, i: int, finding: Issue | None = None) -> Place:
         """An image by its position; `finding` decides what the detail is about."""
         one = self.splits[split]
         detail = ""
-        if finding in (Finding.BROKEN, Finding.WRONG_ENDING):
+        if finding in (Issue.BROKEN, Issue.WRONG_ENDING):
             detail = one.details[i]
-        elif finding == Finding.TINY:
+        elif finding == Issue.TINY:
             detail = f"{one.rows['width'][i]} x {one.rows['height'][i]}"
         return Place(one.name, one.source.location(i), one.source.classes[one.source.labels[i]], detail)
 
@@ -183,9 +183,9 @@ class CheckResult:
             "splits": splits,
             **sizes,
             "min_side": self.min_side,
-            "broken": self._listed(Finding.BROKEN, "why"),
-            "tiny": self._listed(Finding.TINY, "size"),
-            "wrong_ending": self._listed(Finding.WRONG_ENDING, "format"),
+            "broken": self._listed(Issue.BROKEN, "why"),
+            "tiny": self._listed(Issue.TINY, "size"),
+            "wrong_ending": self._listed(Issue.WRONG_ENDING, "format"),
             "duplicates": [
                 {
                     "images": [_plain(self.place(*image)) for image in group.images],
@@ -201,7 +201,7 @@ class CheckResult:
             "seconds": self.seconds,
         }
 
-    def _listed(self, finding: Finding, key: str) -> list[dict[str, str]]:
+    def _listed(self, finding: Issue, key: str) -> list[dict[str, str]]:
         return [_plain(place) | {key: place.detail} for place in self.places(finding)]
 
 

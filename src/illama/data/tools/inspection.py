@@ -14,7 +14,7 @@ from illama.data.source import Source
 from illama.data.sources.formats import ending_of, fits, readable_formats
 
 
-class Finding(enum.IntFlag):
+class Issue(enum.IntFlag):
     """What can be said of an image; several may hold."""
 
     BROKEN = 1
@@ -40,7 +40,7 @@ ROW = np.dtype(
         ("findings", np.uint16),
     ]
 )
-_MODES = {"1": Finding.GREY, "L": Finding.GREY, "LA": Finding.GREY, "CMYK": Finding.CMYK}
+_MODES = {"1": Issue.GREY, "L": Issue.GREY, "LA": Issue.GREY, "CMYK": Issue.CMYK}
 _ORIENTATION = 0x0112
 _ANIMATED_FORMATS = frozenset({"GIF", "PNG", "WEBP"})
 
@@ -65,20 +65,20 @@ def inspect(source: Source, start: int, stop: int, min_side: int) -> tuple[np.nd
             content = source.encoded(i)
             image = source.read(i) if content is None else read_image(content, max_pixels=source.max_pixels)
         except BrokenImage as broken:
-            row["findings"] = Finding.BROKEN
+            row["findings"] = Issue.BROKEN
             details[i] = broken.why
             continue
         row["width"], row["height"] = image.size
         row["pixels"] = _digest(16, str(image.size).encode(), image.tobytes())
         if min(image.size) < min_side:
-            row["findings"] |= Finding.TINY
+            row["findings"] |= Issue.TINY
         if content is not None:
             row["bytes"] = min(len(content), 2**32 - 1)
             row["file"] = _digest(8, content)[0]
             findings, form = _header(content)
             row["findings"] |= findings
             if not fits(form, ending_of(source.location(i))):
-                row["findings"] |= Finding.WRONG_ENDING
+                row["findings"] |= Issue.WRONG_ENDING
                 details[i] = form
     return rows, details
 
@@ -90,19 +90,19 @@ def _digest(size: int, *contents: bytes) -> np.ndarray:
     return np.frombuffer(digest.digest(), dtype=np.uint64)
 
 
-def _header(content: bytes) -> tuple[Finding, str]:
+def _header(content: bytes) -> tuple[Issue, str]:
     """What the file's header says, and its format; of a file that can be read."""
     with PILLOW_IN_OUR_HANDS, Image.open(io.BytesIO(content), formats=readable_formats()) as image:
-        found = _MODES.get(image.mode, Finding(0))
+        found = _MODES.get(image.mode, Issue(0))
         if image.mode[0] in "IF":
-            found |= Finding.DEEP
+            found |= Issue.DEEP
         if image.has_transparency_data:
-            found |= Finding.TRANSPARENT
+            found |= Issue.TRANSPARENT
         if image.format in _ANIMATED_FORMATS and getattr(image, "is_animated", False):
-            found |= Finding.ANIMATED
+            found |= Issue.ANIMATED
         try:
             if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
-                found |= Finding.TURNED
+                found |= Issue.TURNED
         except Exception:  # unreadable EXIF; reading the image ignores it too
             pass
         return found, image.format or ""
