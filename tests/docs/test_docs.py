@@ -13,6 +13,7 @@ from illama.analysis.registry import ANALYSES
 from illama.analysis.words import read_options
 from illama.cli.main import COMMANDS, main
 from illama.recipes import list_recipes
+from illama.recipes.explain import all_keys
 from tests.evaluation.conftest import untrained_digits_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,8 +32,34 @@ def commands(text: str) -> set[str]:
 
 
 def test_every_recipe_stands_in_the_table_once() -> None:
-    named = [row.split("`")[1] for row in table_rows(README)]
-    assert sorted(named) == list_recipes()
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert sorted(row.split("`")[1] for row in table_rows(page)) == list_recipes()
+
+
+def test_the_page_of_recipe_keys_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "--keys"]) == 0
+    page = (ROOT / "docs" / "recipe-keys.md").read_text(encoding="utf-8")
+    assert page.endswith("\n\n" + capsys.readouterr().out), "put what it prints below the page's head"
+    for key in all_keys():
+        assert f"| `{key.rpartition('.')[2]}` |" in page
+    assert "|  |\n" not in page, "a key says nothing"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_lines_and_cells_can_be_read(page: Path) -> None:
+    """At most 120 characters, and 200 in a cell; code, links and the words of a picture are as long as they are."""
+    text = re.sub(r"(?ms)^( *)```.*?^ *```$", "", page.read_text(encoding="utf-8"))
+    text = re.sub(r"`[^`\n]{60,}`|\]\([^)\n]*\)", "", text)
+    lines = [line for line in text.splitlines() if not line.startswith("![")]
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
+    cells = [cell.strip() for line in lines if line.startswith("|") for cell in line.split("|")]
+    assert [cell for cell in cells if len(cell) > 200] == [] or page.name == "recipe-keys.md"  # the schema's words
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages - set(re.findall(r"\]\(([\w-]+\.md)", index)) == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,6 +1,6 @@
 """What a trained network does inside, and how far its answers can be trusted.
 
-Pure functions of logits, attention maps, features, or a model with images; what commands call gives an `AnalysisResult`.
+Pure functions of logits, attention maps, features, or a model with images; commands get an `AnalysisResult`.
 Importing this package loads no torch: names load what they need on first use.
 """
 

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Annotated
+
+from cyclopts import Parameter
 
 
-def recipes_command() -> None:
-    """List the packaged recipes, one line each. `illama train NAME --print` shows one in full."""
+def recipes_command(*, keys: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """List the packaged recipes, one line each. `illama train NAME --print` shows one in full.
+
+    Args:
+        keys: All keys of a recipe instead, as Markdown: what each holds and decides.
+    """
     from illama.recipes import list_recipes
+    from illama.recipes.explain import keys_as_markdown
+
+    if keys:
+        print(keys_as_markdown(), end="")
+        return
 
     names = list_recipes()
     width = max(map(len, names))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import inspect
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import NoneType, UnionType
@@ -27,11 +29,12 @@ _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 
 @dataclass(frozen=True)
 class Key:
-    """What a recipe key may hold; `default` is missing (`...`) where the recipe has to say."""
+    """What a recipe key may hold and decides; `default` is missing (`...`) where the recipe has to say."""
 
     annotation: Any
     metadata: tuple[Any, ...]
     default: Any
+    description: str
 
 
 @functools.cache
@@ -44,16 +47,43 @@ def _section_keys(section: type[RecipeSection], prefix: str) -> Iterator[tuple[s
     for name, field in section.model_fields.items():
         kind = field.annotation
         if kind is ModelConfig:
-            hints = get_type_hints(ModelConfig)
+            hints, texts = get_type_hints(ModelConfig), _attributes(ModelConfig)
             for part in dataclasses.fields(ModelConfig):
                 hint = int | Literal["auto"] if part.name == "num_classes" else hints[part.name]
-                yield f"{prefix}{name}.{part.name}", Key(hint, (), part.default)
+                yield f"{prefix}{name}.{part.name}", Key(hint, (), part.default, texts[part.name])
         elif isinstance(kind, type) and issubclass(kind, RecipeSection):
             yield from _section_keys(kind, f"{prefix}{name}.")
         else:
             default = ... if field.is_required() else field.default
             hint = get_type_hints(section, include_extras=True)[name]
-            yield f"{prefix}{name}", Key(hint, tuple(_limits([field])), default)
+            yield f"{prefix}{name}", Key(hint, tuple(_limits([field])), default, field.description or "")
+
+
+def _attributes(kind: type) -> dict[str, str]:
+    """What a class's docstring says of its attributes."""
+    _, _, listed = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+    return dict(re.findall(r"(?ms)^    (\w+): (.*?)(?=^    \w+: |\Z)", listed))
+
+
+def keys_as_markdown() -> str:
+    """All keys by section, as tables: what each holds, its default, what it decides."""
+    lines: list[str] = []
+    section = None
+    for name, key in all_keys().items():
+        above, _, last = name.rpartition(".")
+        if above != section:
+            section = above
+            lines += [
+                "",
+                f"## {section or 'The recipe itself'}",
+                "",
+                "| key | allowed | default | what |",
+                "|---|---|---|---|",
+            ]
+        default = "" if key.default is ... else f"`{json.dumps(key.default)}`"
+        cells = (f"`{last}`", allowed(key.annotation, key.metadata), default, " ".join(key.description.split()))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines[1:]) + "\n"
 
 
 def find_problems(tree: Mapping[str, Any]) -> list[Problem]:
