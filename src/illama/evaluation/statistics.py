@@ -182,3 +182,16 @@ def bootstrap_p_value(differences: np.ndarray) -> float:
     """Two-sided, from bootstrap differences (R,); the measured data count as one sample more, so it is never 0."""
     one_side = 1 + min(int((differences <= 0).sum()), int((differences >= 0).sum()))
     return min(1.0, 2 * one_side / (len(differences) + 1))
+
+
+def wilson(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (E. B. Wilson, 1927): right for small counts and shares near 0 or 1 too.
+
+    Args:
+        hits: How many of `count`.
+        count: At least 1.
+    """
+    from scipy.stats import binomtest  # half a second of import
+
+    interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)

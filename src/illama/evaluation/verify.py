@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from illama.checkpoint.format import Meta
 from illama.errors import UserError
 from illama.evaluation.classify import EvalResult, evaluate_model
+from illama.evaluation.statistics import wilson
 from illama.evaluation.subject import open_subject
 from illama.weights.load import load_weights
 from illama.weights.published import PUBLISHED, PublishedWeights, published_as, published_by_file
@@ -22,7 +22,6 @@ IMAGES_PER_CLASS = 50
 # single levels since, and float32 sums are added in another order on other hardware. Together they move some tens of
 # the 50,000 decisions; 0.1 points are 50.
 TOLERANCE = 0.1
-QUANTILE_95 = 1.959963984540054  # of the normal distribution, two-sided
 
 
 @dataclass(frozen=True)
@@ -147,17 +146,3 @@ def judge(published: PublishedWeights, result: EvalResult) -> Verification:
         and all(count == IMAGES_PER_CLASS for count in counts)
     )
     return Verification(published, result, 100 * low, 100 * high, complete)
-
-
-def wilson(hits: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (E. B. Wilson, 1927): right for small counts and shares near 0 or 1 too.
-
-    Args:
-        hits: How many of `count`.
-        count: At least 1.
-    """
-    share, z = hits / count, QUANTILE_95
-    middle = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    whole = 1 + z * z / count
-    return max(0.0, (middle - spread) / whole), min(1.0, (middle + spread) / whole)

@@ -17,7 +17,7 @@ from illama.analysis.probe.figures import layer_figure, scatter_figure
 from illama.analysis.probe.split import ProbeSplit, covered, in_numbers_of, split_for_probe
 from illama.analysis.result import AnalysisResult, Measure
 from illama.evaluation.features import Features, cached_features
-from illama.evaluation.verify import wilson
+from illama.evaluation.statistics import wilson
 from illama.report import Block, Section, Table, Text, csv_text
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from illama.analysis.robustness.corruptions import (
     mean_corruption_error,
 )
 from illama.data.imagenet import NUM_CLASSES
-from illama.evaluation.verify import wilson
+from illama.evaluation.statistics import wilson
 from illama.report import Block, Bullets, Figure, Section, Table, Text, csv_text, svg_bytes
 from illama.report.palette import BLUE, GREEN, ORANGE, PURPLE
 

@@ -14,8 +14,8 @@ from illama.analysis.result import AnalysisResult, Measure
 from illama.analysis.shape.measures import ShapeBias, decisions, shape_bias
 from illama.data.sources.cue_conflict import CueConflictSource, open_cue_conflict
 from illama.errors import UserError
+from illama.evaluation.statistics import wilson
 from illama.evaluation.subject import Subject
-from illama.evaluation.verify import wilson
 from illama.report import Figure, Section, Table, Text, csv_text, svg_bytes
 from illama.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 from illama.system.given_file import at_home
