@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from illama.models import roadmap_config
 from illama.recipes import list_recipes, load_recipe
-from tests.checkpoint.foreign_files import huggingface_state, random_state, save_folder
 from tests.pictures import paint, tiny, tiny_words
+from tests.weights.foreign_files import huggingface_state, random_state, save_folder
 
 CHANGES = ("train.ema_decay=0.9", "schedule.epochs=2", "data.val_fraction=0.3")
 COUNTS = {"ant": 4, "bee": 4}

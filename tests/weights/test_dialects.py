@@ -21,9 +21,9 @@ from illama.models import ILlama, roadmap_config
 from illama.optional import import_timm
 from illama.weights import initialize_from, load_model
 from illama.weights.dialects import HUGGINGFACE, OURS, VISIONLLAMA, translate
-from tests.checkpoint.foreign_files import huggingface_state, random_state, save_folder
 from tests.golden.common import load as load_golden
 from tests.golden.common import metadata, relative_l2
+from tests.weights.foreign_files import huggingface_state, random_state, save_folder
 
 TOLERANCE = 1e-10  # relative L2 in double precision, as for the golden files
 VIT = roadmap_config("vit", "tiny", img_size=32, patch_size=8, depth=2, num_classes=7)

@@ -16,7 +16,7 @@ from illama.models.variants import PEERS, ROADMAP
 from illama.optional import import_timm
 from illama.weights import load_model
 from illama.weights.infer import HEADS_OF_WIDTH, infer_config
-from tests.checkpoint.foreign_files import cheap_state
+from tests.weights.foreign_files import cheap_state
 
 ILLAMA = ModelConfig(img_size=32, depth=3, num_classes=5)
 VIT = roadmap_config("vit", "tiny", img_size=32, depth=3, num_classes=5)

@@ -16,7 +16,7 @@ from illama.errors import UserError
 from illama.models.position import resize_position
 from illama.optional import import_timm
 from illama.weights.published import PUBLISHED, REPOSITORY
-from tests.checkpoint.foreign_files import cheap_state, save_like_the_authors
+from tests.weights.foreign_files import cheap_state, save_like_the_authors
 
 timm = import_timm()
 TINY = PUBLISHED["illama_tiny.in1k"]

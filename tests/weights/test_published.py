@@ -16,7 +16,7 @@ from illama.models.variants import VARIANTS
 from illama.weights import load_model
 from illama.weights.load import load_weights
 from illama.weights.published import PUBLISHED, REPOSITORY, fetch, published_by_file
-from tests.checkpoint.foreign_files import cheap_state, random_state, save_like_the_authors
+from tests.weights.foreign_files import cheap_state, random_state, save_like_the_authors
 
 TINY_384 = dataclasses.replace(PUBLISHED["illama_base.in1k_384"], variant="tiny", file="tiny-384.pth")
 

@@ -20,10 +20,10 @@ from illama.models import ILlama, ModelConfig, roadmap_config
 from illama.models.position import resize_position
 from illama.weights import load_model, read_weights
 from illama.weights.published import PUBLISHED
-from tests.checkpoint.foreign_files import cheap_state, huggingface_state, random_state, save_like_the_authors
 from tests.golden.common import load as load_golden
 from tests.golden.common import relative_l2
 from tests.pictures import paint
+from tests.weights.foreign_files import cheap_state, huggingface_state, random_state, save_like_the_authors
 
 TINY = PUBLISHED["illama_tiny.in1k"]
 CONFIG = ModelConfig(img_size=64, depth=2, num_classes=5)
