@@ -14,7 +14,14 @@ from PIL import Image
 from illama.errors import UserError
 from illama.recipes import list_recipes, load_recipe
 from illama.training import figures
-from illama.training.figures import PUBLISHED_RUNS, draw_curves, draw_predictions, published_curves, read_metrics
+from illama.training.figures import (
+    PUBLISHED_RUNS,
+    draw_curves,
+    draw_predictions,
+    draw_runs,
+    published_curves,
+    read_metrics,
+)
 
 
 def start_run(run: Path, recipe: str, epochs: int, overrides: tuple[str, ...] = (), ema: bool = False) -> None:
@@ -179,3 +186,18 @@ def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "run" / "curves.png").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*curves\.png"):
         draw_curves(tmp_path / "run")
+
+
+def test_several_runs_share_a_picture(tmp_path: Path, drawn: list[Figure]) -> None:
+    names = ["one", "$x_1$ two", *map(str, range(5))]
+    for number, name in enumerate(names):
+        start_run(tmp_path / name, "digits_micro", 1 + number % 2)
+    assert draw_runs([tmp_path / name for name in names], tmp_path / "runs.png").is_file()
+    loss, accuracy = drawn[0].axes
+    for axes in (loss, accuracy):
+        assert len(axes.lines) == len(names)
+        looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
+        assert len(looks) == len(names), "runs are told apart"
+    with pytest.raises(UserError, match=r"not a run folder: it has no recipe\.yaml"):
+        draw_runs([tmp_path / "none"], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()

@@ -51,6 +51,7 @@ COMMANDS = {
     "analyze": "Look inside: calibration, shape bias, attention, causality, loss landscape; one report of all.",
     "convert": "Weights of any origin (authors, timm, transformers) as .safetensors with a model card.",
     "verify": "Compare the accuracy of published weights with the paper's.",
+    "info": "What weights are: parameters, arithmetic, classes, transform, origin.",
     "features": "Write frozen features of all images of a data set to a file.",
     "reproduce": "The paper's tables and ablations on any data set: paper beside ours, with curves.",
     "runs": "List runs: state, epoch, accuracy, what was changed in the recipe, how to go on.",
@@ -61,6 +62,7 @@ COMMANDS = {
 }
 for _name, _help in COMMANDS.items():
     app.command(f"illama.cli.{_name}:{_name}_command", name=_name, help=_help)
+app.register_install_completion_command(help="Have your shell complete commands and options (bash, zsh, fish).")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from illama.cli.options import Json
 from illama.cli.output import STDOUT, check_targets, write_result
@@ -21,17 +23,31 @@ SHORTEST_NAME = 12
 RECIPE_ROOM = 40  # characters that a recipe's differences need to stand in the table rather than below
 
 
-def runs_command(directory: Path = Path("runs"), /, *, json: Json = None) -> None:
+def runs_command(
+    directory: Path = Path("runs"),
+    /,
+    *,
+    plot: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="")] = (),
+    out: Path = Path("runs.png"),
+    json: Json = None,
+) -> None:
     """State, epoch, best and last top-1, age of the last record, and what was changed in the recipe.
 
     Accuracies hold at the softness that the run ends with. A stopped run goes on with the command below it.
 
     Args:
         directory: The folder with the runs, at any depth.
+        plot: Runs whose losses and accuracies are drawn into one picture instead.
+        out: That picture.
     """
     from illama.training.runs import find_runs, read_run
 
     check_targets(json=json)
+    if plot:
+        from illama.training.figures import draw_runs
+
+        print(draw_runs(plot, out))
+        return
     runs = [read_run(path) for path in find_runs(directory)]
     if json is not None:
         plain = {"runs": [run.to_dict() for run in runs]}

@@ -18,7 +18,7 @@ from illama.console.text import shown
 from illama.data import BrokenImage, EvalTransform, Source
 from illama.errors import UserError
 from illama.models import ILlama
-from illama.report.palette import BLUE, GREEN, GREY, ORANGE
+from illama.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, YELLOW
 from illama.system.files import replacing
 from illama.system.given_file import read_given
 from illama.training.run_folder import is_logged_number
@@ -43,6 +43,7 @@ PUBLISHED_RUNS = {
     "imagenet1k_large_from21k_384": "illama_large.in21k_ft_in1k_384",
 }
 Curves = dict[str, list[float]]
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
 CELL, WORDS, MARGIN = 1.6, 0.45, 0.08  # inches of predictions.png: an image's width, two lines of text, what stays free
 
 
@@ -85,6 +86,37 @@ def draw_curves(run_dir: Path) -> Path:
     title = f"{run_dir.resolve().name}: {recipe['name']}" + ("" if start is None else f", started from {start}")
     figure.suptitle(shown(title), parse_math=False)
     return _save(figure, run_dir / "curves.png", dpi=100)
+
+
+def draw_runs(run_dirs: Sequence[Path], path: Path) -> Path:
+    """Draw training loss and test accuracy of several runs, a colour for each.
+
+    Accuracies hold at the softness in force.
+
+    Args:
+        run_dirs: Run folders, one at least.
+        path: The picture to write.
+
+    Raises:
+        UserError: A folder is no run, or the picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    for number, run_dir in enumerate(run_dirs):
+        name = f"{shown(run_dir.resolve().name)} ({shown(_read_recipe(run_dir)['name'])})".replace("$", r"\$")
+        train, evals = read_metrics(run_dir / "metrics.jsonl")
+        color, style = COLOURS[number % len(COLOURS)], ("-", "--", ":", "-.")[number // len(COLOURS) % 4]
+        _line(loss, train, "loss", color, name, style=style)
+        _line(accuracy, evals, "top1", color, name, style=style)
+    for axes, label in ((loss, "training cross-entropy (nats)"), (accuracy, "test top-1 (%)")):
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.25)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize="small")
+    return _save(figure, path, dpi=110)
 
 
 def read_metrics(path: Path) -> tuple[Curves, Curves]:
