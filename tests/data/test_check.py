@@ -253,7 +253,7 @@ SLOW = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has it ignored by what it starts in the background
 from illama.cli.main import main
-from illama.data import check
+from illama.data.tools import check
 
 def slow(source, start, stop, min_side):
     open(os.path.join(sys.argv[2], str(os.getpid())), "w").close()

@@ -238,7 +238,7 @@ def test_evaluation_survives_a_killed_worker() -> None:
 SCRIPT = """
 import multiprocessing, os, signal, sys, time
 import numpy as np, torch
-from illama.data.workers import decoded_batches
+from illama.data.loading.workers import decoded_batches
 
 class Samples:
     shape = (1, 2, 2)

@@ -36,7 +36,7 @@ DIGITS = load_digits()
 SCRIPT = """
 import sys
 from pathlib import Path
-from illama.data.write_shards import write_shards
+from illama.data.tools.write_shards import write_shards
 write_shards(Path(sys.argv[1]), Path(sys.argv[2]), images_per_shard=3, threads=2)
 """
 

@@ -145,7 +145,7 @@ REAL = """
 import sys
 from pathlib import Path
 from illama.training.log import RunLog
-from illama.training.track import open_tracker
+from illama.training.trackers import open_tracker
 run_dir, resume = Path(sys.argv[1]), sys.argv[2] == "resume"
 tracker = open_tracker("wandb", run_dir, {"seed": 3}, resume)
 log = RunLog(run_dir, keep_bytes=0, step=0, total_steps=4, tracker=tracker)
