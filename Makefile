@@ -36,8 +36,9 @@ help:
 quickstart: .venv/run.stamp
 	$(BIN)/illama quickstart
 
+# Three at a time on two cores: many tests wait for processes that they kill.
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 # Kills, signals, full disks, damaged files, processes that are lost or were given different things: the short form is part of `make test`, this is the long one.
 test-faults: .venv/dev.stamp
