@@ -20,7 +20,7 @@ from illama.data import look
 from illama.data.decode.images import BrokenImage
 from illama.data.layout import Layout
 from illama.data.sources import walk
-from illama.data.sources.class_names import difference, in_order
+from illama.data.sources.class_names import class_order, difference
 from illama.data.sources.formats import FileKind, ending_of, fits, kind_of_file, looks_like_picture
 from illama.data.sources.splits import choose_split, role_of, roles_of
 from illama.errors import UserError
@@ -224,7 +224,7 @@ def test_spellings_are_chosen_in_a_stated_order() -> None:
 
 
 def test_order_and_differences_of_classes() -> None:
-    assert in_order(["b", "a10", "A", "a", "a2", "a02"]) == ["A", "a", "a02", "a2", "a10", "b"]
+    assert class_order(["b", "a10", "A", "a", "a2", "a02"]) == ["A", "a", "a02", "a2", "a10", "b"]
     assert difference(["a", "b"], ["a", "b"]) is None
     assert difference(["caf\u00e9"], ["cafe\u0301"]) is None
     assert difference(["a", "b"], ["a", "c"]) == "1 no more there (b), 1 new (c)"

@@ -21,7 +21,7 @@ import numpy as np
 from illama.console.text import shown
 from illama.data.decode.images import check_channels
 from illama.data.source import Source, SubsetSource
-from illama.data.sources.splits import choose_split, in_order, is_training, role_of, split_in_name, stratified_choice
+from illama.data.sources.splits import choose_split, is_training, role_of, split_in_name, split_order, stratified_choice
 from illama.data.sources.walk import FoundFiles, PassedOver, walk
 from illama.errors import UserError
 from illama.registry import Registry
@@ -57,7 +57,7 @@ class Layout(ABC):
         self.data = data
         self.kind = kind
         self.where = where
-        self.splits = tuple(in_order(splits))
+        self.splits = tuple(split_order(splits))
         with contextlib.suppress(UserError):  # the one that numbers the classes comes first
             first = choose_split(data.train_split, self.splits, where)
             self.splits = (first, *(name for name in self.splits if name != first))

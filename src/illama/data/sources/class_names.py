@@ -47,7 +47,7 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def in_order(names: Iterable[str]) -> list[str]:
+def class_order(names: Iterable[str]) -> list[str]:
     """Class names in the order in which they are numbered."""
     return sorted(names, key=natural_key)
 

@@ -19,10 +19,9 @@ from illama.console.text import shown
 from illama.data.decode.images import read_bytes, read_head, read_image
 from illama.data.layout import Layout, needed_folder
 from illama.data.source import Source, number_classes
-from illama.data.sources.class_names import class_of_folder, few, in_order
+from illama.data.sources.class_names import class_of_folder, class_order, few
 from illama.data.sources.formats import picture_endings
-from illama.data.sources.splits import SPELLINGS, is_training, role_at_start, role_of, roles_of
-from illama.data.sources.splits import in_order as in_split_order
+from illama.data.sources.splits import SPELLINGS, is_training, role_at_start, role_of, roles_of, split_order
 from illama.data.sources.table import TABLES
 from illama.data.sources.walk import FoundFiles, PassedOver
 from illama.errors import UserError
@@ -235,7 +234,7 @@ class Part:
                     "their names differ in Unicode's normal form only; rename one of them"
                 )
             folders[name] = folder
-        return {name: folders[name] for name in in_order(folders)}
+        return {name: folders[name] for name in class_order(folders)}
 
 
 def _without_images(found: FoundFiles, root: str, folders: Sequence[str]) -> UserError:
@@ -262,7 +261,7 @@ def _refuse_split_below(found: FoundFiles) -> None:
         roles, folder = roles_of(names), f"{shown(found.root)}/{shown(top)}"
         if len(roles) == len(names) and "train" in roles.values() and len(set(roles.values())) > 1:
             raise UserError(
-                f"{folder} holds the splits {', '.join(map(shown, in_split_order(names)))}; if it is a data set, give "
+                f"{folder} holds the splits {', '.join(map(shown, split_order(names)))}; if it is a data set, give "
                 f"data.path={folder}; if it is a class, move the splits above it (train/{shown(top)}, ...), or give "
                 "data.class_depth=2 if those are no splits"
             )

@@ -19,7 +19,7 @@ import numpy as np
 from illama.console.text import shown
 from illama.data.layout import Layout, needed_path
 from illama.data.source import number_classes
-from illama.data.sources.class_names import composed, few, in_order
+from illama.data.sources.class_names import class_order, composed, few
 from illama.data.sources.folder import FolderSource
 from illama.data.sources.formats import FileKind, ending_of, kind_of_file, remedy
 from illama.data.sources.splits import split_column
@@ -98,7 +98,7 @@ class ManifestLayout(Layout):
         chosen = [i for i in chosen if kind_of_file(self._files[i]) is not FileKind.UNREAD]
         if not chosen:
             raise UserError(f"list {what} has no pictures that can be read; {self.passed_over.lost()}")
-        names = in_order({self._labels[i] for i in chosen})
+        names = class_order({self._labels[i] for i in chosen})
         numbers = {name: number for number, name in enumerate(names)}
         labels = np.array([numbers[self._labels[i]] for i in chosen], dtype=np.int64)
         own_names, labels = number_classes(names, labels, classes, f"list {what}")

@@ -27,13 +27,13 @@ from illama.data.sources.cells import content_of, is_picture_text, pixels_of
 from illama.data.sources.class_names import composed, few
 from illama.data.sources.formats import pointer_hint
 from illama.data.sources.splits import (
-    in_order,
     is_split_column,
     missing_parts,
     only_split,
     role_of,
     split_column,
     split_in_name,
+    split_order,
 )
 from illama.data.sources.table import first_line, reading_parquet, text_of
 from illama.data.sources.walk import NO_PICTURES, FoundFiles, PassedOver, Reason
@@ -340,7 +340,7 @@ def _by_split(files: Sequence[str]) -> dict[str, list[str]]:
         own = split_in_name(file.rpartition("/")[2])
         unnamed = re.fullmatch(r"(part|data|chunk|shard|file|table)?[-_.]?\d*(-of-\d+)?", own) is not None
         found.setdefault(_split_of(file) or ("" if unnamed else own), []).append(file)
-    return {split: found[split] for split in in_order(found)}
+    return {split: found[split] for split in split_order(found)}
 
 
 def _split_of(file: str) -> str | None:

@@ -111,7 +111,7 @@ def _rank(name: str) -> int:
     return words.index(word) if words else len(_ROLES)
 
 
-def in_order(names: Collection[str]) -> list[str]:
+def split_order(names: Collection[str]) -> list[str]:
     """Splits for training first, then for validation, then for tests, then the others; the usual spellings first."""
     roles, order = roles_of(names), list(SPELLINGS)
     return sorted(
