@@ -19,7 +19,7 @@ from processes import Worker
 from ways import PARTS
 
 from illama.bench.interleave import Case, Effort, Rounds, measure
-from illama.bench.other_load import OtherLoad
+from illama.bench.machine import OtherLoad
 from illama.bench.report import bench_environment
 from illama.device.timers import WallTimer
 from illama.system.processes import keep_freed_memory

@@ -25,7 +25,7 @@ from illama.attention import soft_causal_attention_qkvpacked, triton_launch, tri
 from illama.attention.rotary import Tables, rotate
 from illama.attention.triton_tiles import Tiles
 from illama.device.timers import CudaGraphs, CudaTimer
-from illama.models.rope import angles_1d
+from illama.models.position import angles_1d
 
 DEVICE, WARM = "cuda", "ILLAMA_WARM" in os.environ
 SHAPES = [

@@ -16,7 +16,7 @@ from illama.attention.rotary import Tables, rotate
 from illama.bench.interleave import Case
 from illama.device.linear import onednn_product
 from illama.models.layers import PatchEmbed, RMSNorm, _gated
-from illama.models.rope import angles_1d
+from illama.models.position import angles_1d
 from illama.models.variants import VARIANTS
 
 Shape = tuple[int, int, int, int]  # batch, heads, tokens, head width

@@ -10,8 +10,8 @@ from illama.hub.timm_hook import register_with_timm
 
 if TYPE_CHECKING:
     from illama.attention import soft_causal_attention
+    from illama.evaluation.classify import evaluate
     from illama.evaluation.predict import predict
-    from illama.evaluation.run import evaluate
     from illama.models import ILlama, ModelConfig
     from illama.recipes import load_recipe
     from illama.training import train

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from illama.analysis import batches
+from illama.analysis import capture
 
 
 @pytest.fixture
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory for no more than one image."""
-    monkeypatch.setattr(batches, "MOST_VALUES", 1)
+    monkeypatch.setattr(capture, "MOST_VALUES", 1)

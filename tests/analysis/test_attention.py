@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from illama.analysis.attention import attention, shown_layers, why_not
-from illama.analysis.attention.measures import AttentionNumbers, measure_attention
-from illama.analysis.attention.rows import attention_distance, patches_of
+from illama.analysis.attention.measures import AttentionNumbers, attention_distance, measure_attention, patches_of
 from illama.analysis.options import AttentionOptions
 from illama.analysis.result import Measure
 from illama.errors import UserError

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from illama.analysis.attention.rows import (
+from illama.analysis.attention.measures import (
     attention_distance,
     indifferent_weights,
     patch_distances,

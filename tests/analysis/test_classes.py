@@ -11,7 +11,7 @@ import pytest
 
 from illama.analysis import classes as module
 from illama.analysis.classes import classes, classes_of, frequent_confusions, most_confident_mistakes, why_not
-from illama.analysis.classes.names import short
+from illama.analysis.classes.figures import short
 from illama.analysis.options import ClassesOptions
 from illama.data.imagenet import wnids
 from illama.data.source import SubsetSource

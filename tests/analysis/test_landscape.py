@@ -13,9 +13,14 @@ from torch import nn
 
 from illama.analysis import landscape as module
 from illama.analysis.landscape import circle_mean, image_losses, landscape, mean_loss, radius_below, why_not
-from illama.analysis.landscape.directions import MovableWeights, filter_normalized_directions, filter_rows
 from illama.analysis.landscape.figures import landscape_figure
-from illama.analysis.landscape.grid import coordinates, fill_grid
+from illama.analysis.landscape.measures import (
+    MovableWeights,
+    coordinates,
+    fill_grid,
+    filter_normalized_directions,
+    filter_rows,
+)
 from illama.analysis.options import LandscapeOptions
 from illama.analysis.result import Measure
 from illama.data.source import SubsetSource
@@ -146,7 +151,7 @@ def test_batches_are_bounded_and_do_not_change_the_loss(subject: Subject, monkey
     seen = []
     forward = subject.model.forward
     monkeypatch.setattr(subject.model, "forward", lambda images: seen.append(len(images)) or forward(images))
-    monkeypatch.setattr("illama.analysis.batches.MOST_VALUES", 1)
+    monkeypatch.setattr("illama.analysis.capture.MOST_VALUES", 1)
     landscape(subject, FEW)
     assert set(seen) == {1}
 

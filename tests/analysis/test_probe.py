@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 
 from illama.analysis.options import ProbeOptions
-from illama.analysis.probe import classifiers, probe, why_not
-from illama.analysis.probe.classifiers import knn_votes, linear_probe
+from illama.analysis.probe import measures, probe, why_not
 from illama.analysis.probe.figures import principal_plane, scatter_figure
-from illama.analysis.probe.split import in_numbers_of, split_for_probe
+from illama.analysis.probe.measures import in_numbers_of, knn_votes, linear_probe, split_for_probe
 from illama.data.source import SubsetSource
 from illama.errors import UserError
 from illama.evaluation.subject import Subject, open_subject
@@ -66,7 +65,7 @@ def test_votes_are_those_of_a_plain_loop() -> None:
 def test_answers_are_scikit_learns_for_any_size_of_chunk(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
-    monkeypatch.setattr(classifiers, "CHUNK_VALUES", chunk)
+    monkeypatch.setattr(measures, "CHUNK_VALUES", chunk)
     train_nD, labels, values_ND = some_features(200, 100)
     oracle = KNeighborsClassifier(9, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d) / 0.1))
     expected = oracle.fit(train_nD.numpy(), labels.numpy()).predict(values_ND.numpy())
@@ -121,7 +120,7 @@ def test_the_strength_is_the_first_of_the_best_and_the_last_fit_takes_all_images
 
 def test_a_fit_that_does_not_converge_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     train_nD, labels, values_ND = some_features()
-    monkeypatch.setattr(classifiers, "MOST_ITERATIONS", 1)
+    monkeypatch.setattr(measures, "MOST_ITERATIONS", 1)
     assert not linear_probe(train_nD, labels, values_ND, seed=0).converged
 
 
@@ -287,8 +286,8 @@ def test_the_search_for_a_penalty_ends_where_weaker_ones_bring_nothing(monkeypat
         answers[: right[strength]] = 0
         return answers, True
 
-    monkeypatch.setattr(classifiers, "_fitted", fitted)
-    monkeypatch.setattr(classifiers, "stratified_choice", lambda labels, count, seed: np.arange(count))
+    monkeypatch.setattr(measures, "_fitted", fitted)
+    monkeypatch.setattr(measures, "stratified_choice", lambda labels, count, seed: np.arange(count))
     labels = torch.cat((torch.zeros(40), torch.ones(20))).long()
     found = linear_probe(torch.randn(60, 3), labels, torch.randn(8, 3), seed=0)
     assert list(found.tried) == list(right)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from illama.analysis.attention.rank import cumulated_shares, effective_rank, rank_of, singular_values
+from illama.analysis.attention.measures import cumulated_shares, effective_rank, rank_of, singular_values
 from illama.errors import UserError
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from illama.analysis.registry import ANALYSES
+from illama.analysis.registry import ANALYSES, read_options
 from illama.analysis.report import summary_table
 from illama.analysis.result import AnalysisResult, Measure
-from illama.analysis.words import read_options
 from illama.cli.analyze import LookOptions, _open
 from illama.cli.main import main
 from illama.errors import UserError

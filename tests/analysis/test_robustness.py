@@ -13,8 +13,7 @@ import torch
 from illama.analysis import imagenet_answers
 from illama.analysis.options import RobustnessOptions
 from illama.analysis.robustness import MEMORY_FILE, robustness, why_not
-from illama.analysis.robustness.corruptions import CORRUPTIONS, COUNTED, SEVERITIES
-from illama.analysis.robustness.measures import VALIDATION_IMAGES
+from illama.analysis.robustness.measures import CORRUPTIONS, COUNTED, SEVERITIES, VALIDATION_IMAGES
 from illama.data import Source
 from illama.data.imagenet import subset, wnids
 from illama.data.layout import open_source

@@ -10,17 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from illama.analysis.robustness.corruptions import (
+from illama.analysis.robustness.measures import (
     CORRUPTIONS,
     COUNTED,
+    SETS,
     SEVERITIES,
+    VALIDATION_IMAGES,
     corruption_error,
     find_corrupted,
     mean_corruption_error,
-)
-from illama.analysis.robustness.measures import (
-    SETS,
-    VALIDATION_IMAGES,
     open_set,
     read_real,
     score_real,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from illama.analysis.attention.rollout import on_grid, readout_row, residual_mix, rollout
-from illama.analysis.attention.rows import patches_of
+from illama.analysis.attention.measures import on_grid, patches_of, readout_row, residual_mix, rollout
 from illama.models import ModelConfig
 from tests.analysis.common import KINDS, TOY, every_kind, network, some_images
 

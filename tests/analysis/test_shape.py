@@ -10,9 +10,8 @@ import torch
 
 from illama.analysis.options import ShapeOptions
 from illama.analysis.shape import draw, shape, why_not
-from illama.analysis.shape.measures import shape_bias
+from illama.analysis.shape.measures import open_cue_conflict, shape_bias
 from illama.data.imagenet import categories16, names, wnids
-from illama.data.sources.cue_conflict import open_cue_conflict
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.report import Table

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from illama.attention.rotary import Tables, rotate, rotate_into
-from illama.models.rope import angles_1d
+from illama.models.position import angles_1d
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

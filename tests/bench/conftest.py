@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from illama.bench import attention, model
-from illama.bench.ceilings import Ceilings
+from illama.bench.machine import Ceilings
 from illama.bench.networks import Network, Treatment, network_builders
 from illama.bench.options import ModelOptions
 from illama.models.config import ModelConfig

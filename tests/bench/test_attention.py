@@ -10,7 +10,7 @@ import torch
 from illama.attention import BACKENDS
 from illama.bench import attention
 from illama.bench.attention import SDPA, SDPA_CAUSAL, bench_attention
-from illama.bench.ceilings import Ceilings
+from illama.bench.machine import Ceilings
 from illama.bench.options import AttentionOptions
 from illama.errors import UserError
 from tests.bench.conftest import FakeTimer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from illama.bench import model
-from illama.bench.ceilings import Ceilings
+from illama.bench.machine import Ceilings
 from illama.bench.report import check_folder
 from illama.errors import UserError
 from tests.cli.conftest import Run, run

@@ -14,8 +14,8 @@ import torch
 
 from illama.bench import attention
 from illama.bench.attention import SDPA, SDPA_CAUSAL, bench_attention
-from illama.bench.ceilings import Ceilings
 from illama.bench.interleave import GRAPH_CALLS, GRAPH_S, ROUND_S, Case, Effort, measure
+from illama.bench.machine import Ceilings
 from illama.bench.options import AttentionOptions
 from illama.bench.report import markdown, print_report
 from illama.device import timers

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from illama.bench.interleave import FEWEST_ROUNDS, ROUND_S, Case, Effort, Spread, measure
-from illama.bench.other_load import OTHERS_LIMIT, LoadSample, OtherLoad
+from illama.bench.machine import OTHERS_LIMIT, LoadSample, OtherLoad
 from tests.bench.conftest import FakeTimer
 
 

@@ -10,10 +10,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from illama.bench import ceilings, other_load
-from illama.bench.ceilings import Ceilings, measure_ceilings
-from illama.bench.device import peak_bytes
-from illama.bench.other_load import OtherLoad
+from illama.bench import machine
+from illama.bench.machine import Ceilings, OtherLoad, measure_ceilings, peak_bytes
 from illama.device import matmul_rate
 from illama.device.matmul_rate import Sampling, seconds_per_call
 from tests.bench.conftest import FakeTimer
@@ -52,7 +50,7 @@ def test_this_machine_tells() -> None:
 
 
 def test_no_proc_means_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(other_load, "_STAT", tmp_path / "none")
+    monkeypatch.setattr(machine, "_STAT", tmp_path / "none")
     assert OtherLoad.here() is None
 
 
@@ -67,9 +65,9 @@ def test_floors_use_the_measured_ceilings() -> None:
 
 
 def test_the_ceiling_is_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ceilings, "_CPU_SHAPES", ((2, 3, 4), (5, 6, 7), (4, 4, 4)))
-    monkeypatch.setattr(ceilings, "_CPU_BUFFERS_MIB", (1, 2))
-    monkeypatch.setattr(ceilings, "timer_for", lambda device: FakeTimer(lambda run: 0.5))
+    monkeypatch.setattr(machine, "_CPU_SHAPES", ((2, 3, 4), (5, 6, 7), (4, 4, 4)))
+    monkeypatch.setattr(machine, "_CPU_BUFFERS_MIB", (1, 2))
+    monkeypatch.setattr(machine, "timer_for", lambda device: FakeTimer(lambda run: 0.5))
     found = measure_ceilings(CPU, ("float32", "bf16"))
     assert found.flops_per_s == {"float32": 2 * 5 * 6 * 7 / 0.5, "bf16": 2 * 5 * 6 * 7 / 0.5}
     assert found.how["bf16"].endswith("5 x 6 x 7")

@@ -19,9 +19,8 @@ import torch
 from illama.bench import attention, networks
 from illama.bench import model as bench_model
 from illama.bench.attention import SDPA, SDPA_CAUSAL, bench_attention
-from illama.bench.ceilings import Ceilings
-from illama.bench.device import out_of_memory, unless_out_of_memory
 from illama.bench.interleave import Case, Effort, measure
+from illama.bench.machine import Ceilings, out_of_memory, unless_out_of_memory
 from illama.bench.model import bench_networks
 from illama.bench.networks import Treatment, build_illama
 from illama.bench.options import AttentionOptions, ModelOptions

@@ -11,7 +11,7 @@ import torch
 
 from illama.bench import model as bench_model
 from illama.bench import networks, runtimes
-from illama.bench.ceilings import Ceilings
+from illama.bench.machine import Ceilings
 from illama.bench.model import bench_networks
 from illama.bench.networks import Network, Treatment, build_illama
 from illama.bench.options import ModelOptions

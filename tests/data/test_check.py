@@ -19,10 +19,9 @@ from PIL import Image
 
 from illama.data.layout import look, open_source
 from illama.data.source import Source
-from illama.data.tools import check, inspection
+from illama.data.tools import check, check_result
 from illama.data.tools.check import CRASHED, check_data
-from illama.data.tools.check_result import CheckResult, _same
-from illama.data.tools.inspection import ROW, Issue
+from illama.data.tools.check_result import ROW, CheckResult, Issue, _same
 from illama.data.tools.write_shards import write_shards
 from illama.errors import UserError
 from illama.recipes import DataConfig
@@ -234,7 +233,7 @@ def test_equal_digests_are_grouped(kinds: int) -> None:
 
 def test_an_image_that_kills_its_reader_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a decoder does that crashes; the processes are forked, so they have the change too."""
-    original = inspection.inspect
+    original = check_result.inspect
 
     def dies(source: Source, start: int, stop: int, min_side: int) -> object:
         if any("grey" in source.location(i) for i in range(start, stop)):

@@ -9,8 +9,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from illama.data.augment import randaugment
+from illama.data.augment.image_ops import rotation, warp
 from illama.data.augment.randaugment import COLOUR, GEOMETRY, OPS, PLAIN, Layer, RandAugment, apply_parts, in_parts
-from illama.data.augment.warp import rotation, warp
 from illama.data.rng import Draws
 from illama.errors import UserError
 from illama.optional import import_timm

@@ -12,8 +12,7 @@ from sklearn.datasets import load_sample_image
 
 from illama.data.augment import fast_affine
 from illama.data.augment.per_image import TrainTransform, timm_options, train_transform
-from illama.data.decode.crop import ResizedCrop, resize
-from illama.data.decode.lazy_image import Box, DecodedPicture
+from illama.data.decode.lazy_image import Box, DecodedPicture, ResizedCrop, resize
 from illama.data.rng import Purpose, global_seed, reseed
 from illama.optional import import_timm
 from illama.recipes import load_recipe

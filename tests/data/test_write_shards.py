@@ -25,9 +25,8 @@ from sklearn.datasets import load_digits
 
 from illama.data.layout import open_source
 from illama.data.tools import write_shards as module
-from illama.data.tools.shard_folder import only_writer
+from illama.data.tools.shard_folder import TarWriter, only_writer
 from illama.data.tools.shard_plan import look_at_source, make_plan
-from illama.data.tools.tar_writer import TarWriter
 from illama.data.tools.write_shards import ShardingResult, write_shards
 from illama.errors import UserError
 from illama.recipes import DataConfig

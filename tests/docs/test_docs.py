@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from illama.analysis.registry import ANALYSES
-from illama.analysis.words import read_options
+from illama.analysis.registry import ANALYSES, read_options
 from illama.cli.main import COMMANDS, main
 from illama.recipes import list_recipes
 from illama.recipes.explain import all_keys

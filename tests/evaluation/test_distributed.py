@@ -15,7 +15,7 @@ from illama.data.decode.images import BrokenImage
 from illama.data.source import Source
 from illama.distributed import join_world
 from illama.evaluation import EvalResult, evaluate_model
-from illama.evaluation.run import evaluate
+from illama.evaluation.classify import evaluate
 from illama.models import ILlama, ModelConfig
 from tests.processes import in_processes
 

@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 from illama.data.source import SubsetSource
 from illama.errors import UserError
 from illama.evaluation.cache import read_tensors, write_tensors
-from illama.evaluation.data_identity import data_id, weights_id
 from illama.evaluation.features import KEY, Features, Pooled, _pooled, cached_features, collect_blocks, collect_features
+from illama.evaluation.origin import data_id, weights_id
 from illama.evaluation.subject import Subject, open_subject
 from illama.models import ILlama
 from tests.analysis.common import KINDS, every_kind, network, some_images

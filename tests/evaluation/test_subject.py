@@ -12,8 +12,8 @@ from PIL import Image
 
 from illama.checkpoint import save_weights
 from illama.errors import UserError
+from illama.evaluation.classify import evaluate
 from illama.evaluation.predict import predict
-from illama.evaluation.run import evaluate
 from illama.evaluation.subject import choose_data, open_subject
 from illama.recipes import DataConfig, load_recipe
 from illama.weights import load_model

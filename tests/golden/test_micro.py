@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from illama.models import ILlama, ModelConfig
-from illama.models.rope import angles_2d
+from illama.models.position import angles_2d
 from tests.golden.common import (
     STORED_FLOAT32,
     TOLERANCE,

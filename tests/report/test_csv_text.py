@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from illama.report.csv_text import csv_text
+from illama.report.formats import csv_text
 
 
 @pytest.mark.parametrize("text", ["=1+1", '=HYPERLINK("x")', "+7", "-x", "@sum", "\t=1", "\r=1"])

@@ -28,8 +28,7 @@ from illama.models.cost import (
 )
 from illama.models.variants import PEERS, ROADMAP, VARIANTS, roadmap_config
 from illama.report import Figure, Table
-from illama.reproduce.complexity import complexity_records, complexity_sections
-from illama.reproduce.complexity_figure import arithmetic_figure
+from illama.reproduce.complexity import arithmetic_figure, complexity_records, complexity_sections
 from illama.reproduce.complexity_published import (
     MILLION,
     PUBLISHED,

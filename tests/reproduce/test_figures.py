@@ -13,8 +13,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from illama.reproduce import figures
-from illama.reproduce.figures import COLORS, SWITCH, Line, Step, StudyPanel, draw_curves, draw_steps
-from illama.reproduce.scale import far_from_most, with_margin
+from illama.reproduce.figures import (
+    COLORS,
+    SWITCH,
+    Line,
+    Step,
+    StudyPanel,
+    draw_curves,
+    draw_steps,
+    far_from_most,
+    with_margin,
+)
 
 NAN = math.nan
 

@@ -11,9 +11,8 @@ import pytest
 from scipy import stats
 
 from illama.reproduce.plan import PlannedStudy
-from illama.reproduce.results import RowResult, RunResult, StudyResult, read_result
+from illama.reproduce.results import RowResult, RunResult, StudyResult, at_chance, in_words, read_result, welch
 from illama.reproduce.study import Claim, Collapse, Comparison, Cure, Printed, Study, StudyRow
-from illama.reproduce.verdicts import at_chance, in_words, welch
 
 
 def study_of(

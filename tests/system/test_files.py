@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from illama.analysis.landscape.grid import fill_grid
+from illama.analysis.landscape.measures import fill_grid
 from illama.cli.output import check_targets, write_result
 from illama.errors import UserError
 from illama.report.document import Document

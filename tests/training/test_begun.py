@@ -18,8 +18,7 @@ from PIL import Image
 from illama.cli.main import main
 from illama.data import look
 from illama.errors import UserError
-from illama.evaluation.data_identity import DataIdentity, tensors_id
-from illama.evaluation.origin import marks
+from illama.evaluation.origin import DataIdentity, marks, tensors_id
 from illama.evaluation.subject import open_subject
 from illama.recipes import DataConfig, Recipe, load_recipe
 from illama.training.begun import Origin

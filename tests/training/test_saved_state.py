@@ -22,8 +22,8 @@ from illama.checkpoint.folder import FILE_SUMS, OWN_SUM, DamagedError, _sum_of
 from illama.checkpoint.format import read_safetensors
 from illama.errors import UserError
 from illama.recipes import Recipe
+from illama.training.checkpointing import demand_fitting
 from illama.training.loop import Run, train
-from illama.training.saved_state import demand_fitting
 from tests.pictures import paint, tiny
 from tests.runs import records, same_weights, stopped_run, sum_again
 

@@ -8,7 +8,7 @@ import torch
 from illama import load_recipe
 from illama.data import EvalTransform, build_eval_loader, open_source
 from illama.models import ILlama, ModelConfig
-from illama.training.ema import WeightAverage
+from illama.training.state import WeightAverage
 from illama.training.validation import Validation
 
 BATCH = 100  # of 360 images: the last one has 60

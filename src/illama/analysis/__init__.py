@@ -10,13 +10,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from illama.analysis.attention.class_token import class_attention, class_token_leak
-    from illama.analysis.attention.rank import cumulated_shares, effective_rank, rank_of, singular_values
-    from illama.analysis.attention.rows import attention_distance, row_entropy, row_mass
+    from illama.analysis.attention.measures import (
+        attention_distance,
+        class_attention,
+        class_token_leak,
+        cumulated_shares,
+        effective_rank,
+        rank_of,
+        row_entropy,
+        row_mass,
+        singular_values,
+    )
     from illama.analysis.capture import each_attention
     from illama.analysis.causality.sensitivity import changes_before_cuts, exchange, image_gradient, jacobian_norms
-    from illama.analysis.landscape.directions import filter_normalized_directions
-    from illama.analysis.probe.classifiers import knn_votes, linear_probe
+    from illama.analysis.landscape.measures import filter_normalized_directions
+    from illama.analysis.probe.measures import knn_votes, linear_probe
 
 __all__ = [
     "attention_distance",
@@ -39,13 +47,14 @@ __all__ = [
 ]
 
 _MODULES = {
-    "attention.class_token": ("class_attention", "class_token_leak"),
-    "attention.rank": ("cumulated_shares", "effective_rank", "rank_of", "singular_values"),
-    "attention.rows": ("attention_distance", "row_entropy", "row_mass"),
+    "attention.measures": (
+        *("attention_distance", "class_attention", "class_token_leak", "cumulated_shares", "effective_rank"),
+        *("rank_of", "row_entropy", "row_mass", "singular_values"),
+    ),
     "capture": ("each_attention",),
     "causality.sensitivity": ("changes_before_cuts", "exchange", "image_gradient", "jacobian_norms"),
-    "landscape.directions": ("filter_normalized_directions",),
-    "probe.classifiers": ("knn_votes", "linear_probe"),
+    "landscape.measures": ("filter_normalized_directions",),
+    "probe.measures": ("knn_votes", "linear_probe"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""Attention as it multiplies the values, one layer at a time.
+"""Attention as it multiplies the values, one layer at a time; how many images are looked at together.
 
 Letters: B images of a batch, h heads, N tokens in sequence order, D width, L depth.
 """
@@ -10,8 +10,37 @@ from typing import Any
 
 import torch
 
+from illama.errors import UserError
 from illama.evaluation import evaluating
 from illama.models import ILlama
+
+MOST_VALUES = 1 << 25  # held by one batch: 256 MiB in double precision
+
+
+def batch_size(model: ILlama, *, keeps_graph: bool) -> int:
+    """Images of a batch whose activations stay below `MOST_VALUES`; at least one.
+
+    Args:
+        model: What computes them.
+        keeps_graph: Whether a backward pass follows, which needs the activations of all blocks.
+    """
+    config = model.config
+    tokens = config.num_patches + 1
+    of_token = config.num_heads * tokens + 6 * config.embed_dim + 3 * config.hidden_dim  # the weights, then the rest
+    blocks = len(model.blocks) if keeps_graph else 1
+    return max(1, MOST_VALUES // (tokens * of_token * max(1, blocks)))
+
+
+def others_of(images: torch.Tensor) -> torch.Tensor:
+    """Another image for each: the one before it, the last for the first.
+
+    Raises:
+        UserError: There is no other one.
+    """
+    if len(images) < 2:
+        raise UserError(f"an exchange needs at least two images; got {len(images)}")
+    return images.roll(1, dims=0)
+
 
 Visit = Callable[[int, torch.Tensor], None]
 
@@ -26,7 +55,7 @@ def each_attention(model: ILlama, images: torch.Tensor, visit: Visit, *, layers:
     Args:
         model: Any configuration, in the dtype and on the device of the images; looked at in evaluation mode, without
             gradients, at its own softness.
-        images: One batch of normalised images (B, in_chans, H, W); see `illama.analysis.batches` for its size.
+        images: One batch of normalised images (B, in_chans, H, W); see `illama.analysis.capture` for its size.
         visit: Called with the layer's index, 0 to L - 1 in rising order, and its weights (B, h, N, N) in at least
             float32; rows are queries. Under `post_softmax` a row need not sum to one.
         layers: Indices of the layers, negative ones from the end; all when None. The pass ends at the last of them.

@@ -8,11 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from illama.attention import BACKENDS, AttentionRequest, soft_causal_attention_qkvpacked
-from illama.bench.ceilings import Ceilings, measure_ceilings
-from illama.bench.device import free_memory, peak_bytes, unless_out_of_memory
 from illama.bench.interleave import Case, Effort, Rounds, measure
+from illama.bench.machine import Ceilings, OtherLoad, free_memory, measure_ceilings, peak_bytes, unless_out_of_memory
 from illama.bench.options import AttentionOptions, BenchPrecision
-from illama.bench.other_load import OtherLoad
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment
 from illama.bench.results import CaseRow, Group, Report, row_of

@@ -15,11 +15,10 @@ import torch
 
 from illama.bench.data_picture import draw_samples
 from illama.bench.data_stages import stages_of_one_image
-from illama.bench.device import unless_out_of_memory
 from illama.bench.interleave import Case, Effort, Rounds, measure
+from illama.bench.machine import OtherLoad, unless_out_of_memory
 from illama.bench.networks import Treatment, build_illama
 from illama.bench.options import DataOptions
-from illama.bench.other_load import OtherLoad
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment, check_folder
 from illama.bench.results import CaseRow, Group, Report, row_of

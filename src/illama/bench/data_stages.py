@@ -10,9 +10,8 @@ from typing import TypeVar
 import torch
 
 from illama.data.augment.per_image import TrainTransform, train_transform
-from illama.data.decode.crop import ResizedCrop, resize
 from illama.data.decode.images import BrokenImage
-from illama.data.decode.lazy_image import Picture
+from illama.data.decode.lazy_image import Picture, ResizedCrop, resize
 from illama.data.loading.loader import TrainLoader
 from illama.data.loading.workers import one_thread
 from illama.data.rng import Purpose, global_seed

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from illama.bench.device import unless_out_of_memory
-from illama.bench.other_load import OTHERS_LIMIT, OtherLoad
+from illama.bench.machine import OTHERS_LIMIT, OtherLoad, unless_out_of_memory
 from illama.device.timers import CannotCapture, Graphs, Timer
 
 WARMUP_CALLS = 2  # after the first call, which may compile

@@ -7,12 +7,10 @@ from functools import partial
 
 import torch
 
-from illama.bench.ceilings import Ceilings, measure_ceilings
-from illama.bench.device import free_memory, peak_bytes, unless_out_of_memory
 from illama.bench.interleave import Case, Effort, Rounds, measure
+from illama.bench.machine import Ceilings, OtherLoad, free_memory, measure_ceilings, peak_bytes, unless_out_of_memory
 from illama.bench.networks import OURS, Network, Treatment, network_builders, treatments
 from illama.bench.options import ModelOptions
-from illama.bench.other_load import OtherLoad
 from illama.bench.profile import profile
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment

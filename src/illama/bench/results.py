@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from illama.bench.ceilings import Ceilings
 from illama.bench.interleave import Case, Rounds, Spread
+from illama.bench.machine import Ceilings
 from illama.errors import UserError
 
 

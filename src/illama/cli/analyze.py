@@ -13,8 +13,7 @@ from cyclopts import App, Parameter
 
 from illama.analysis.options import ComparisonOptions
 from illama.analysis.registry import ANALYSES
-from illama.cli.options import Device, Json
-from illama.cli.output import STDOUT, check_targets, say, write_result
+from illama.cli.output import STDOUT, Device, Json, check_targets, say, write_result
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,8 +73,8 @@ def report_command(
         without: Analyses to leave out.
         title: The page's title.
     """
+    from illama.analysis.registry import read_options
     from illama.analysis.report import about, look, write_look
-    from illama.analysis.words import read_options
 
     check_targets(json=shared.json)
     words = (*words, *(word for word in without if "=" in word))  # an option that takes several takes these too

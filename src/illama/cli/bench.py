@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from illama.bench.options import AttentionOptions, DataOptions, ModelOptions
-from illama.cli.options import Json
-from illama.cli.output import STDOUT, check_targets, write_result
+from illama.cli.output import STDOUT, Json, check_targets, write_result
 from illama.system.files import is_stream
 
 if TYPE_CHECKING:

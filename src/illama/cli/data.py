@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from illama.cli.options import Json
-from illama.cli.output import STDOUT, check_targets, write_result
+from illama.cli.output import STDOUT, Json, check_targets, write_result
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def _verdict(result: CheckResult, *, strict: bool) -> str:
     """Why the data set is not to be used as it is, in a line; empty when it can be."""
     from illama.cli.data_report import named
     from illama.data.layout import one_class
-    from illama.data.tools.inspection import Issue
+    from illama.data.tools.check_result import Issue
 
     broken = {place.where: place.detail for place in result.places(Issue.BROKEN)}
     found = [f"{len(broken)} of {result.images} images are broken: {named(broken)}"] if broken else []

@@ -9,8 +9,7 @@ import numpy as np
 from rich.filesize import decimal
 
 from illama.console.text import duration, shown
-from illama.data.tools.check_result import INFORMATION, CheckResult, Duplicates, Place
-from illama.data.tools.inspection import Issue
+from illama.data.tools.check_result import INFORMATION, CheckResult, Duplicates, Issue, Place
 from illama.data.tools.write_shards import ShardingResult
 
 NAMED = 3  # files in a line of error

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from illama.cli.options import Device, Json
-from illama.cli.output import STDOUT, check_targets, say, write_result
+from illama.cli.output import STDOUT, Device, Json, check_targets, say, write_result
 from illama.console.json_text import as_json
 from illama.console.text import shown
 
@@ -40,7 +39,7 @@ def eval_command(
         save_logits: A .safetensors file that the logits go to, for `illama analyze compare` and measures of your own.
     """
     from illama.distributed import is_main_process
-    from illama.evaluation.run import evaluate
+    from illama.evaluation.classify import evaluate
 
     check_targets(json=json)
     result = evaluate(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from illama.cli.options import Json
-from illama.cli.output import STDOUT, check_targets, write_result
+from illama.cli.output import STDOUT, Json, check_targets, write_result
 from illama.console.json_text import as_json
 from illama.console.text import shown
 

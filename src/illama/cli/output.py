@@ -1,14 +1,28 @@
-"""Where results go: a file that is written whole, or stdout."""
+"""Options that mean the same in every command, and where results go: a file that is written whole, or stdout."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from illama.console.text import shown
 from illama.errors import UserError
 from illama.system.files import demand_writable, utf8, write_file
+
+Device = Annotated[str | None, Parameter(help="cpu, cuda, cuda:1 or mps; the best there is by default.")]
+Json = Annotated[
+    str | None,
+    Parameter(allow_leading_hyphen=True, metavar="FILE", help="Write the result as JSON to a file; - is stdout."),
+]
+Csv = Annotated[
+    str | None,
+    Parameter(allow_leading_hyphen=True, metavar="FILE", help="Write the result as CSV to a file; - is stdout."),
+]
+
 
 STDOUT = "-"
 

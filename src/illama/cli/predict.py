@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from illama.cli.options import Csv, Device, Json
-from illama.cli.output import STDOUT, check_targets, say, write_result
+from illama.cli.output import STDOUT, Csv, Device, Json, check_targets, say, write_result
 from illama.console.json_text import as_json
 from illama.console.text import shown
 from illama.errors import UserError

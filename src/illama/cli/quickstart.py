@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from illama.cli.options import Device
+from illama.cli.output import Device
 from illama.cli.train import summary
 from illama.errors import UserError
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from illama.cli.options import Json
-from illama.cli.output import STDOUT, check_targets, write_result
+from illama.cli.output import STDOUT, Json, check_targets, write_result
 from illama.errors import UserError
 
 if TYPE_CHECKING:

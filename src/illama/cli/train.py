@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from illama.cli.options import Device
+from illama.cli.output import Device
 from illama.console.text import shown
 
 if TYPE_CHECKING:

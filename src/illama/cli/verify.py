@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from illama.cli.options import Device, Json
-from illama.cli.output import STDOUT, check_targets, say, write_result
+from illama.cli.output import STDOUT, Device, Json, check_targets, say, write_result
 from illama.console.json_text import as_json
 from illama.errors import UserError
 

@@ -19,7 +19,7 @@ from typing_extensions import TypedDict
 from illama.errors import UserError
 from illama.evaluation.cache import make_workspace, read_tensors, write_tensors
 from illama.evaluation.classify import evaluating
-from illama.evaluation.data_identity import data_id, network_id, short_name
+from illama.evaluation.origin import data_id, network_id, short_name
 
 if TYPE_CHECKING:
     from illama.evaluation.subject import Subject

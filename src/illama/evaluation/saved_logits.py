@@ -24,7 +24,7 @@ from illama.errors import UserError
 from illama.evaluation.cache import is_tensor_file, make_workspace, read_tensors, write_tensors
 from illama.evaluation.calibration import Answers, refuse_non_finite
 from illama.evaluation.classify import KeptLogits, collect_logits
-from illama.evaluation.data_identity import data_id, network_id
+from illama.evaluation.origin import data_id, network_id
 from illama.evaluation.subject import Subject
 
 ENDING = ".safetensors"
@@ -43,7 +43,7 @@ class SavedLogits:
         indices: Positions of the images in their source, (N,) int64, rising.
         classes: Class names in index order; () where they are unknown.
         data: What the images are, for people.
-        data_id: `illama.evaluation.data_identity.data_id` of the source, unreadable images included.
+        data_id: `illama.evaluation.origin.data_id` of the source, unreadable images included.
         weights: Which weights, for people: the file and its optimizer step.
         network_id: SHA-256 of all that the logits depend on besides the images: weights, configuration, softness,
             image transform.

@@ -105,7 +105,7 @@ class Subject:
         if self.trained_on is None and self.data is not None and self.data.val_fraction == 0 and self._held_out_share():
             source.description += "; ATTENTION: if the network was trained on this data, it saw most of these images"
         if self.split == "train" and self.origin is not None and self.data == self.trained_on:
-            from illama.evaluation.data_identity import DataIdentity
+            from illama.evaluation.origin import DataIdentity
 
             changed = self.origin.train.difference(DataIdentity.of(source))
             if changed is not None:
@@ -127,8 +127,7 @@ class Subject:
         They are the run's own where its recipe chooses the same ones there, or where those that it held out are found.
         What the run trained on must not be counted among them without a word.
         """
-        from illama.evaluation.data_identity import DataIdentity
-        from illama.evaluation.origin import held_out_again
+        from illama.evaluation.origin import DataIdentity, held_out_again
 
         layout, moved = self.layout.asked_for(trained_on), self.data != trained_on
         if self.origin is None and not (moved and trained_on.val_fraction > 0 and not layout.splits):

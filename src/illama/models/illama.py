@@ -19,8 +19,7 @@ from illama.device.linear import Linear, project_rows
 from illama.errors import UserError
 from illama.models.config import ModelConfig, Pool
 from illama.models.layers import DropPath, PatchEmbed, build_ffn, build_layer_scale, build_norm
-from illama.models.position import resize_position
-from illama.models.rope import RotaryTable
+from illama.models.position import RotaryTable, resize_position
 from illama.models.timm_interface import TimmInterface
 
 INIT_STD = 0.02

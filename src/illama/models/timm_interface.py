@@ -15,7 +15,7 @@ from illama.errors import UserError
 from illama.models.config import ModelConfig
 
 if TYPE_CHECKING:
-    from illama.models.rope import RotaryTable
+    from illama.models.position import RotaryTable
 
 Tokens = Literal["patches", "class", "all"]
 Layout = Literal["tokens", "map"]

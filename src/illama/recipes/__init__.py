@@ -1,8 +1,16 @@
 """Recipes: typed, checked descriptions of training runs, one YAML file per published or measured run."""
 
 from illama.recipes.batches import BatchPlan, plan_batches
-from illama.recipes.diff import Change, recipe_diff
-from illama.recipes.load import edit_data, list_recipes, load_recipe, overridden_keys, override, parse_recipe
+from illama.recipes.load import (
+    Change,
+    edit_data,
+    list_recipes,
+    load_recipe,
+    overridden_keys,
+    override,
+    parse_recipe,
+    recipe_diff,
+)
 from illama.recipes.schema import (
     AugmentConfig,
     DataConfig,

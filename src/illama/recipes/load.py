@@ -1,4 +1,4 @@
-"""From a packaged name or a file to a checked `Recipe`: base, overrides, variant, and one message for all mistakes."""
+"""From a packaged name or a file to a checked `Recipe`: base, overrides, variant, problems; and what two differ in."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -244,3 +244,20 @@ def _build(tree: Tree, label: str, problems: list[Problem]) -> Recipe:
         tree = {**tree, "model": {**sizes, **rest}}
     raise_problems(label, [*found, *find_problems(tree)])
     return Recipe.model_validate_json(json.dumps(without_auto(tree)))
+
+
+class Change(NamedTuple):
+    """A key whose value differs."""
+
+    key: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} -> {self.new}"
+
+
+def recipe_diff(old: Recipe, new: Recipe) -> list[Change]:
+    """All keys in which `new` differs from `old`, in the order of the schema."""
+    before, after = flatten(old.to_dict()), flatten(new.to_dict())
+    return [Change(key, before[key], after[key]) for key in after if before[key] != after[key]]

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from illama.report.csv_text import csv_text
 from illama.report.document import Block, Bullets, Code, Document, Figure, Section, Table, Text
-from illama.report.markdown_text import markdown
-from illama.report.page import html
-from illama.report.svg import svg_bytes
-from illama.report.terminal import terminal_table
-from illama.report.write import write_document
+from illama.report.formats import csv_text, svg_bytes, terminal_table
+from illama.report.write import html, markdown, write_document
 
 __all__ = [
     "Block",

@@ -153,6 +153,4 @@ def _kind(run: PlannedRun) -> str:
 
 
 def _measure(recipe: Recipe, folder: Path, weights: Path | None, device: str) -> Pace:
-    from illama.reproduce.pace import measure_pace
-
     return measure_pace(recipe, device)

@@ -14,10 +14,9 @@ from illama.recipes import Recipe
 from illama.report import Block, Bullets, Code, Document, Figure, Section, Table, Text, write_document
 from illama.reproduce.figures import Line, Step, StudyPanel, draw_curves, draw_steps
 from illama.reproduce.plan import Base, PlannedRun
-from illama.reproduce.results import StudyResult, environments, to_dict
+from illama.reproduce.results import StudyResult, difference_in_words, environments, in_words, to_dict
 from illama.reproduce.results import command as run_command
 from illama.reproduce.study import METRICS, Metric, StudyRow
-from illama.reproduce.verdicts import difference_in_words, in_words
 from illama.training.figures import read_metrics, soft_mask_end
 from illama.training.run_folder import METRICS_FILE
 

@@ -14,8 +14,7 @@ from illama.console.text import shown
 from illama.data.layout import is_gone
 from illama.data.sources.class_names import difference
 from illama.errors import UserError
-from illama.evaluation.data_identity import DataIdentity
-from illama.evaluation.origin import Origin, Start
+from illama.evaluation.origin import DataIdentity, Origin, Start
 from illama.recipes import Recipe, load_recipe
 from illama.recipes.rules import flatten
 from illama.system.files import utf8

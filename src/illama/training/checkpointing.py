@@ -1,20 +1,164 @@
-"""Saving a run and going on with it, on one process or several."""
+"""Saving a run and going on with it, on one process or several; what a checkpoint may hold for that.
+
+Checksums tell accidents. A file whose sums fit may still be of another run, of another version, or made by somebody: a
+moment of another size would end the process in the optimizer's kernel, another learning rate would be followed.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from torch import Tensor
 
 from illama.checkpoint import Checkpoint, Meta, Saver, kept_tag, load_checkpoint, newest_checkpoint
+from illama.checkpoint.folder import DamagedError
+from illama.checkpoint.format import EMA_FILE, MODEL_FILE, STATE_FILE
+from illama.console.text import shown
 from illama.data import EvalTransform
 from illama.data.sources.class_names import difference
+from illama.device.linear import KINDS, LinearKernel
 from illama.errors import UserError
 from illama.evaluation.origin import Origin
 from illama.recipes import Recipe, parse_recipe
+from illama.training.muon import MOMENT
 from illama.training.run_folder import changed_keys
-from illama.training.saved_state import demand_fitting
 from illama.training.state import TrainState
+
+if TYPE_CHECKING:
+    from illama.training.state import TrainState
+
+_KEYS = frozenset({"optimizer", "average_updates", "progress", "loss_sum", "loss_steps"})
+_LATER_KEYS = frozenset({"linear_kernel", "native", "processes", "run"})  # earlier versions did not save them
+_ADAMW_MOMENTS, _MUON_MOMENTS = ("exp_avg", "exp_avg_sq"), (MOMENT,)
+
+
+class _Odd(Exception):  # noqa: N818 - the end of a sentence, no error of its own
+    """Something that the run would not have made, as the end of a sentence about its file."""
+
+
+def demand_fitting(saved: Checkpoint, state: TrainState, total_steps: int) -> None:
+    """A checkpoint's weights and training state are such as this run makes them.
+
+    Hyperparameters in it do not count: they are the recipe's.
+
+    Args:
+        saved: As `load_checkpoint` gave it.
+        state: What is to take it over.
+        total_steps: Optimizer steps of the whole run.
+
+    Raises:
+        DamagedError: Something is missing, unknown, or of another shape, type or range; file and part are named.
+    """
+    average = None if state.average is None else state.average.model.state_dict()
+    for file, check in (
+        (MODEL_FILE, lambda: _demand_like(saved.model_state, state.model.state_dict())),
+        (EMA_FILE, lambda: _demand_average(saved.ema_state, average)),
+        (STATE_FILE, lambda: _demand_state(saved, state, total_steps)),
+    ):
+        try:
+            check()
+        except _Odd as odd:
+            raise DamagedError(saved.path / file, f"is not of this run: {odd}") from None
+
+
+def _demand_like(found: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:
+    _demand_keys(found, set(wanted))
+    for name, tensor in wanted.items():
+        _demand_tensor(name, found[name], tensor.shape, tensor.dtype)
+
+
+def _demand_average(found: Mapping[str, Any] | None, wanted: Mapping[str, Tensor] | None) -> None:
+    if (found is None) != (wanted is None):
+        raise _Odd("it is there without averaging" if wanted is None else "it is missing, and the recipe averages")
+    if found is not None and wanted is not None:
+        _demand_like(found, wanted)
+
+
+def _demand_state(saved: Checkpoint, state: TrainState, total_steps: int) -> None:
+    found = saved.training_state
+    _demand_keys(found, set(_KEYS), _LATER_KEYS)
+    progress = found["progress"]
+    _demand_keys(progress, set(vars(state.progress)), where="progress")
+    step = _number(progress["step"], "progress step", most=total_steps)
+    if step != saved.meta.step:
+        raise _Odd(f"it is of step {step}, and the weights are of step {saved.meta.step}")
+    _number(progress["log_bytes"], "progress log_bytes")
+    _number(progress["seconds"], "progress seconds", kind=float)
+    if progress["best"] is not None:
+        _number(progress["best"], "progress best", most=100, kind=float)
+    _number(found["loss_steps"], "loss_steps", most=step)
+    _demand_tensor("loss_sum", found["loss_sum"], torch.Size(()), torch.float32)
+    _number(found.get("processes", 1), "processes", least=1)
+    kernels = found.get("linear_kernel")
+    kinds = set(KINDS.values())
+    by_kind = kernels if isinstance(kernels, dict) else {} if kernels is None else dict.fromkeys(kinds, kernels)
+    if any(kind not in kinds or kernel not in get_args(LinearKernel) for kind, kernel in by_kind.items()):
+        raise _Odd(f"linear_kernel is {_brief(kernels)}, expected {' or '.join(get_args(LinearKernel))} by kind")
+    if not isinstance(found.get("native"), bool | None):
+        raise _Odd(f"native is {_brief(found['native'])}, expected true or false")
+    if (found["average_updates"] is None) != (state.average is None):
+        raise _Odd("average_updates does not go with the recipe's averaging")
+    if state.average is not None:
+        _number(found["average_updates"], "average_updates", most=step)
+    _demand_optimizer(found["optimizer"], state.optimizer, step)
+
+
+def _demand_optimizer(found: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Moments of all parameters, in the optimizer's order."""
+    _demand_keys(found, {"state", "param_groups"}, where="the optimizer")
+    groups = optimizer.param_groups
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    by_muon = [group.get("muon", False) for group in groups for _ in group["params"]]
+    moments = found["state"]
+    _demand_keys(moments, set(range(len(parameters))) if step else set(), where="the optimizer's state")
+    for number, entry in moments.items():
+        names = _MUON_MOMENTS if by_muon[number] else _ADAMW_MOMENTS
+        _demand_keys(entry, {*names} if by_muon[number] else {"step", *names}, where=f"parameter {number}")
+        if not by_muon[number]:
+            _demand_tensor(f"step of parameter {number}", entry["step"], torch.Size(()), torch.float32)
+            _number(float(entry["step"]), f"step of parameter {number}", most=step, kind=float)
+        for name in names:
+            shape, dtype = parameters[number].shape, parameters[number].dtype
+            _demand_tensor(f"{name} of parameter {number}", entry[name], shape, dtype)
+
+
+def _demand_keys(found: Any, needed: set[Any], allowed: frozenset[str] = frozenset(), where: str = "") -> None:
+    place = f"{where}: " if where else ""
+    if not isinstance(found, Mapping):
+        raise _Odd(f"{place}{_brief(found)} is no mapping")
+    missing, unknown = needed - set(found), set(found) - needed - allowed
+    if missing:
+        raise _Odd(f"{place}{_brief(min(missing, key=str))} is missing")
+    if unknown:
+        raise _Odd(f"{place}{_brief(min(unknown, key=str))} is unknown")
+
+
+def _demand_tensor(name: str, found: Any, shape: torch.Size, dtype: torch.dtype) -> None:
+    if not isinstance(found, Tensor) or found.layout != torch.strided or found.device.type != "cpu":
+        what = f"a tensor on {found.device}, {found.layout}" if isinstance(found, Tensor) else type(found).__name__
+        raise _Odd(f"{name} is {what}, expected a plain tensor on the CPU")
+    if found.shape != shape or found.dtype != dtype:
+        raise _Odd(
+            f"{name} is {tuple(found.shape)} of {found.dtype}, expected {tuple(shape)} of {dtype}".replace("torch.", "")
+        )
+
+
+def _number(value: Any, name: str, least: float = 0, most: float = math.inf, kind: type = int) -> Any:
+    fits = isinstance(value, kind | int) and not isinstance(value, bool)
+    if not fits or not (math.isfinite(value) and least <= value <= most):
+        bounds = f"from {least:g} to {most:g}" if math.isfinite(most) else f"of at least {least:g}"
+        raise _Odd(f"{name} is {_brief(value)}, expected a number {bounds}")
+    return value
+
+
+def _brief(value: Any) -> str:
+    return shown(repr(value), 60)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from illama.console.text import shown
 from illama.data import BrokenImage, EvalTransform, Source
 from illama.errors import UserError
 from illama.models import ILlama
-from illama.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, YELLOW
+from illama.report.formats import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, YELLOW
 from illama.system.files import replacing
 from illama.system.given_file import read_given
 from illama.training.run_folder import is_logged_number

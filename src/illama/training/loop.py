@@ -18,8 +18,7 @@ from illama.data.rng import Purpose, seed_global
 from illama.device import only_repeatable, resolve_precision
 from illama.distributed import ALONE, Vote, World, is_sharded, join_world
 from illama.errors import Stopped, UserError
-from illama.evaluation.data_identity import DataIdentity, content_id, names_id
-from illama.evaluation.origin import Origin
+from illama.evaluation.origin import DataIdentity, Origin, content_id, names_id
 from illama.recipes import Recipe
 from illama.system.files import remove_partial
 from illama.training.begun import compare_with_begun, demand_data, given_to_train, what_is_seen
@@ -27,9 +26,8 @@ from illama.training.checkpointing import Keeper
 from illama.training.console import summary
 from illama.training.figures import draw_curves, draw_test_predictions
 from illama.training.log import NoLog, RunLog
-from illama.training.nonfinite_guard import LossGuard
 from illama.training.objective import build_objective
-from illama.training.optim import set_lr
+from illama.training.optim import LossGuard, set_lr
 from illama.training.run_folder import check_run_folder, write_run_folder
 from illama.training.run_header import start_line
 from illama.training.run_lock import RunLock

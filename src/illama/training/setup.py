@@ -16,17 +16,15 @@ from illama.data.source import Source
 from illama.device import Precision
 from illama.device.linear import keep_linear_kernels, linear_kernels
 from illama.distributed import World
-from illama.evaluation.data_identity import tensors_id
-from illama.evaluation.origin import Start, run_of
+from illama.evaluation.origin import Start, run_of, tensors_id
 from illama.models import ILlama
 from illama.recipes import BatchPlan, Recipe, plan_batches
-from illama.training.ema import WeightAverage
 from illama.training.fit import fit_to_data, short_run
 from illama.training.muon import MuonWithAdamW
 from illama.training.objective import Loss, build_loss, shard_model
 from illama.training.optim import build_adamw, param_groups
 from illama.training.schedules import Schedules
-from illama.training.state import TrainState
+from illama.training.state import TrainState, WeightAverage
 from illama.weights.adapt import LoadReport, adapt_weights
 from illama.weights.foreign import read_weights
 from illama.weights.published import published_by_file

@@ -1,19 +1,96 @@
-"""All that a run needs to go on exactly where it stopped."""
+"""All that a run needs to go on exactly where it stopped, with the weights' running mean; whole tensors from shards."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from illama import native
 from illama.checkpoint import Checkpoint
 from illama.device.linear import keep_linear_kernels, linear_kernels
-from illama.distributed import ALONE, World
+from illama.distributed import ALONE, World, is_sharded
 from illama.models import ILlama
-from illama.training.ema import WeightAverage
-from illama.training.shards import load_optimizer, load_weights, whole
+
+T = TypeVar("T")
+
+
+def whole(value: T) -> T:
+    """Nested containers with every sharded tensor put together, on the CPU; plain tensors stay as they are.
+
+    A collective: all processes have to call it.
+    """
+    if is_sharded(value):
+        return value.full_tensor().cpu()
+    if isinstance(value, Mapping):
+        return {key: whole(part) for key, part in value.items()}  # type: ignore[return-value]
+    if isinstance(value, list | tuple):
+        return type(value)(whole(part) for part in value)
+    return value
+
+
+def shard_like(value: Tensor, example: Tensor) -> Tensor:
+    """A whole tensor cut as `example` is; the tensor itself where that is not sharded or has another shape."""
+    if not is_sharded(example) or value.shape != example.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    on_device = value.to(example.device_mesh.device_type)
+    return distribute_tensor(on_device, example.device_mesh, example.placements, src_data_rank=None)
+
+
+def load_weights(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """`load_state_dict` of whole tensors into a model that may be sharded."""
+    examples = model.state_dict()
+    model.load_state_dict({name: shard_like(tensor, examples[name]) for name, tensor in state.items()})
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """`load_state_dict` of whole tensors into an optimizer whose parameters may be sharded.
+
+    Moments alone are taken over: the hyperparameters of the groups are the recipe's, whatever the file says.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        number: {
+            key: shard_like(value, parameters[number]) if isinstance(value, Tensor) else value
+            for key, value in entry.items()
+        }
+        for number, entry in saved["state"].items()
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+class WeightAverage:
+    """Exponential moving average of a model's parameters, a model of its own.
+
+    Update n (from 0) uses the decay min(decay, (1 + n) / (10 + n)), so that early averages are not dominated by
+    the initial weights.
+
+    Attributes:
+        model: A copy of the model that holds the averaged weights, in evaluation mode.
+        updates: Number of updates so far.
+    """
+
+    def __init__(self, model: ILlama, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: ILlama) -> None:
+        """Move the average towards the model's present weights; of a sharded model each process moves its shards."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(_own(self.model), _own(model), 1.0 - decay)
+        self.updates += 1
+
+
+def _own(model: ILlama) -> list[torch.Tensor]:
+    return [p.to_local() if is_sharded(p) else p for p in model.parameters()]
 
 
 @dataclass

@@ -12,7 +12,7 @@ from illama.device import Precision, autocast
 from illama.distributed import ALONE, World, is_sharded
 from illama.evaluation import evaluate_together
 from illama.models import ILlama
-from illama.training.ema import WeightAverage
+from illama.training.state import WeightAverage
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from illama.analysis.attention.figures import draw_curves, draw_heads, draw_rows
-from illama.analysis.attention.maps import Pictures, draw_maps
-from illama.analysis.attention.measures import AttentionNumbers, measure_attention
-from illama.analysis.attention.rows import attention_distance, indifferent_weights, row_entropy, row_mass
+from illama.analysis.attention.figures import Pictures, draw_curves, draw_heads, draw_maps, draw_rows
+from illama.analysis.attention.measures import (
+    AttentionNumbers,
+    attention_distance,
+    indifferent_weights,
+    measure_attention,
+    row_entropy,
+    row_mass,
+)
 from illama.analysis.result import AnalysisResult, Measure
 from illama.console.progress import WorkProgress
 from illama.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from illama.report import Figure, svg_bytes
-from illama.report.palette import BLUE, GREY, ORANGE
+from illama.report.formats import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

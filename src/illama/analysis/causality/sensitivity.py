@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 import torch.nn.functional as F
 
-from illama.analysis.batches import batch_size, others_of
+from illama.analysis.capture import batch_size, others_of
 from illama.evaluation import evaluating
 from illama.models import ILlama, ModelConfig
 

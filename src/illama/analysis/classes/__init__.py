@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from illama.analysis.classes.figures import confusion_picture, recall_picture
-from illama.analysis.classes.names import shown
+from illama.analysis.classes.figures import confusion_picture, recall_picture, shown
 from illama.analysis.options import ClassesOptions
 from illama.analysis.result import AnalysisResult, Measure
 from illama.errors import UserError

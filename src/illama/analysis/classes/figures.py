@@ -1,4 +1,4 @@
-"""Accuracy by class as bars, and the confusion matrix."""
+"""Accuracy by class as bars, the confusion matrix, and names of classes as tables and pictures have them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from illama.analysis.classes.names import short
+from illama.console import text
+from illama.data.imagenet import readable
 from illama.report import svg_bytes
-from illama.report.palette import BLUE, GREY
+from illama.report.formats import BLUE, GREY
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+LONGEST_NAME = 28  # characters beside an axis; what follows is cut off
+
+
+def shown(name: str) -> str:
+    """A name on one line; a WordNet id of ImageNet with its word."""
+    return text.shown(" ".join(readable(name).split()))
+
+
+def short(name: str) -> str:
+    """The same, where there is room for `LONGEST_NAME` characters."""
+    name = shown(name)
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."
+
 
 BAR_INCHES = 0.2
 LABEL_CELLS_UP_TO = 20  # classes; in a larger matrix numbers would not fit into the cells

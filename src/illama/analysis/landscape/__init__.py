@@ -12,16 +12,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from illama import native
-from illama.analysis.batches import batch_size
-from illama.analysis.landscape.directions import MovableWeights, filter_normalized_directions
+from illama.analysis.capture import batch_size
 from illama.analysis.landscape.figures import landscape_figure
-from illama.analysis.landscape.grid import coordinates, description, fill_grid
+from illama.analysis.landscape.measures import (
+    MovableWeights,
+    coordinates,
+    description,
+    fill_grid,
+    filter_normalized_directions,
+)
 from illama.analysis.options import LandscapeOptions
 from illama.analysis.result import AnalysisResult, Measure
 from illama.device.linear import keep_linear_kernels, linear_kernels
 from illama.errors import UserError
 from illama.evaluation import Scores, evaluating
-from illama.evaluation.data_identity import data_id, network_id, short_name
+from illama.evaluation.origin import data_id, network_id, short_name
 from illama.evaluation.saved_logits import class_mismatch
 from illama.report import Section, Table, Text, csv_text
 

@@ -12,9 +12,16 @@ import numpy as np
 from torch import Tensor
 
 from illama.analysis.options import ProbeOptions
-from illama.analysis.probe.classifiers import LinearProbe, knn_votes, linear_probe
 from illama.analysis.probe.figures import layer_figure, scatter_figure
-from illama.analysis.probe.split import ProbeSplit, covered, in_numbers_of, split_for_probe
+from illama.analysis.probe.measures import (
+    LinearProbe,
+    ProbeSplit,
+    covered,
+    in_numbers_of,
+    knn_votes,
+    linear_probe,
+    split_for_probe,
+)
 from illama.analysis.result import AnalysisResult, Measure
 from illama.evaluation.features import Features, cached_features
 from illama.evaluation.statistics import wilson

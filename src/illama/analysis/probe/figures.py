@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from illama.analysis.classes.names import short
+from illama.analysis.classes.figures import short
 from illama.report import Figure, svg_bytes
-from illama.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, YELLOW
+from illama.report.formats import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, YELLOW
 
 SHOWN = 2000  # images in the scatter plot
 COLORED = 10  # classes told apart in it

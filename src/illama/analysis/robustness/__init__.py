@@ -14,12 +14,12 @@ from torch import Tensor
 from illama.analysis.imagenet_answers import ImagenetAnswers, answers, not_imagenet
 from illama.analysis.options import RobustnessOptions
 from illama.analysis.result import AnalysisResult
-from illama.analysis.robustness.corruptions import find_corrupted
 from illama.analysis.robustness.figures import Corrupted, SetRow, robustness_finding
 from illama.analysis.robustness.measures import (
     SETS,
     ImageSet,
     as_imagenet,
+    find_corrupted,
     open_set,
     read_real,
     score_real,
@@ -32,7 +32,7 @@ from illama.data.imagenet import NUM_CLASSES, wnids
 from illama.data.source import Source
 from illama.errors import UserError
 from illama.evaluation.cache import make_workspace
-from illama.evaluation.data_identity import data_id, network_id
+from illama.evaluation.origin import data_id, network_id
 from illama.evaluation.subject import Subject
 from illama.system.files import write_file
 from illama.system.given_file import at_home

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from illama.analysis.result import AnalysisResult, Measure
-from illama.analysis.robustness.corruptions import (
+from illama.analysis.robustness.measures import (
     CORRUPTIONS,
     COUNTED,
     GROUPS,
@@ -19,7 +19,7 @@ from illama.analysis.robustness.corruptions import (
 from illama.data.imagenet import NUM_CLASSES
 from illama.evaluation.statistics import wilson
 from illama.report import Block, Bullets, Figure, Section, Table, Text, csv_text, svg_bytes
-from illama.report.palette import BLUE, GREEN, ORANGE, PURPLE
+from illama.report.formats import BLUE, GREEN, ORANGE, PURPLE
 
 HEADER = ("set", "images", "classes", "unreadable", "top-1 (%)", "95 % interval", "top-5 (%)")
 CORRUPTED_HEADER = ("corruption", *(f"severity {severity}" for severity in SEVERITIES), "mean", "of AlexNet's")

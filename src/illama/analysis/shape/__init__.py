@@ -11,13 +11,12 @@ import torch
 from illama.analysis.imagenet_answers import answers, not_imagenet
 from illama.analysis.options import ShapeOptions
 from illama.analysis.result import AnalysisResult, Measure
-from illama.analysis.shape.measures import ShapeBias, decisions, shape_bias
-from illama.data.sources.cue_conflict import CueConflictSource, open_cue_conflict
+from illama.analysis.shape.measures import CueConflictSource, ShapeBias, decisions, open_cue_conflict, shape_bias
 from illama.errors import UserError
 from illama.evaluation.statistics import wilson
 from illama.evaluation.subject import Subject
 from illama.report import Figure, Section, Table, Text, csv_text, svg_bytes
-from illama.report.palette import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
+from illama.report.formats import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 from illama.system.given_file import at_home
 
 PUBLISHED = "41.45 % (iLLaMA-B, ImageNet-1K)"

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from illama.data.augment.image_ops import rotation, warp
 from illama.data.augment.randaugment import Part, RandAugment, apply_parts, draw_jitter, in_parts
-from illama.data.augment.warp import rotation, warp
 from illama.data.rng import Draws
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 from illama.data.augment import fast_affine
-from illama.data.decode.crop import ResizedCrop
-from illama.data.decode.lazy_image import Picture
+from illama.data.decode.lazy_image import Picture, ResizedCrop
 from illama.data.eval_transform import cover, to_tensor
 from illama.optional import import_timm
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from illama.data.augment import image_ops
-from illama.data.augment.warp import rotation, warp
+from illama.data.augment.image_ops import rotation, warp
 from illama.data.rng import Draws
 from illama.errors import UserError
 

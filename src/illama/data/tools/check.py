@@ -19,8 +19,7 @@ from illama.console.progress import WorkProgress
 from illama.data.layout import WHOLE, Layout, look
 from illama.data.loading.memory import cpu_count
 from illama.data.source import Source
-from illama.data.tools.check_result import CheckedSplit, CheckResult
-from illama.data.tools.inspection import ROW, Issue, inspect
+from illama.data.tools.check_result import ROW, CheckedSplit, CheckResult, Issue, inspect
 from illama.errors import UserError
 from illama.system.processes import end_with_parent
 

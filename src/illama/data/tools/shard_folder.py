@@ -1,4 +1,4 @@
-"""What stands in a folder of shards beside the shards, and how a file gets there: whole, on the disk, then named.
+"""What a folder of shards holds, and how a file gets there; tar files of the same bytes whenever they are written.
 
 ```
 DST/train-000000.tar ...   the shards
@@ -12,19 +12,57 @@ DST/SHA256SUMS             for `sha256sum -c`; there when all is done
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import tarfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from illama.console.json_text import parse_json
 from illama.data.tools.shard_plan import ShardPlan
 from illama.errors import UserError
 from illama.system.files import replacing, to_disk
+
+
+class TarWriter:
+    """A plain tar file and its checksum; the bytes depend on names and contents alone.
+
+    Args:
+        file: Open for writing; its beginning.
+
+    Attributes:
+        sha256: Of what is written so far.
+        bytes: Size of it.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+
+    def add(self, name: str, content: bytes) -> None:
+        """One file, without time and owner; a name that is no UTF-8 keeps its bytes."""
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        self._write(member.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
+        self._write(content)
+        self._write(bytes(-len(content) % tarfile.BLOCKSIZE))
+
+    def end(self) -> None:
+        """Close the list of files: two empty blocks, and whole records as tar writes them."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self.bytes % tarfile.RECORDSIZE))
+
+    def _write(self, content: bytes) -> None:
+        self._file.write(content)
+        self.sha256.update(content)
+        self.bytes += len(content)
+
 
 PLAN_FILE, JOURNAL_FILE = "_plan.jsonl.gz", "_shards.jsonl"
 INFO_FILE, CLASSES_FILE, SUMS_FILE = "_info.json", "classes.txt", "SHA256SUMS"

@@ -29,6 +29,7 @@ from illama.data.tools.shard_folder import (
     PLAN_FILE,
     SUMS_FILE,
     FinishedShard,
+    TarWriter,
     appearing,
     only_writer,
     read_journal,
@@ -44,7 +45,6 @@ from illama.data.tools.shard_plan import (
     read_plan,
     write_plan,
 )
-from illama.data.tools.tar_writer import TarWriter
 from illama.errors import UserError
 from illama.system.files import is_partial, own_file, remove_partial
 from illama.system.given_file import at_home

@@ -1,0 +1,75 @@
+"""Parts that documents share: colours, CSV, SVG whose bytes depend on the figure alone, tables on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from illama.console.text import safe_lines
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+GREY = "#777777"
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A header and rows as CSV with "\\n" at line ends; None is an empty cell, numbers keep all their digits.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe, which it does not show.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(_cell, header))
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def _cell(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", "\\x0d")  # alone it would end the row, which the csv module does not see
+    return f"'{text}" if value.startswith(_FORMULA) else text
+
+
+def svg_bytes(figure: Figure) -> bytes:
+    """The figure as an SVG file on white, without date and program name: the same bytes every time.
+
+    Titles and names stand with codes for the characters that no such file may hold.
+    """
+    import matplotlib
+    from matplotlib.text import Text
+
+    # Glyphs are drawn as paths: the reader's machine may lack the font that the layout was made for. The salt names the
+    # parts of the file, which are random without it.
+    style = matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "illama", "svg.image_inline": True})
+    file = io.BytesIO()
+    for text in figure.findobj(Text):
+        text.set_text(safe_lines(text.get_text()))
+    with style, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box is drawn in its place
+        nothing = {"Date": None, "Creator": None}
+        figure.savefig(file, format="svg", facecolor="white", metadata=nothing)
+    return file.getvalue()
+
+
+def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """The first column stands left, the others right; cells are shown as they are, without markup."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold", min_width=5)
+    for cells in rows:
+        table.add_row(*(Text(safe_lines(cell)) for cell in cells))
+    return table
