@@ -1,6 +1,6 @@
 """What training does to one image in a worker process: crop, and on CPU runs flip, rotation, RandAugment, jitter.
 
-Where there is a device the rest happens there, to whole batches (`augment_batched`).
+Where there is a device the rest happens there, to whole batches (`batched`).
 """
 
 from __future__ import annotations
