@@ -17,7 +17,7 @@ MAY = {  # from which rooms beside those of the base
     "models": CORE,
     "attention": CORE,
     "recipes": CORE,
-    "hub": {"models", "weights"},
+    "hub": {*CORE, "recipes", "data", "checkpoint", "weights"},
     "data": {*CORE, "recipes"},
     "checkpoint": {*CORE, "recipes", "data"},
     "weights": {*CORE, "recipes", "data", "checkpoint"},

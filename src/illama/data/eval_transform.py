@@ -16,7 +16,7 @@ from illama.console.text import shown
 from illama.data.decode.images import as_seen, check_channels
 from illama.data.loading.staging import constant
 from illama.errors import UserError
-from illama.models.config import LEAST_CROP, LEAST_STD, MOST_PIXELS
+from illama.models.config import LEAST_CROP, LEAST_STD, MOST_PIXELS, SMALL_PX, WARP_PX
 
 if TYPE_CHECKING:
     from illama.recipes.schema import Recipe
@@ -29,9 +29,6 @@ RESAMPLING: dict[str, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
 }
 
-# spec/training.md section 2: images up to 32 px are taken as they are, from 384 px on the whole image is warped.
-SMALL_PX = 32
-WARP_PX = 384
 # Up to this many times the target's area an image is resized whole before it is cropped.
 MAX_GROWTH = 8
 

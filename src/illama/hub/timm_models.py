@@ -16,14 +16,14 @@ from timm.models import (
     resolve_pretrained_cfg,
 )
 
+from illama.data.eval_transform import standard_mode
 from illama.models.config import ModelConfig
 from illama.models.illama import ILlama
 from illama.models.variants import PEERS, VARIANTS, roadmap_config
+from illama.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from illama.weights.adapt import adapt_state_dict
 from illama.weights.load import load_weights
 from illama.weights.published import LICENCE_NOTE, PUBLISHED, REPOSITORY, PublishedWeights, fetch, published_by_file
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _CONVOLUTION = "patch_embed.proj.weight"
 _log = logging.getLogger("illama")
@@ -36,13 +36,13 @@ CONFIGS |= {f"{peer}_{size}": roadmap_config(peer, size) for peer in PEERS for s
 def _data_config(config: ModelConfig) -> dict[str, Any]:
     """How timm should prepare images: 224/0.875 crop, warp from 384 px, small images as they are."""
     height, width = config.height_width
-    longest = max(height, width)
+    mode = standard_mode((height, width))
     return {
         "input_size": (config.in_chans, height, width),
         "fixed_input_size": True,
         "interpolation": "bicubic",
-        "crop_pct": 0.875 if 32 < longest < 384 else 1.0,
-        "crop_mode": "squash" if longest >= 384 else "center",
+        "crop_pct": 0.875 if mode == "crop" else 1.0,
+        "crop_mode": "squash" if mode == "warp" else "center",
         "mean": IMAGENET_MEAN,
         "std": IMAGENET_STD,
     }

@@ -166,6 +166,8 @@ class ModelConfig:
 
 # A number in somebody's file must not become an allocation: far above all networks, far below all memory.
 MOST_PIXELS = 1 << 15  # of a side of the input
+# How the published networks look at images: up to here as they are, from there on warped to the size, else a crop.
+SMALL_PX, WARP_PX = 32, 384
 LEAST_STD, LEAST_CROP = 1e-6, 0.01  # of how images are prepared: below them values and sizes are endless
 _RANGES = {
     "patch_size": (1, MOST_PIXELS),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from illama.models.config import SMALL_PX
+
 Check = Callable[..., str | None]
 _RULES: list[tuple[tuple[str, ...], Check]] = []
-
-SMALL_PX = 32  # up to here images are neither resized nor cropped to a part (published transforms)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

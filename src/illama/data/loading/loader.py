@@ -17,7 +17,7 @@ from torch import Tensor
 from illama.data.augment.batched import BatchedAugment
 from illama.data.augment.erasing import RandomErasing
 from illama.data.augment.mixing import Mixing
-from illama.data.eval_transform import SMALL_PX, EvalTransform, normalize, to_tensor
+from illama.data.eval_transform import EvalTransform, normalize, to_tensor
 from illama.data.loading.batch import Batch, MicroBatch, TrainingOrder
 from illama.data.loading.memory import (
     MEMORY_MAX_BYTES,
@@ -37,7 +37,8 @@ from illama.distributed import ALONE, World, local_size
 from illama.errors import UserError
 
 if TYPE_CHECKING:
-    from illama.recipes import BatchPlan, Recipe
+    from illama.models.config import SMALL_PX
+from illama.recipes import BatchPlan, Recipe
 
 # Evaluation sets up to this size after the transform are decoded once and kept.
 EVAL_MAX_BYTES = 256 << 20
