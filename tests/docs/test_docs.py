@@ -12,7 +12,7 @@ from PIL import Image
 from illama.analysis.registry import ANALYSES, read_options
 from illama.cli.main import COMMANDS, main
 from illama.recipes import list_recipes
-from illama.recipes.explain import all_keys
+from illama.recipes.problems import all_keys
 from tests.evaluation.conftest import untrained_digits_run
 
 ROOT = Path(__file__).resolve().parents[2]

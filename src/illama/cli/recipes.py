@@ -15,7 +15,7 @@ def recipes_command(*, keys: Annotated[bool, Parameter(negative="")] = False) ->
         keys: All keys of a recipe instead, as Markdown: what each holds and decides.
     """
     from illama.recipes import list_recipes
-    from illama.recipes.explain import keys_as_markdown
+    from illama.recipes.problems import keys_as_markdown
 
     if keys:
         print(keys_as_markdown(), end="")

@@ -17,7 +17,7 @@ from illama.console.text import is_utf8, shown
 from illama.errors import UserError
 from illama.models.variants import VARIANTS
 from illama.recipes import yaml_text
-from illama.recipes.explain import Problem, find_problems, hint, raise_problems
+from illama.recipes.problems import Problem, find_problems, hint, raise_problems
 from illama.recipes.rules import flatten
 from illama.recipes.schema import DataConfig, Recipe, without_auto
 from illama.registry import closest
