@@ -250,7 +250,7 @@ class Summary:
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--out", type=Path, required=True, help="folder for everything; made if absent")
+    options.add_argument("--out", type=Path, default=Path("gpu"), help="folder for everything; made if absent (gpu)")
     options.add_argument("--budget", type=float, default=840.0, metavar="SECONDS", help="for all parts (default 840)")
     options.add_argument("--only", nargs="+", metavar="PART", help="only these parts, in the usual order")
     options.add_argument("--limit", nargs="+", default=[], metavar="PART=SECONDS", help="another limit for a part")
@@ -272,7 +272,7 @@ def chosen(given: argparse.Namespace) -> list[Part]:
         there = torch.device(given.device).type != "cuda" or torch.cuda.is_available()
     except RuntimeError:
         raise UserError(f"--device {given.device!r} is none; give cuda, cuda:1 or cpu") from None
-    if not there:
+    if not there and not given.list:
         raise UserError(f"--device {given.device}: there is no CUDA device; give --device cpu --toy to try the parts")
     if not given.budget > 0:
         raise UserError(f"--budget must be above 0 seconds; got {given.budget:g}")

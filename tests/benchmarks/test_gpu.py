@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from illama.system.interrupt import Interrupted
 from tests.end_to_end.commands import needs_proc, wait_until_gone
@@ -274,3 +275,12 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert "attention: done" in done.stdout
     assert done.stdout.splitlines()[-1].endswith("summary.md")
     assert Outcome("", "", []).status == "running"
+
+
+def test_the_parts_are_listed_anywhere(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the documentation has it: no folder, no device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main(["--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(NAMES)
+    assert gpu.main([]) == 2
+    assert "there is no CUDA device" in capsys.readouterr().err
