@@ -55,7 +55,7 @@ class Subject:
 
     Attributes:
         model: In evaluation mode at the softness that it was saved with, on `device`.
-        meta: What travelled with the weights.
+        meta: What their file says of the weights: classes, transform, softness, recipe.
         name: What the network is called: its recipe, its published name, or its file.
         weights: Which weights, for people: the file and its optimizer step.
         transform: How evaluation looks at an image.

@@ -31,7 +31,7 @@ class Weights(NamedTuple):
 
     Attributes:
         state: Parameter name -> tensor on the CPU, in our names; every shape fits `meta.config`.
-        meta: What travelled with the weights, or what was found out about them.
+        meta: What their file says of them, or what was found out: classes, transform, softness.
         file: Where they were read.
         unused: Names of the file that the network has no use for.
     """
@@ -52,9 +52,9 @@ def load_model(path: Path | str, device: torch.device | str = "cpu") -> tuple[IL
         device: Where the model shall be.
 
     Returns:
-        The model in evaluation mode at the softness it was saved with, and what travelled with the weights. For weights
-        of others that is found out: 1000 classes are ImageNet's, softness is 0, and a ViT becomes the same function as
-        an `ILlama`.
+        The model in evaluation mode at the softness it was saved with, and what its file says of it: classes,
+        transform, recipe. For weights of others that is found out: 1000 classes are ImageNet's, softness is 0, and a
+        ViT becomes the same function as an `ILlama`.
 
     Raises:
         UserError: Nothing there, damaged, or weights of a network that illama does not know.
