@@ -35,10 +35,10 @@ from illama.data.rng import Draws, Purpose, numpy_generator, torch_generator
 from illama.data.source import Source, SubsetSource
 from illama.distributed import ALONE, World, local_size
 from illama.errors import UserError
+from illama.models.config import SMALL_PX
 
 if TYPE_CHECKING:
-    from illama.models.config import SMALL_PX
-from illama.recipes import BatchPlan, Recipe
+    from illama.recipes import BatchPlan, Recipe
 
 # Evaluation sets up to this size after the transform are decoded once and kept.
 EVAL_MAX_BYTES = 256 << 20
