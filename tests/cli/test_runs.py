@@ -109,3 +109,22 @@ sys.exit(code)
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "stopped at step 5 of 15" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "x.png"], "--out x.png is the picture of --plot"),
+        (["--plot", "a", "--json", "-"], "give one of them"),
+        (["--plot", "a", "--out", "x.png"], "a is not a run folder"),
+    ],
+)
+def test_a_picture_that_cannot_be_is_refused(
+    run: Run, words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("runs", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

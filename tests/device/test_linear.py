@@ -328,8 +328,15 @@ class TestChoice:
         calls = []
         monkeypatch.setattr(module, "_gain", lambda *pair: calls.append(pair) or gain)
         assert linear_kernel("forward", 197, 192 * 576) == linear_kernel("forward", 5, 64) == kernel
-        assert len(calls) == 1, "measured once per process and kind"
+        assert len(calls) == (3 if kernel == "onednn" else 1), "once per process and kind, and what it says confirmed"
         assert linear_kernels() == {"forward, few rows, narrow": kernel}
+
+    @pytest.mark.parametrize("gains", [(2.0, 1.1), (2.0, 1.2, 0.6)])
+    def test_one_measurement_beside_other_work_does_not_decide(self, monkeypatch, gains: tuple[float, ...]) -> None:
+        left = iter(gains)
+        monkeypatch.setattr(module, "_gain", lambda *_: next(left))
+        assert linear_kernel("forward", 197, 192 * 576) == "mkl"
+        assert list(left) == []
 
     def test_each_kind_of_product_has_its_own_answer(self, monkeypatch) -> None:
         """By the shapes that are timed: oneDNN wins where the weight has more than 300,000 numbers, and forward."""

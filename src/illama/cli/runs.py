@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from illama.cli.output import STDOUT, Json, check_targets, write_result
 from illama.console.json_text import as_json
 from illama.console.text import shown
+from illama.errors import UserError
 
 if TYPE_CHECKING:
     from illama.training.runs import RunStatus
@@ -27,7 +28,7 @@ def runs_command(
     /,
     *,
     plot: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative="")] = (),
-    out: Path = Path("runs.png"),
+    out: Path | None = None,
     json: Json = None,
 ) -> None:
     """State, epoch, best and last top-1, age of the last record, and what was changed in the recipe.
@@ -37,16 +38,20 @@ def runs_command(
     Args:
         directory: The folder with the runs, at any depth.
         plot: Runs whose losses and accuracies are drawn into one picture instead.
-        out: That picture.
+        out: That picture; runs.png by default.
     """
     from illama.training.runs import find_runs, read_run
 
     check_targets(json=json)
+    if plot and json is not None:
+        raise UserError("--plot draws a picture and --json writes numbers; give one of them")
     if plot:
         from illama.training.figures import draw_runs
 
-        print(draw_runs(plot, out))
+        print(draw_runs(plot, out or Path("runs.png")))
         return
+    if out is not None:
+        raise UserError(f"--out {out} is the picture of --plot, which is not given; add --plot RUN OTHER")
     runs = [read_run(path) for path in find_runs(directory)]
     if json is not None:
         plain = {"runs": [run.to_dict() for run in runs]}
