@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_image
 from illama.data.augment import randaugment
 from illama.data.augment.image_ops import rotation, warp
 from illama.data.augment.randaugment import COLOUR, GEOMETRY, OPS, PLAIN, Layer, RandAugment, apply_parts, in_parts
-from illama.data.rng import Draws
+from illama.data.rng import Draws, DrawShare
 from illama.errors import UserError
 from illama.optional import import_timm
 
@@ -127,7 +127,7 @@ def test_levels_and_strings_agree_with_timm(text: str, monkeypatch: pytest.Monke
 
 def test_drawn_layers_have_the_stated_frequencies() -> None:
     settings = RandAugment.parse("rand-m9-mstd0.5-inc1")
-    first, second = settings.draw(Draws([torch.Generator().manual_seed(1)], 30_000))
+    first, second = settings.draw(Draws([torch.Generator().manual_seed(1)], DrawShare(30_000)))
     for layer in (first, second):
         assert (layer.op >= 0).float().mean().item() == pytest.approx(0.5, abs=0.02)
         share = torch.bincount(layer.op[layer.op >= 0], minlength=len(OPS)) / (layer.op >= 0).sum()
@@ -140,7 +140,7 @@ def test_drawn_layers_have_the_stated_frequencies() -> None:
 
 
 def test_jitter_uses_each_operation_once_with_factors_around_one() -> None:
-    layers = randaugment.draw_jitter(0.4, Draws([torch.Generator().manual_seed(0)], 2000))
+    layers = randaugment.draw_jitter(0.4, Draws([torch.Generator().manual_seed(0)], DrawShare(2000)))
     used = torch.stack([layer.op for layer in layers]).sort(0).values
     assert (used == torch.tensor(sorted(OPS.index(n) for n in ("color", "contrast", "brightness")))[:, None]).all()
     factors = torch.stack([layer.argument for layer in layers])

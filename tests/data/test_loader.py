@@ -15,17 +15,18 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from illama.data import EvalTransform, build_eval_loader, build_train_loader, open_source
+from illama.data import EvalLoader, EvalTransform, TrainLoader, open_source
 from illama.data.augment.batched import BatchedAugment, shift
 from illama.data.decode.images import BrokenImage
 from illama.data.eval_transform import normalize
 from illama.data.loading import loader as loaders
 from illama.data.loading.batch import Batch, TrainingOrder
-from illama.data.loading.loader import TrainLoader, resolve_crop, resolve_workers
+from illama.data.loading.loader import resolve_crop, resolve_workers
 from illama.data.loading.memory import decode
-from illama.data.loading.stream import TrainSamples, train_transform
-from illama.data.rng import Draws
+from illama.data.loading.samples import TrainSamples
+from illama.data.rng import Draws, DrawShare
 from illama.data.source import Source
+from illama.data.targets import CLASS_LABELS
 from illama.errors import UserError
 from illama.recipes import BatchPlan, Recipe, load_recipe, plan_batches
 
@@ -49,7 +50,7 @@ def _recipe(*overrides: str) -> Recipe:
 
 def _loader(recipe: Recipe, source: Source | None = None) -> TrainLoader:
     source = source or open_source(recipe.data, "train", in_chans=recipe.model.in_chans, seed=recipe.seed)
-    return build_train_loader(recipe, source, "cpu", plan_batches(recipe))
+    return TrainLoader(recipe, source, "cpu", plan_batches(recipe))
 
 
 class Synthetic(Source):
@@ -215,7 +216,7 @@ def test_shift_moves_whole_pixels_over_black() -> None:
 
 
 def augmented(augment: BatchedAugment, images: torch.Tensor) -> torch.Tensor:
-    draws = Draws([torch.Generator().manual_seed(0)], len(images))
+    draws = Draws([torch.Generator().manual_seed(0)], DrawShare(len(images)))
     return augment.apply(images, augment.draw(draws, *images.shape[2:]))
 
 
@@ -238,7 +239,7 @@ def test_batches_that_are_augmented_together_are_those_of_each_alone(
 
     def some(start: int, at_once: int) -> list[Batch]:
         monkeypatch.setattr(loaders, "_at_once", lambda device, batch_bytes: at_once)
-        loader = build_train_loader(recipe, source, "cpu", plan_batches(recipe, devices), devices - 1)
+        loader = TrainLoader(recipe, source, "cpu", plan_batches(recipe, devices), devices - 1)
         return list(itertools.islice(loader.batches(start), 12 - start))
 
     alone = some(0, 1)
@@ -275,7 +276,7 @@ class Told(TorchDispatchMode):
 def test_a_step_costs_a_device_few_calls_and_no_waiting() -> None:
     """Of the recipe for CIFAR-10 at speed, with all its augmentation: a graph of the model's step is one call."""
     recipe = load_recipe("cifar10_tiny", ["data.storage=memory"])
-    loader = build_train_loader(recipe, Synthetic([(32, 32)] * 1100), "meta", plan_batches(recipe, 1))
+    loader = TrainLoader(recipe, Synthetic([(32, 32)] * 1100), "meta", plan_batches(recipe, 1))
     batches = loader.batches(0)
     next(batches)  # constants travel once
     at_once = loaders._at_once(torch.device("meta"), 3 * 32 * 32 * recipe.train.total_batch)
@@ -298,8 +299,8 @@ def test_streamed_and_batched_augmentation_have_the_same_statistics() -> None:
     n = 1500
     source = Synthetic([(16, 16)])
     source.read = lambda i: image  # type: ignore[method-assign]
-    samples = TrainSamples(source, train_transform(recipe, "pad"), seed=0)
-    streamed = torch.stack([samples[(epoch, 0)][0] for epoch in range(n)]).float()  # type: ignore[misc]
+    samples = TrainSamples(recipe, source, "pad")
+    streamed = torch.stack([samples[(epoch, 0)].pixels for epoch in range(n)]).float()  # type: ignore[misc]
     same = torch.from_numpy(np.array(image)).permute(2, 0, 1).expand(n, 3, 16, 16)
     batched = augmented(BatchedAugment.of(recipe, "pad"), same).float()
     error = (streamed.var(0) / n + batched.var(0) / n).sqrt().clamp(min=0.1)
@@ -327,14 +328,16 @@ def test_resized_crops_stream() -> None:
 
 def test_on_a_gpu_workers_only_crop_and_the_device_augments(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done there is done here on the CPU: same crops by the workers, then flip and RandAugment by batches."""
-    assert loaders._augment_on_device(_small(), torch.device("cpu")) is None
-    weights = _small("augment.randaugment=rand-m9-w0")  # known to timm only: the workers do it
-    assert loaders._augment_on_device(weights, torch.device("cuda")) is None
-    there = loaders._augment_on_device(_small("augment.crop_padding=4"), torch.device("cuda"))
-    assert there is not None
-    assert there.padding == 0  # the workers have cropped
-    monkeypatch.setattr(loaders, "_augment_on_device", lambda recipe, device: BatchedAugment.of(recipe, "none"))
-    source = Synthetic([(40, 30)] * 12)
+    source, plan, streamed = Synthetic([(40, 30)] * 12), plan_batches(_small()), "data.storage=stream"
+    for device, override, who in (
+        ("cpu", "seed=0", "that augment them too"),
+        ("meta", "augment.crop_padding=4", "augmented on the device"),
+    ):
+        assert TrainLoader(_small(override, streamed), source, device, plan).description.endswith(who)
+    known_to_timm_only = _small("augment.randaugment=rand-m9-w0")
+    assert loaders._augment_on_device(known_to_timm_only, torch.device("cuda"), CLASS_LABELS) is None
+    there = CLASS_LABELS.batched(_small("augment.crop_padding=4"), "none")
+    monkeypatch.setattr(loaders, "_augment_on_device", lambda *_: there)
     for overrides in (PLAIN, ()):
         recipe = _small(*overrides, "data.storage=stream", "augment.crop=resized", "data.workers=0")
         batches = list(itertools.islice(_loader(recipe, source).batches(0), 3))
@@ -437,11 +440,11 @@ def test_too_many_classes() -> None:
 
 def test_decode_counts_and_keeps_the_order() -> None:
     source = Synthetic([(4, 4)] * 600, broken=(1, 300, 599))
-    decoded = decode(source, threads=2)
+    decoded = decode(source, CLASS_LABELS.fitted((4, 4)), threads=2)
     assert decoded.images.shape == (597, 3, 4, 4)
     assert decoded.indices.tolist() == [i for i in range(600) if i not in (1, 300, 599)]
-    assert decoded.labels.tolist() == source.labels[decoded.indices].tolist()
-    assert list(decoded.skipped) == ["image 1", "image 300", "image 599"]
+    assert decoded.targets.tolist() == source.labels[decoded.indices].tolist()
+    assert list(decoded.broken) == ["image 1", "image 300", "image 599"]
     assert np.array_equal(decoded.images[400].permute(1, 2, 0), np.asarray(source.read(int(decoded.indices[400]))))
 
 
@@ -454,7 +457,7 @@ def test_evaluation_counts_every_readable_image_once(kept: bool, workers: int, m
         monkeypatch.setattr("illama.data.loading.loader.EVAL_MAX_BYTES", 0)
     source = Synthetic([(16 + i % 5, 20) for i in range(23)], broken=(2, 5, 6, 7, 8, 9))
     transform = EvalTransform((16, 16), 0.9, mode="crop")
-    loader = build_eval_loader(source, transform, 5, "cpu", workers)
+    loader = EvalLoader(source, transform, 5, "cpu", workers)
     for _ in range(2):
         batches = list(loader)
         indices = torch.cat([batch.indices for batch in batches])
@@ -488,6 +491,6 @@ def test_messy_folder_trains_and_evaluates(shared_data: Path, tmp_path: Path) ->
     for batch in itertools.islice(loader.batches(0), 2 * loader.steps_per_epoch):
         assert batch.images.isfinite().all()
     assert {Path(where).name[1:] for where in loader.skipped} <= {"truncated.jpg", "zero_byte.jpg", "text.jpg"}
-    evaluation = build_eval_loader(source, EvalTransform((48, 48)), 8, "cpu", 0)
+    evaluation = EvalLoader(source, EvalTransform((48, 48)), 8, "cpu", 0)
     assert sum(len(batch.targets) for batch in evaluation) == 30
     assert len(evaluation.skipped) == 6

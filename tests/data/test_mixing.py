@@ -8,7 +8,7 @@ import torch
 
 from illama.data.augment.erasing import ErasingPlan, RandomErasing, normal_at
 from illama.data.augment.mixing import Mix, Mixing, cut_box, smooth_one_hot
-from illama.data.rng import Draws, Purpose, numpy_generator, torch_generator
+from illama.data.rng import Draws, DrawShare, Purpose, numpy_generator, torch_generator
 from illama.optional import import_timm
 
 
@@ -99,7 +99,7 @@ def test_off_means_none() -> None:
 @pytest.mark.parametrize(("mode", "count"), [("pixel", 1), ("rand", 3), ("const", 2)])
 def test_erasing_keeps_its_rules(mode: str, count: int) -> None:
     erase = RandomErasing(0.25, mode, count)
-    boxes = erase.draw(Draws([torch_generator(Purpose.ERASE, 0, 0, 0)], 20_000), 32, 24).boxes
+    boxes = erase.draw(Draws([torch_generator(Purpose.ERASE, 0, 0, 0)], DrawShare(20_000)), 32, 24).boxes
     h, w = boxes[..., 1] - boxes[..., 0], boxes[..., 3] - boxes[..., 2]
     used = (h * w) > 0
     assert used.any(1).float().mean().item() == pytest.approx(0.25, abs=0.01)
@@ -120,7 +120,7 @@ def test_erasing_fills_the_box_and_nothing_else() -> None:
     images = torch.full((64, 3, 16, 16), 9.0)
     for mode in ("pixel", "rand", "const"):
         erase = RandomErasing(0.5, mode, 1)
-        plan = erase.draw(Draws([torch_generator(Purpose.ERASE, 5, 0, 0)], 64), 16, 16)
+        plan = erase.draw(Draws([torch_generator(Purpose.ERASE, 5, 0, 0)], DrawShare(64)), 16, 16)
         out, boxes = erase.apply(images.clone(), plan), plan.boxes
         for image, (top, bottom, left, right) in zip(out, boxes[:, 0].tolist(), strict=True):
             inside = torch.zeros(16, 16, dtype=torch.bool)
@@ -141,7 +141,7 @@ def test_erasing_fills_the_box_and_nothing_else() -> None:
 def test_what_fills_a_box_depends_on_the_image_alone(mode: str) -> None:
     """Not on its neighbours in the batch, nor on the way: here, where few pixels are, and on devices, where all are."""
     erase = RandomErasing(0.7, mode, 2)
-    plan = erase.draw(Draws([torch_generator(Purpose.ERASE, 1, 0, 0)], 40), 12, 10)
+    plan = erase.draw(Draws([torch_generator(Purpose.ERASE, 1, 0, 0)], DrawShare(40)), 12, 10)
     images = torch.randn(40, 3, 12, 10)
     whole = erase.apply(images.clone(), plan)
     some = torch.tensor([7, 3, 39])

@@ -24,8 +24,8 @@ from illama.data.decode.lazy_image import Picture
 from illama.data.eval_transform import EvalTransform
 from illama.data.loading import workers as workers_module
 from illama.data.loading.decoder import Keys
-from illama.data.loading.stream import TrainSamples, stream_evaluation, train_transform
-from illama.data.loading.workers import RawBatch, decoded_batches
+from illama.data.loading.samples import EvalSamples, RawBatch, TrainSamples
+from illama.data.loading.workers import decoded_batches
 from illama.data.source import Source
 from illama.errors import UserError
 from illama.recipes import load_recipe
@@ -70,7 +70,7 @@ def few_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _samples(source: Source | None = None) -> TrainSamples:
     overrides = ["model.img_size=32", "augment.crop=resized", "augment.rotate=5"]
-    return TrainSamples(source or Noise(), train_transform(load_recipe("imagenet1k_tiny", overrides), "resized"), 3)
+    return TrainSamples(load_recipe("imagenet1k_tiny", ["seed=3", *overrides]), source or Noise(), "resized")
 
 
 def _keys(batches: int = 30) -> Iterator[Keys]:
@@ -85,7 +85,7 @@ def _stream(workers: int, timeout_s: int = 0, source: Source | None = None) -> I
 def _same(first: list[RawBatch], second: list[RawBatch]) -> bool:
     return all(
         torch.equal(a.images, b.images)
-        and torch.equal(a.labels, b.labels)
+        and torch.equal(a.targets, b.targets)
         and torch.equal(a.indices, b.indices)
         and a.broken == b.broken
         for a, b in zip(first, second, strict=True)
@@ -178,7 +178,7 @@ def test_slow_images_are_not_taken_for_a_hang() -> None:
             return super().picture(i)
 
     stream = decoded_batches(_samples(Slow()), iter([(0, np.arange(16))]), 1, 1, pin_memory=False)
-    assert len(next(stream).labels) == 16
+    assert len(next(stream).targets) == 16
 
 
 def test_time_that_the_model_takes_is_not_the_workers() -> None:
@@ -222,34 +222,35 @@ def test_workers_leave_signals_to_the_group_to_their_parent() -> None:
 
 
 def test_evaluation_survives_a_killed_worker() -> None:
-    transform = EvalTransform((32, 32), mode="crop")
-    expected = list(stream_evaluation(Noise(), transform, BATCH, 0, 0, pin_memory=False))
-    stream = stream_evaluation(Noise(), transform, BATCH, 2, 0, pin_memory=False)
+    samples = EvalSamples(Noise(), EvalTransform((32, 32), mode="crop"))
+    keys = [(0, np.arange(at, min(at + BATCH, IMAGES))) for at in range(0, IMAGES, BATCH)]
+    expected = list(decoded_batches(samples, iter(keys), 0, 0, pin_memory=False))
+    stream = decoded_batches(samples, iter(keys), 2, 0, pin_memory=False)
     seen = [next(stream)]
     victim = _decoders()[1]
     assert victim.pid is not None
     os.kill(victim.pid, signal.SIGKILL)
     seen += stream
     assert _same(expected, seen)
-    assert sum(len(batch.labels) for batch in seen) == IMAGES - 1
+    assert sum(len(batch.targets) for batch in seen) == IMAGES - 1
     assert {where for batch in seen for where in batch.broken} == {"image 5"}
 
 
 SCRIPT = """
 import multiprocessing, os, signal, sys, time
 import numpy as np, torch
+from illama.data.loading.samples import Sample
 from illama.data.loading.workers import decoded_batches
 
 class Samples:
-    shape = (1, 2, 2)
-    def location(self, position): return str(position)
-    def __getitem__(self, key): return torch.zeros(1, 2, 2, dtype=torch.uint8), 0, key[1], []
+    shape, target_shape, target_dtype = (1, 2, 2), (), torch.int64
+    def __getitem__(self, key): return Sample(key[1], torch.zeros(1, 2, 2, dtype=torch.uint8), torch.tensor(0))
 
 if __name__ == "__main__":
     multiprocessing.set_start_method(sys.argv[1])
     keys = ((0, np.arange(4)) for _ in range(10**9))
     stream = decoded_batches(Samples(), keys, 2, 0, pin_memory=False)
-    assert sum(len(next(stream).labels) for _ in range(20)) == 80
+    assert sum(len(next(stream).targets) for _ in range(20)) == 80
     print(*[process.pid for process in multiprocessing.active_children()], flush=True)
     if sys.argv[2] == "stop":
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGSTOP)

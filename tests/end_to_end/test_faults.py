@@ -18,7 +18,7 @@ from PIL import Image
 
 from illama.checkpoint import load_checkpoint
 from illama.data.decode.images import BrokenImage
-from illama.data.loading.stream import TrainSamples, train_transform
+from illama.data.loading.samples import TrainSamples
 from illama.data.source import Source
 from illama.errors import UserError
 from illama.recipes import load_recipe
@@ -308,7 +308,7 @@ class Vanished(Source):
 
 def test_a_large_data_set_that_is_gone_is_not_searched_to_its_end() -> None:
     recipe = load_recipe("digits_micro")
-    samples = TrainSamples(Vanished(), train_transform(recipe, "pad"), seed=0)
+    samples = TrainSamples(recipe, Vanished(), "pad")
     with pytest.raises(
         UserError, match=r"10000 training images in a row cannot be read, the first: gone/7.jpg: No such"
     ):

@@ -53,7 +53,7 @@ def result_of(count: int, sharded: bool, in_memory: bool) -> EvalResult:
     with join_world("cpu") as (world, device):
         if sharded and world.size > 1:
             shard_model(model, device)
-        loader = loaders.build_eval_loader(Noise(count), TRANSFORM, 4, device, workers=0, world=world)
+        loader = loaders.EvalLoader(Noise(count), TRANSFORM, 4, device, workers=0, world=world)
         return evaluate_model(model, loader, 10, world=world)
 
 

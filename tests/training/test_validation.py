@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from illama import load_recipe
-from illama.data import EvalTransform, build_eval_loader, open_source
+from illama.data import EvalLoader, EvalTransform, open_source
 from illama.models import ILlama, ModelConfig
 from illama.training.state import WeightAverage
 from illama.training.validation import Validation
@@ -31,7 +31,7 @@ def test_whole_batches_share_one_compiled_graph_for_each_network(monkeypatch: py
     )
     average = WeightAverage(model, 0.9)
     transform = EvalTransform((32, 32), mean=(0.5,), std=(0.25,), in_chans=1)
-    loader = build_eval_loader(
+    loader = EvalLoader(
         open_source(load_recipe("digits_micro").data, "test", in_chans=1), transform, BATCH, "cpu", workers=0
     )
     records = []

@@ -22,10 +22,10 @@ from illama.bench.options import DataOptions
 from illama.bench.progress import BenchProgress
 from illama.bench.report import bench_environment, check_folder
 from illama.bench.results import CaseRow, Group, Report, row_of
-from illama.data import build_train_loader, look, open_source
+from illama.data import TrainLoader, look, open_source
 from illama.data.augment.per_image import timm_options
 from illama.data.decode.images import BrokenImage
-from illama.data.loading.loader import TrainLoader, resolve_crop, resolve_workers
+from illama.data.loading.loader import resolve_crop, resolve_workers
 from illama.data.source import Source
 from illama.device import resolve_device, resolve_precision
 from illama.device.timers import Timer, timer_for
@@ -147,7 +147,7 @@ def _with_workers(recipe: Recipe, workers: int) -> Recipe:
 
 
 def _loader(images: Source, recipe: Recipe, batch: int, device: torch.device) -> TrainLoader:
-    return build_train_loader(recipe, images, device, BatchPlan(batch, 1, batch, recipe.optimizer.lr))
+    return TrainLoader(recipe, images, device, BatchPlan(batch, 1, batch, recipe.optimizer.lr))
 
 
 def _cases(

@@ -4,7 +4,7 @@ from illama.data.decode.images import BrokenImage, read_image
 from illama.data.eval_transform import EvalTransform
 from illama.data.layout import KINDS, Layout, look, open_source
 from illama.data.loading.batch import Batch
-from illama.data.loading.loader import EvalLoader, TrainLoader, build_eval_loader, build_train_loader
+from illama.data.loading.loader import EvalLoader, TrainLoader
 from illama.data.source import Source
 
 __all__ = [
@@ -16,8 +16,6 @@ __all__ = [
     "Layout",
     "Source",
     "TrainLoader",
-    "build_eval_loader",
-    "build_train_loader",
     "look",
     "open_source",
     "read_image",

@@ -34,28 +34,38 @@ def torch_generator(purpose: Purpose, seed: int, *position: int, device: torch.d
 
 
 @dataclass(frozen=True)
+class DrawShare:
+    """A device's part of a draw batch: numbers are drawn for all of its images, and each device takes its rows of them.
+
+    Attributes:
+        total: Images of the draw batch.
+        rows: Places of this device's images, (B,) int64; None where it has all of them.
+    """
+
+    total: int
+    rows: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Draws:
     """Random numbers for the images of some draw batches, one batch behind the other.
 
-    Every draw batch has a generator of its own, and numbers are drawn for all of its images; a device that holds a part
-    of them takes its rows. So the numbers of an image depend neither on how many draw batches are served at once nor on
-    how many devices share one.
+    Every draw batch has a generator of its own. So the numbers of an image depend neither on how many draw batches are
+    served at once nor on how many devices share one.
 
     Attributes:
         generators: One of the CPU for each draw batch.
-        of: Images of a draw batch.
-        rows: Places of this device's images in each draw batch, (B,) int64; None where it has all of them.
+        share: This device's images of each.
     """
 
     generators: Sequence[torch.Generator]
-    of: int
-    rows: torch.Tensor | None = None
+    share: DrawShare
 
     def take(self, draw: Callable[[int, torch.Generator], torch.Tensor], dim: int = 0) -> torch.Tensor:
-        """What `draw` makes of (`of`, generator), for this device's images; they are its dimension `dim`."""
-        drawn = [draw(self.of, generator) for generator in self.generators]
-        if self.rows is not None:
-            drawn = [numbers.index_select(dim, self.rows) for numbers in drawn]
+        """What `draw` makes of (images, generator), for this device's images; they are its dimension `dim`."""
+        drawn = [draw(self.share.total, generator) for generator in self.generators]
+        if self.share.rows is not None:
+            drawn = [numbers.index_select(dim, self.share.rows) for numbers in drawn]
         return drawn[0] if len(drawn) == 1 else torch.cat(drawn, dim)
 
 

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image
 
 from illama.console.text import shown
@@ -73,6 +74,14 @@ class Source(ABC):
         except BrokenImage as broken:  # the place is looked up only when it is needed
             raise BrokenImage(self.location(i), broken.why) from None
 
+    def target(self, i: int) -> torch.Tensor:
+        """What is to be said of image `i`: its class, 0-d int64, where a source has nothing else.
+
+        Raises:
+            BrokenImage: It cannot be read; the image counts as unreadable then.
+        """
+        return torch.tensor(self.labels[i], dtype=torch.int64)
+
     def prepare(self) -> None:  # noqa: B027 - most have nothing to do
         """Get ready to be read by several processes, which shall share what is in memory. Once, before they start."""
 
@@ -116,6 +125,9 @@ class SubsetSource(Source):
 
     def picture(self, i: int) -> Picture:
         return self._source.picture(int(self._chosen[i]))
+
+    def target(self, i: int) -> torch.Tensor:
+        return self._source.target(int(self._chosen[i]))
 
     def prepare(self) -> None:
         self._source.prepare()

@@ -175,11 +175,11 @@ class Subject:
 
     def loader(self, world: World = ALONE) -> EvalLoader:
         """All readable images in batches, each once; of several processes this one's share."""
-        from illama.data import build_eval_loader
+        from illama.data import EvalLoader
 
         config = self.data or DataConfig()
         how = config.workers, config.worker_timeout_s, world
-        return build_eval_loader(self.source, self.transform, self.batch_size, self.device, *how)
+        return EvalLoader(self.source, self.transform, self.batch_size, self.device, *how)
 
     def sample(self, count: int, seed: int = 0) -> Sample:
         """Images chosen at random without repetition, in the order of the source; all where there are no more.

@@ -246,7 +246,7 @@ def _is_of(model: ModelConfig, row: str) -> bool:
 
 def _images(recipe: Recipe) -> Any:
     """The first images of the evaluation split, normalised, (n, C, H, W)."""
-    from illama.data import EvalTransform, build_eval_loader, open_source
+    from illama.data import EvalLoader, EvalTransform, open_source
 
     source = open_source(recipe.data, "eval", in_chans=recipe.model.in_chans, seed=recipe.seed)
-    return next(iter(build_eval_loader(source, EvalTransform.of(recipe), COLLAPSE_IMAGES, "cpu"))).images
+    return next(iter(EvalLoader(source, EvalTransform.of(recipe), COLLAPSE_IMAGES, "cpu"))).images

@@ -10,8 +10,7 @@ import torch
 
 from illama import native
 from illama.console.text import shown
-from illama.data import EvalTransform, build_eval_loader, build_train_loader
-from illama.data.loading.loader import EvalLoader, TrainLoader
+from illama.data import EvalLoader, EvalTransform, TrainLoader
 from illama.data.source import Source
 from illama.device import Precision
 from illama.device.linear import keep_linear_kernels, linear_kernels
@@ -82,9 +81,9 @@ def prepare(recipe: Recipe, device: torch.device, init_from: Path | None, world:
     fitted = fit_to_data(recipe, world.size)
     recipe, train_source, eval_source = fitted.recipe, fitted.train, fitted.evaluated
     plan, data = plan_batches(recipe, world.size), recipe.data
-    train_loader = build_train_loader(recipe, train_source, device, plan, world.rank)
+    train_loader = TrainLoader(recipe, train_source, device, plan, world.rank)
     transform, batch = EvalTransform.of(recipe), recipe.train.eval_batch
-    eval_loader = build_eval_loader(eval_source, transform, batch, device, data.workers, data.worker_timeout_s, world)
+    eval_loader = EvalLoader(eval_source, transform, batch, device, data.workers, data.worker_timeout_s, world)
     notes = [
         *fitted.layout.explain(train_source.classes),
         *(train_source.description, train_loader.description, eval_source.description),
@@ -122,9 +121,9 @@ def build_state(recipe: Recipe, parts: Parts, device: torch.device, world: World
         shard_model(model, device, how.grad_reduce, precision=precision, compiled=how.compile)
         if average is not None:
             shard_model(average.model, device, precision=precision)
-    rows = parts.train_loader.rows
-    if rows is not None:
-        model.share_drop_path(rows.to(device), parts.plan.draw_batch)
+    share = parts.train_loader.share
+    if share.rows is not None:
+        model.share_drop_path(share.rows.to(device), share.total)
     if device.type == "cpu" and world.size > 1:
         keep_linear_kernels(world.broadcast(linear_kernels(model)))
         native.keep(world.broadcast(native.kernels() is not None))

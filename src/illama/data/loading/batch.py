@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from illama.data.rng import Purpose, torch_generator
+from illama.data.rng import DrawShare, Purpose, torch_generator
 
 if TYPE_CHECKING:
     from illama.recipes import BatchPlan
@@ -21,7 +21,8 @@ class Batch:
 
     Attributes:
         images: (B, C, H, W) float32, normalised, on the device.
-        targets: Classes (B,) int64, or soft targets (B, K) float32, on the device.
+        targets: As the task has them, (B, ...), on the device: classes (B,) int64, soft targets (B, K) float32 of mixed
+            images, or others.
         indices: Position of each image in its source, (B,) int64 on the CPU.
         micro: Which micro-batch of the training this is; None in evaluation.
         kept: Patches that the step computes, int64, rising, on the device, the same for all images of the draw batch;
@@ -37,31 +38,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Which images one micro-batch takes, and where in its draw batch they stand.
-
-    Random numbers are drawn for a whole draw batch, by its number; a device that holds a part of it takes its rows of
-    those numbers. So they do not depend on how many devices share the work.
+    """Which images one micro-batch takes. Its random numbers are those of its draw batch (`DrawShare`).
 
     Attributes:
         step: Optimizer step, from 0.
         part: Number of the draw batch within the step.
         epoch: From 0.
         chosen: Positions of the images, (B,) int64.
-        rows: Their places in the draw batch, (B,) int64.
-        of: Images of the draw batch; B where one device holds all of it.
     """
 
     step: int
     part: int
     epoch: int
     chosen: np.ndarray
-    rows: np.ndarray
-    of: int
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether this device holds the whole draw batch."""
-        return len(self.rows) == self.of
 
 
 @dataclass(frozen=True)
@@ -88,17 +77,17 @@ class TrainingOrder:
         return self.num_images // self.plan.total_batch
 
     @property
-    def rows(self) -> np.ndarray:
-        """Places in the draw batch that this device takes, (device_batch,) int64.
+    def share(self) -> DrawShare:
+        """This device's part of each draw batch.
 
-        Of a shared draw batch they are taken from both ends, so that image i and its partner in mixing, the i-th from
+        Of a shared one its images are taken from both ends, so that image i and its partner in mixing, the i-th from
         the end, come to the same device and are partners there as well.
         """
         plan = self.plan
         if plan.draw_batch == plan.device_batch:
-            return np.arange(plan.device_batch)
-        front = np.arange(plan.device_batch // 2) + self.rank * (plan.device_batch // 2)
-        return np.concatenate([front, plan.draw_batch - 1 - front[::-1]])
+            return DrawShare(plan.draw_batch)
+        front = torch.arange(plan.device_batch // 2) + self.rank * (plan.device_batch // 2)
+        return DrawShare(plan.draw_batch, torch.cat([front, plan.draw_batch - 1 - front.flip(0)]))
 
     def permutation(self, epoch: int) -> np.ndarray:
         """All positions in the order of an epoch, (num_images,) int64."""
@@ -106,15 +95,15 @@ class TrainingOrder:
 
     def from_step(self, start_step: int) -> Iterator[MicroBatch]:
         """This device's micro-batches from an optimizer step on, without end."""
-        plan, rows = self.plan, self.rows
-        shared = plan.draw_batch > plan.device_batch
+        plan, rows = self.plan, self.share.rows
+        places = np.arange(plan.device_batch) if rows is None else rows.numpy()
         epoch, within = divmod(start_step, self.steps_per_epoch)
         while True:
             order = self.permutation(epoch)
             for number in range(within, self.steps_per_epoch):
                 step = epoch * self.steps_per_epoch + number
                 for micro in range(plan.accumulation):
-                    part = micro if shared else micro * plan.num_devices + self.rank
+                    part = micro if rows is not None else micro * plan.num_devices + self.rank
                     at = number * plan.total_batch + part * plan.draw_batch
-                    yield MicroBatch(step, part, epoch, order[at + rows], rows, plan.draw_batch)
+                    yield MicroBatch(step, part, epoch, order[at + places])
             epoch, within = epoch + 1, 0

@@ -12,41 +12,48 @@ from collections import deque
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import RawArray
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from illama.data.decode.images import BrokenImage
+from illama.data.loading.samples import Samples
+from illama.data.loading.staging import packed_bytes, unpack
 from illama.data.rng import global_states_kept
 from illama.errors import UserError
 
-# An epoch and a position in the source; evaluation has epoch 0 only.
-Key = tuple[int, int]
 # An epoch and the positions of a batch, (B,) int64.
 Keys = tuple[int, np.ndarray]
-# Pixels (None when unreadable), class, position, and the broken images met on the way.
-Sample = tuple[torch.Tensor | None, int, int, list[BrokenImage]]
 
 LOOK_S = 5.0  # how often both sides look whether the other one lives
 _PARTING_S = 2.0  # how long a killed process is waited for
 
 
-class Samples(Protocol):
-    """What workers make images of; sent to each of them once.
+class Slots:
+    """Places for batches in memory that processes may share: images (batches, size, C, H, W), and targets beside them.
 
-    Attributes:
-        shape: (C, H, W) of every image.
+    Args:
+        batches: How many there are.
+        size: Samples in each.
+        samples: Say of which shape and type a sample is.
+        memory: `nbytes` of it; new memory of this process alone when None.
     """
 
-    @property
-    def shape(self) -> tuple[int, int, int]: ...
+    def __init__(self, batches: int, size: int, samples: Samples, memory: Any = None) -> None:
+        self.batches = batches
+        like = self._like(batches, size, samples)
+        memory = bytearray(packed_bytes(like)) if memory is None else memory
+        self.images, self.targets = unpack(torch.frombuffer(memory, dtype=torch.uint8), like)
 
-    def __getitem__(self, key: Key) -> Sample: ...
+    @classmethod
+    def nbytes(cls, batches: int, size: int, samples: Samples) -> int:
+        """Memory that they take."""
+        return packed_bytes(cls._like(batches, size, samples))
 
-    def location(self, position: int) -> str:
-        """Where an image comes from, for messages."""
-        ...
+    @staticmethod
+    def _like(batches: int, size: int, samples: Samples) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.empty((batches, size, *samples.shape), dtype=torch.uint8, device="meta")
+        return images, torch.empty((batches, size, *samples.target_shape), dtype=samples.target_dtype, device="meta")
 
 
 @dataclass(frozen=True)
@@ -61,25 +68,27 @@ class Share:
 
 @dataclass
 class Done:
-    """A share that was made: class and position of each image, (n,) int64; class -1 where nothing could be read."""
+    """A share that was made: position and readability of each image, (n,)."""
 
-    labels: np.ndarray
     indices: np.ndarray
+    readable: np.ndarray
     broken: dict[str, str]
 
 
-def fill(samples: Samples, share: Share, images: torch.Tensor, signs: Any = None) -> Done:
-    """Make the images of a share in the rows of `images`; `signs` tells the parent how far it is."""
-    done = Done(np.full(len(share.positions), -1), np.array(share.positions), {})
+def fill(samples: Samples, share: Share, slots: Slots, heartbeat: Any = None) -> Done:
+    """Make a share's samples in its place; `heartbeat` tells the parent how far it is."""
+    done = Done(np.array(share.positions), np.zeros(len(share.positions), bool), {})
+    slot = share.batch % slots.batches
     with global_states_kept():
         for row, position in enumerate(share.positions.tolist()):
-            if signs is not None:
-                signs[0], signs[1] = position, signs[1] + 1
-            pixels, label, index, broken = samples[share.epoch, position]
-            done.broken.update({found.where: found.why for found in broken})
-            if pixels is not None:
-                images[row].copy_(pixels)
-                done.labels[row], done.indices[row] = label, index
+            if heartbeat is not None:
+                heartbeat[0], heartbeat[1] = position, heartbeat[1] + 1
+            sample = samples[share.epoch, position]
+            done.broken.update({broken.where: broken.why for broken in sample.broken})
+            if sample.pixels is not None and sample.target is not None:
+                slots.images[slot, share.start + row].copy_(sample.pixels)
+                slots.targets[slot, share.start + row] = sample.target
+                done.indices[row], done.readable[row] = sample.position, True
     return done
 
 
@@ -88,18 +97,18 @@ class Worker:
 
     Attributes:
         process: To wait for its end.
-        pipe: To wait for its word.
+        pipe: To wait for its answer.
         shares: What it has to do, in order.
     """
 
-    def __init__(self, context: Any, samples: Samples, memory: Any, shape: tuple[int, ...]) -> None:
+    def __init__(self, context: Any, samples: Samples, memory: Any, batches: int, size: int) -> None:
         self.pipe, theirs = context.Pipe()
-        self._signs = shared_bytes(16, context)  # the image that it reads, and how many it has begun
-        self._look = np.frombuffer(self._signs, np.int64)
-        self._look[:] = -1, 0
+        shared = shared_bytes(16, context)  # the image that it reads, and how many it has begun
+        self._heartbeat = np.frombuffer(shared, np.int64)
+        self._heartbeat[:] = -1, 0
         self.shares: deque[Share] = deque()
-        self._last_sign, self._seen = time.monotonic(), 0
-        arguments = (samples, memory, shape, self._signs, theirs)
+        self._last_beat, self._beats_seen = time.monotonic(), 0
+        arguments = (samples, memory, batches, size, shared, theirs)
         self.process = context.Process(target=_work, args=arguments, name="illama-decoder", daemon=True)
         self.process.start()
         theirs.close()  # else its death would not end the pipe
@@ -107,17 +116,17 @@ class Worker:
     @property
     def position(self) -> int:
         """The image that it reads, or read last; -1 before the first."""
-        return int(self._look[0])
+        return int(self._heartbeat[0])
 
-    def give(self, share: Share) -> None:
+    def submit(self, share: Share) -> None:
         """Add to its work."""
         if not self.shares:
-            self._last_sign = time.monotonic()
+            self._last_beat = time.monotonic()
         self.shares.append(share)
-        with contextlib.suppress(OSError):  # it is dead, which is seen when its word is waited for
+        with contextlib.suppress(OSError):  # it is dead, which is seen when its answer is waited for
             self.pipe.send(share)
 
-    def hear(self) -> tuple[Share, Done] | tuple[None, None]:
+    def result(self) -> tuple[Share, Done] | tuple[None, None]:
         """Its next finished share; nothing when it is gone.
 
         Raises:
@@ -125,22 +134,22 @@ class Worker:
             RuntimeError: Any other error in the worker, with its traceback.
         """
         try:
-            word = self.pipe.recv()
+            answer = self.pipe.recv()
         except (EOFError, OSError):
             return None, None
-        if isinstance(word, Exception):
-            raise word
-        self._last_sign = time.monotonic()
-        return self.shares.popleft(), word
+        if isinstance(answer, Exception):
+            raise answer
+        self._last_beat = time.monotonic()
+        return self.shares.popleft(), answer
 
     def silent_s(self, since: float) -> float:
         """Seconds without an image, though it has work, of a parent that has waited since then."""
         now = time.monotonic()
-        if int(self._look[1]) != self._seen:
-            self._seen, self._last_sign = int(self._look[1]), now
-        return now - max(self._last_sign, since) if self.shares else 0.0
+        if int(self._heartbeat[1]) != self._beats_seen:
+            self._beats_seen, self._last_beat = int(self._heartbeat[1]), now
+        return now - max(self._last_beat, since) if self.shares else 0.0
 
-    def death(self) -> str:
+    def exit_reason(self) -> str:
         """How it ended, in words."""
         self.process.join(_PARTING_S)
         code = self.process.exitcode
@@ -155,14 +164,13 @@ class Worker:
         self.pipe.close()
 
 
-def _work(samples: Samples, memory: Any, shape: tuple[int, ...], signs: Any, pipe: Connection) -> None:
+def _work(samples: Samples, memory: Any, batches: int, size: int, heartbeat: Any, pipe: Connection) -> None:
     """A worker's life."""
     for ignored in (signal.SIGINT, signal.SIGTERM):  # a signal to the whole group is for the parent to answer
         signal.signal(ignored, signal.SIG_IGN)
     torch.set_num_threads(1)
-    slots = torch.frombuffer(memory, dtype=torch.uint8).view(shape)
-    told, parent = np.frombuffer(signs, np.int64), os.getppid()
-    word: Done | Exception
+    slots, beats, parent = Slots(batches, size, samples, memory), np.frombuffer(heartbeat, np.int64), os.getppid()
+    answer: Done | Exception
     try:
         while True:
             while not pipe.poll(LOOK_S):
@@ -170,12 +178,12 @@ def _work(samples: Samples, memory: Any, shape: tuple[int, ...], signs: Any, pip
                     return
             share = pipe.recv()
             try:
-                word = fill(samples, share, slots[share.batch % shape[0], share.start :], told)
+                answer = fill(samples, share, slots, beats)
             except UserError as error:
-                word = error
+                answer = error
             except Exception:
-                word = RuntimeError(f"a decoding process failed:\n{traceback.format_exc()}")
-            pipe.send(word)
+                answer = RuntimeError(f"a decoding process failed:\n{traceback.format_exc()}")
+            pipe.send(answer)
     except (EOFError, OSError):  # the parent is gone
         return
 

@@ -29,10 +29,15 @@ def to_device(plain: T, device: torch.device) -> T:
 
 def pack(tensors: Sequence[Tensor], *, pin: bool = False) -> Tensor:
     """Contents of tensors of the CPU one behind the other, (bytes,) uint8; pinned if asked."""
-    packed = torch.empty(sum(map(_room, tensors)), dtype=torch.uint8, pin_memory=pin)
+    packed = torch.empty(packed_bytes(tensors), dtype=torch.uint8, pin_memory=pin)
     for place, tensor in zip(unpack(packed, tensors), tensors, strict=True):
         place.copy_(tensor)
     return packed
+
+
+def packed_bytes(tensors: Sequence[Tensor]) -> int:
+    """Bytes that tensors like these take one behind the other."""
+    return sum(map(_room, tensors))
 
 
 def unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:

@@ -2,8 +2,8 @@
 
     keys of a batch --pipe--> workers, a share each --shared memory--> batch, in order
 
-Every batch has a place in shared memory that all workers fill together; the pipes carry keys, labels and the word
-"done". A batch is a function of its keys, so work that was lost with a process is simply given out again.
+Every batch has a place in shared memory, for images and targets, that all workers fill together; the pipes carry keys
+and what could be read. A batch is a function of its keys, so work that was lost with a process is given out again.
 """
 
 from __future__ import annotations
@@ -23,23 +23,14 @@ from multiprocessing.connection import wait
 import numpy as np
 import torch
 
-from illama.data.loading.decoder import LOOK_S, Done, Keys, Samples, Share, Worker, fill, shared_bytes
+from illama.data.loading.decoder import LOOK_S, Done, Keys, Share, Slots, Worker, fill, shared_bytes
+from illama.data.loading.samples import RawBatch, Samples
 from illama.errors import UserError
 
 RESTARTS = 3  # without a batch in between, before the run gives up
 _AHEAD_IMAGES = 512  # prepared ahead of the model, in at least
 _AHEAD_BATCHES = 3  # so many batches
 _log = logging.getLogger("illama.data")
-
-
-@dataclass
-class RawBatch:
-    """Decoded images: (B, C, H, W) uint8, (B,) int64 twice, and the broken images met on the way."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    indices: torch.Tensor
-    broken: dict[str, str]
 
 
 @dataclass
@@ -52,23 +43,22 @@ class _Pending:
 
     @property
     def is_complete(self) -> bool:
-        return sum(len(part.labels) for part in self.done.values()) == self.size
+        return sum(len(part.indices) for part in self.done.values()) == self.size
 
-    def finish(self, images: torch.Tensor, *, pin_memory: bool, shared: bool = True) -> RawBatch:
-        """The batch, in memory of its own (or in `images`, where that is not `shared`)."""
-        parts = [self.done[start] for start in sorted(self.done)]
-        labels = torch.from_numpy(np.concatenate([part.labels for part in parts]))
+    def finish(self, slots: Slots, *, pin_memory: bool, shared: bool = True) -> RawBatch:
+        """The batch, in memory of its own (or in the slot, where that is not `shared`)."""
+        parts, slot = [self.done[start] for start in sorted(self.done)], self.number % slots.batches
+        images, targets = slots.images[slot, : self.size], slots.targets[slot, : self.size]
         indices = torch.from_numpy(np.concatenate([part.indices for part in parts]))
-        readable = labels >= 0
-        images = images[: self.size]
+        readable = torch.from_numpy(np.concatenate([part.readable for part in parts]))
         if not bool(readable.all()):
-            images, labels, indices = images[readable], labels[readable], indices[readable]
+            images, targets, indices = images[readable], targets[readable], indices[readable]
         broken = {where: why for part in parts for where, why in part.broken.items()}
         if pin_memory:
-            images = images.pin_memory()
+            images, targets = images.pin_memory(), targets.pin_memory()
         elif shared:
-            images = images.clone()
-        return RawBatch(images, labels, indices, broken)
+            images, targets = images.clone(), targets.clone()
+        return RawBatch(images, targets, indices, broken)
 
 
 def decoded_batches(
@@ -88,9 +78,9 @@ def decoded_batches(
     """
     if workers == 0:
         for epoch, positions in batches:
-            images = torch.empty((len(positions), *samples.shape), dtype=torch.uint8)
-            done = fill(samples, Share(0, 0, epoch, positions), images)
-            yield _Pending(0, len(positions), {0: done}).finish(images, pin_memory=pin_memory, shared=False)
+            slots = Slots(1, len(positions), samples)
+            done = fill(samples, Share(0, 0, epoch, positions), slots)
+            yield _Pending(0, len(positions), {0: done}).finish(slots, pin_memory=pin_memory, shared=False)
         return
     first = next(batches, None)
     if first is None:
@@ -109,10 +99,9 @@ class _Pool:
         self._samples = samples
         self._timeout_s = timeout_s
         self._context = multiprocessing.get_context()
-        self._ahead = max(_AHEAD_BATCHES, -(-_AHEAD_IMAGES // batch_size))
-        self._shape = (self._ahead, batch_size, *samples.shape)
-        self._memory = shared_bytes(int(np.prod(self._shape)), self._context)
-        self._slots = torch.frombuffer(self._memory, dtype=torch.uint8).view(self._shape)
+        self._ahead, self._batch_size = max(_AHEAD_BATCHES, -(-_AHEAD_IMAGES // batch_size)), batch_size
+        self._memory = shared_bytes(Slots.nbytes(self._ahead, batch_size, samples), self._context)
+        self._slots = Slots(self._ahead, batch_size, samples, self._memory)
         self._pending: deque[_Pending] = deque()
         self._restarts = 0
         self._workers: list[Worker] = []
@@ -122,7 +111,7 @@ class _Pool:
             self._workers.append(self._start())
 
     def _start(self) -> Worker:
-        return Worker(self._context, self._samples, self._memory, self._shape)
+        return Worker(self._context, self._samples, self._memory, self._ahead, self._batch_size)
 
     def run(self, batches: Iterator[Keys], *, pin_memory: bool) -> Iterator[RawBatch]:
         """All batches in order."""
@@ -135,7 +124,7 @@ class _Pool:
             pending, since = self._pending[0], time.monotonic()
             while not pending.is_complete:
                 self._listen(since)
-            batch = pending.finish(self._slots[pending.number % self._ahead], pin_memory=pin_memory)
+            batch = pending.finish(self._slots, pin_memory=pin_memory)
             self._pending.popleft()
             self._restarts = 0
             yield batch
@@ -147,18 +136,18 @@ class _Pool:
         size = -(-len(positions) // len(self._workers))
         for turn, start in enumerate(range(0, len(positions), size)):
             worker = self._workers[(number + turn) % len(self._workers)]
-            worker.give(Share(number, start, epoch, positions[start : start + size]))
+            worker.submit(Share(number, start, epoch, positions[start : start + size]))
 
     def _listen(self, since: float) -> None:
-        """Wait for a word of any worker; replace those that are gone, and those silent while we wait (`since`)."""
-        signs = [sign for worker in self._workers for sign in (worker.pipe, worker.process.sentinel)]
-        ready = wait(signs, min(LOOK_S, self._timeout_s / 4 or LOOK_S))
+        """Wait for a result of any worker; replace those that are gone, and those silent while we wait (`since`)."""
+        events = [event for worker in self._workers for event in (worker.pipe, worker.process.sentinel)]
+        ready = wait(events, min(LOOK_S, self._timeout_s / 4 or LOOK_S))
         for place, worker in enumerate(self._workers):
-            share, done = worker.hear() if worker.pipe in ready else (None, None)
+            share, done = worker.result() if worker.pipe in ready else (None, None)
             if share is not None and done is not None:
                 next(pending for pending in self._pending if pending.number == share.batch).done[share.start] = done
             elif worker.pipe in ready or worker.process.sentinel in ready:
-                self._replace(place, worker.death())
+                self._replace(place, worker.exit_reason())
             elif self._timeout_s and worker.silent_s(since) > self._timeout_s:
                 self._replace(place, f"gave nothing for {self._timeout_s} s (data.worker_timeout_s)")
 
@@ -167,7 +156,7 @@ class _Pool:
         lost = self._workers[place]
         lost.kill()
         self._restarts += 1
-        where = f" while it read {self._samples.location(lost.position)}" if lost.position >= 0 else ""
+        where = f" while it read {self._samples.source.location(lost.position)}" if lost.position >= 0 else ""
         if self._restarts > RESTARTS:
             raise UserError(
                 f"a decoding process {what}{where}; {RESTARTS} new ones did not help; check that image and the memory "
@@ -176,7 +165,7 @@ class _Pool:
         _log.warning("a decoding process %s%s; started again (%d of %d)", what, where, self._restarts, RESTARTS)
         self._workers[place] = self._start()
         for share in lost.shares:
-            self._workers[place].give(share)
+            self._workers[place].submit(share)
 
     def close(self) -> None:
         """End the processes at once; they hold nothing that could be lost."""
