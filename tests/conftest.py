@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ import torch
 from illama.attention import triton
 from illama.device import linear
 from illama.native import compiled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ON_GPU = torch.cuda.is_available() and not triton._INTERPRETED
 torch.set_num_threads(1)  # the suite runs one worker per core
@@ -58,3 +62,19 @@ def _what_computes_on_the_cpu_is_nobodys_but_the_tests() -> Iterator[None]:
     compiled._kept[:] = kept
     linear._chosen.clear()
     linear._chosen.update(chosen)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures on their way to the disk."""
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def noted(self: Figure, *args: Any, **how: Any) -> None:
+        figures.append(self)
+        save(self, *args, **how)
+
+    monkeypatch.setattr(Figure, "savefig", noted)
+    return figures

@@ -63,12 +63,13 @@ def stopped_run(recipe: Recipe, out: Path, *, step: int = 6, **more: Any) -> Pat
     """Train into `out` up to a step, and end there as by a signal: saved, to be continued."""
     end_of_step = Run._end_of_step
 
-    def ends(self: Run, at: int, *rest: Any) -> None:
-        end_of_step(self, at, *rest)
+    def ends(self: Run, at: int, *rest: Any) -> Any:
+        evaluation = end_of_step(self, at, *rest)
         if at == step:
-            self._save(rest[-1])
+            self._save(*rest)
             self.keeper.saver.close()
             raise Stopped("as by a signal")
+        return evaluation
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "_end_of_step", ends)

@@ -78,7 +78,7 @@ def test_a_stopped_run_says_75_and_the_same_command_ends_it(run: Run, tmp_path: 
 
     code, out, err = ended(launch(tmp_path / "run", *words))
     assert code == 0, err
-    assert re.fullmatch(rf"test accuracy [\d.]+ % after {STEPS} steps, .*run\n", out)
+    assert re.fullmatch(rf"test top-1 [\d.]+ % after {STEPS} steps, .*run\n", out)
     assert f"continuing {tmp_path / 'run'} after step {said[0]}\n" in err
     assert err.count("2 processes x cpu (1 threads)") == 1
     assert state(run, tmp_path / "run") == ("finished", STEPS)

@@ -99,7 +99,7 @@ def test_quickstart_ends_with_commands_that_work(run: Run, tmp_path: Path, monke
     short = ["schedule.epochs=1", "schedule.warmup_epochs=0", "schedule.softness.cutoff_epochs=0"]
     code, out, _ = run("quickstart", *short, "--out", "my runs/first", "--device", "cpu")
     assert code == 0
-    assert re.search(r"test accuracy \d+\.\d+ %", out)
+    assert re.search(r"test top-1 \d+\.\d+ %", out)
     for name in ("recipe.yaml", "environment.json", "classes.json", "metrics.jsonl", "curves.png", "predictions.png"):
         assert (tmp_path / "my runs/first" / name).is_file(), name
     commands = [shlex.split(line) for line in out.splitlines() if line.startswith("  illama ")]

@@ -30,13 +30,13 @@ STATUSES = [
         total_steps=375_300,
         epoch=98.76,
         epochs=300,
-        best_top1=81.234,
-        last_top1=81.0,
+        best=81.234,
+        last=81.0,
         age_s=7300.0,
         command="illama train x",
     ),
     RunStatus(path=ROOT / "b", state="broken", about="why it is"),
-    RunStatus(path=ROOT / "c", state="finished", recipe="mine", epoch=10.0, epochs=10, age_s=3.0, last_top1=100.0),
+    RunStatus(path=ROOT / "c", state="finished", recipe="mine", epoch=10.0, epochs=10, age_s=3.0, last=100.0),
     RunStatus(path=ROOT / "d", recipe="digits_micro", changes=(), epochs=10, command="illama train digits_micro"),
 ]
 

@@ -13,7 +13,7 @@ from illama.data.source import Source
 from illama.errors import UserError
 from illama.evaluation.predict import find_images
 from illama.recipes import DataConfig, load_recipe, override
-from illama.training.fit import fit_to_data
+from illama.tasks.fit import fit_to_data
 from tests.data.zoo import CASES, Case, number_of
 
 EACH = pytest.mark.parametrize("case", [pytest.param(case, id=case.name.replace(" ", "-")) for case in CASES])

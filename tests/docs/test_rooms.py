@@ -23,10 +23,11 @@ MAY = {  # from which rooms beside those of the base
     "weights": {*CORE, "recipes", "data", "checkpoint"},
     "export": {*CORE, "recipes", "data", "checkpoint", "weights"},
     "evaluation": {*CORE, "recipes", "data", "checkpoint", "weights"},
-    "training": {*CORE, "recipes", "data", "checkpoint", "weights", "evaluation"},
+    "tasks": {*CORE, "recipes", "data", "checkpoint", "weights", "evaluation"},
+    "training": {*CORE, "recipes", "data", "checkpoint", "weights", "evaluation", "tasks"},
     "analysis": {*CORE, "recipes", "data", "checkpoint", "weights", "evaluation"},
-    "bench": {*CORE, "recipes", "data", "checkpoint", "weights", "evaluation", "training"},
-    "reproduce": {*CORE, "recipes", "data", "checkpoint", "weights", "evaluation", "training", "analysis"},
+    "bench": {*CORE, "recipes", "data", "checkpoint", "weights", "evaluation", "tasks", "training"},
+    "reproduce": {*(*CORE, "recipes", "data", "checkpoint", "weights", "evaluation", "tasks", "training", "analysis")},
 }
 
 

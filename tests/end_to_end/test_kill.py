@@ -75,7 +75,7 @@ def test_killed_runs_end_like_undisturbed_ones(tmp_path: Path) -> None:
     for run in (killed, whole):
         out, err = (process := start(*RUN, "--out", run)).communicate()
         assert process.returncode == 0, err
-        assert "test accuracy" in out
+        assert "test top-1" in out
     assert_same_run(whole, killed)
 
 
@@ -146,7 +146,7 @@ def test_many_kills_of_one_run(tmp_path: Path) -> None:
         while not kill(command := Command(*LONG_RUN, "--out", killed, folder=tmp_path), aim, number * 80 // KILLS):
             assert aim == Phase.END, command.end()  # which a finished run reaches again
     for run in (killed, whole):
-        assert "test accuracy" in Command(*LONG_RUN, "--out", run, folder=tmp_path).end().fine().out
+        assert "test top-1" in Command(*LONG_RUN, "--out", run, folder=tmp_path).end().fine().out
     print(table(kill.found))
     assert sum(kill.found.values()) >= 50
     assert all(kill.found[phase, False] + kill.found[phase, True] for phase in Phase)
@@ -185,5 +185,5 @@ def test_a_launch_that_is_broken_off(victim: str, tmp_path: Path) -> None:
     for run in (killed, whole):
         out, err = (process := start(*LAUNCH, "--out", run)).communicate()
         assert process.returncode == 0, err
-        assert "test accuracy" in out
+        assert "test top-1" in out
     assert_same_run(whole, killed)

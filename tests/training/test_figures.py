@@ -6,7 +6,6 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
@@ -17,7 +16,6 @@ from illama.training import figures
 from illama.training.figures import (
     PUBLISHED_RUNS,
     draw_curves,
-    draw_predictions,
     draw_runs,
     published_curves,
     read_metrics,
@@ -41,20 +39,6 @@ def start_run(run: Path, recipe: str, epochs: int, overrides: tuple[str, ...] = 
             ends |= {"softness": 1.0, "top1_causal": 40.0 + epoch, "loss_causal": 3 / epoch}
             ends |= {"ema_top1": 60.0 + epoch} if ema else {}
             file.write(json.dumps(train) + "\n" + json.dumps(ends) + "\n")
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Figures on their way to the disk."""
-    kept: list[Figure] = []
-    original = figures._save
-
-    def save(figure: Figure, path: Path, dpi: int) -> Path:
-        kept.append(figure)
-        return original(figure, path, dpi)
-
-    monkeypatch.setattr(figures, "_save", save)
-    return kept
 
 
 def lines_of(figure: Figure, panel: int) -> dict[str, tuple[list[float], list[float]]]:
@@ -158,27 +142,6 @@ def test_a_run_without_numbers_is_drawn_empty(tmp_path: Path) -> None:
     assert draw_curves(tmp_path / "run").is_file()
     with pytest.raises(UserError, match=r"not a run folder: it has no recipe\.yaml"):
         draw_curves(tmp_path)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (3, 3, 32, 32), (9, 3, 96, 160), (33, 1, 8, 8)])
-def test_wrong_answers_are_told_apart_without_colour(
-    tmp_path: Path, drawn: list[Figure], shape: tuple[int, ...]
-) -> None:
-    images = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-    truths = [i % 3 for i in range(len(images))]
-    answers = [0] * len(images)
-    classes = ["a class with a very long name", "$x_1$", "字"]
-    path = draw_predictions(images, truths, answers, [0.5] * len(images), classes, tmp_path / "predictions.png")
-    with Image.open(path) as picture:
-        assert picture.format == "PNG"
-    *titles, over_all = (text.get_text() for text in drawn[0].axes[0].texts)
-    assert len(titles) == len(images)
-    assert over_all.startswith(f"{len(images)} test images, ")
-    for title, truth in zip(titles, truths, strict=True):
-        right = truth == 0
-        assert title.startswith("\N{CHECK MARK}" if right else "\N{BALLOT X}")
-        assert "(50 %)" in title
-        assert ("\nis " in title) == (not right)
 
 
 def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_running_a_finished_run_again_only_reports(toy: Callable[..., Recipe], t
     first = train(toy(), tmp_path / "run", device="cpu")
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.safetensors")}
     again = train(toy(), tmp_path / "run", device="cpu")
-    assert (again.top1, again.steps, again.best) == (first.top1, first.steps, first.best)
+    assert (again.scores, again.steps, again.best) == (first.scores, first.steps, first.best)
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*.safetensors")} == before
 
 

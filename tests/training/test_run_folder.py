@@ -196,12 +196,13 @@ def disturbed(recipe: Recipe, run: Path, disturb: Callable[[], object], monkeypa
     """Train, with something happening to the folder after the step that follows the first save."""
     end_of_step, begun = Run._end_of_step, []
 
-    def ends(self: Run, at: int, *rest: Any) -> None:
-        end_of_step(self, at, *rest)
+    def ends(self: Run, at: int, *rest: Any) -> Any:
+        evaluation = end_of_step(self, at, *rest)
         if has_checkpoint(run) and not begun:
             self.keeper.saver.close()
             begun.append(at)
             disturb()
+        return evaluation
 
     monkeypatch.setattr(Run, "_draw", lambda self: None)
     monkeypatch.setattr(Run, "_end_of_step", ends)

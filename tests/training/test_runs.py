@@ -60,7 +60,7 @@ def test_a_finished_run(make_run: MakeRun) -> None:
     found = read_run(make_run("x", 3))
     assert (found.state, found.step, found.total_steps) == ("finished", 15, 15)
     assert (found.epoch, found.epochs) == (3, 3)
-    assert (found.best_top1, found.last_top1, found.last_softness) == (90.0, 80.5, 0.0)
+    assert (found.best, found.last, found.last_softness) == (90.0, 80.5, 0.0)
     assert found.checkpoints == ("last", "previous")
     assert found.command is None
     assert found.about is None
@@ -136,7 +136,7 @@ def test_a_running_run_is_as_far_as_its_log(make_run: MakeRun) -> None:
 
 def test_a_run_that_saved_nothing(make_run: MakeRun) -> None:
     found = read_run(make_run("x", 0))
-    assert (found.state, found.step, found.total_steps, found.best_top1) == ("stopped", 0, None, None)
+    assert (found.state, found.step, found.total_steps, found.best) == ("stopped", 0, None, None)
     assert found.command is not None
     run = make_run("y", 0)
     (run / "metrics.jsonl").unlink()
@@ -151,14 +151,14 @@ def test_a_last_line_that_was_cut_short(more: str, make_run: MakeRun) -> None:
     whole = read_run(run)
     write_log(run, 2, more)
     cut = read_run(run)
-    assert (cut.step, cut.total_steps, cut.best_top1, cut.state) == (10, 15, whole.best_top1, "stopped")
+    assert (cut.step, cut.total_steps, cut.best, cut.state) == (10, 15, whole.best, "stopped")
 
 
 def test_accuracies_hold_at_the_softness_of_the_end(make_run: MakeRun) -> None:
-    assert read_run(make_run("causal", 1)).best_top1 == 40.0
+    assert read_run(make_run("causal", 1)).best == 40.0
     soft = {"mode": "standard", "shape": "constant", "value": 0.5, "cutoff_epochs": 0}
     found = read_run(make_run("soft", 1, *(f"schedule.softness.{key}={value}" for key, value in soft.items())))
-    assert (found.best_top1, found.last_softness) == (49.0, 0.5)
+    assert (found.best, found.last_softness) == (49.0, 0.5)
 
 
 def test_recipes_of_other_names_and_unchanged_ones(make_run: MakeRun) -> None:
@@ -216,7 +216,7 @@ def test_a_line_without_numbers_is_passed_over(key: str, value: Any, make_run: M
     line = {"kind": "eval", "step": 7, "epoch": 1.4, "softness": 0.0, "top1": 99.0, "top1_causal": 99.0, key: value}
     write_log(run, 1, json.dumps(line) + "\n")
     found = read_run(run)
-    assert (found.state, found.best_top1) == ("stopped", 40.0)
+    assert (found.state, found.best) == ("stopped", 40.0)
 
 
 def test_files_without_end_break_their_own_run_only(make_run: MakeRun) -> None:

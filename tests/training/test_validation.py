@@ -8,6 +8,7 @@ import torch
 from illama import load_recipe
 from illama.data import EvalLoader, EvalTransform, open_source
 from illama.models import ILlama, ModelConfig
+from illama.tasks import TASKS
 from illama.training.state import WeightAverage
 from illama.training.validation import Validation
 
@@ -34,9 +35,9 @@ def test_whole_batches_share_one_compiled_graph_for_each_network(monkeypatch: py
     loader = EvalLoader(
         open_source(load_recipe("digits_micro").data, "test", in_chans=1), transform, BATCH, "cpu", workers=0
     )
-    records = []
+    task, score, records = TASKS["classification"].load(), TASKS["classification"].score, []
     for compiled in (False, True):
-        validation = Validation(loader, torch.device("cpu"), "float32", compiled=compiled)
+        validation = Validation(task, score, loader, torch.device("cpu"), "float32", compiled=compiled)
         for softness in (0.5, 0.0):
             model.set_softness(softness)
             records.append(validation(model, average, step=1, epoch=1))

@@ -29,16 +29,11 @@ def describe(recipe: Recipe, num_devices: int = 1, *, look_at_data: bool = False
     """
     images, about = train_image_count(recipe), []
     if look_at_data:
-        from illama.training.fit import fit_to_data
+        from illama.tasks import task_of
 
-        fitted = fit_to_data(recipe, num_devices)
-        recipe, images = fitted.recipe, len(fitted.train)
-        about = [
-            *fitted.layout.explain(fitted.train.classes),
-            fitted.train.description,
-            fitted.evaluated.description,
-            "",
-        ]
+        opened = task_of(recipe).open(recipe, num_devices)
+        recipe, images = opened.recipe, len(opened.train)
+        about = [*opened.notes, opened.train.description, opened.evaluated.description, ""]
     lines = [recipe.to_yaml(), *about]
     try:
         plan = plan_batches(recipe, num_devices)

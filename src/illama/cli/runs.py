@@ -31,13 +31,13 @@ def runs_command(
     out: Path | None = None,
     json: Json = None,
 ) -> None:
-    """State, epoch, best and last top-1, age of the last record, and what was changed in the recipe.
+    """State, epoch, best and last score (top-1 in percent), age of the last record, and what was changed in the recipe.
 
-    Accuracies hold at the softness that the run ends with. A stopped run goes on with the command below it.
+    Scores hold at the softness that the run ends with. A stopped run goes on with the command below it.
 
     Args:
         directory: The folder with the runs, at any depth.
-        plot: Runs whose losses and accuracies are drawn into one picture instead.
+        plot: Runs whose losses and scores are drawn into one picture instead.
         out: That picture; runs.png by default.
     """
     from illama.training.runs import find_runs, read_run
@@ -82,7 +82,7 @@ def report(runs: Sequence[RunStatus], directory: Path, width: int) -> str:
 
 def _cells(run: RunStatus) -> tuple[str, ...]:
     epoch = "-" if run.epochs is None else f"{_epoch(run.epoch)}/{run.epochs}"
-    return (run.state, epoch, _percent(run.best_top1), _percent(run.last_top1), _age(run.age_s))
+    return (run.state, epoch, _score(run.best), _score(run.last), _age(run.age_s))
 
 
 def _details(run: RunStatus) -> list[str]:
@@ -141,8 +141,8 @@ def _epoch(epoch: float) -> str:
     return f"{int(epoch * 10) / 10:g}"
 
 
-def _percent(top1: float | None) -> str:
-    return "-" if top1 is None else f"{top1:.2f}"
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _age(seconds: float | None) -> str:

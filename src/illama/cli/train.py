@@ -56,5 +56,9 @@ def train_command(
 
 def summary(result: TrainResult) -> str:
     """The outcome of a run in one line."""
-    at = f" at softness {result.softness:g}, {result.top1_causal:.2f} % at softness 0" if result.softness else ""
-    return f"test accuracy {result.top1:.2f} %{at} after {result.steps} steps, {shown(result.run_dir)}"
+    score, scores, at = result.score, result.scores, ""
+    if result.softness:
+        at = f" at softness {result.softness:g}, {score.shown(scores[score.causal_key])} at softness 0"
+    return (
+        f"test {score.title} {score.shown(scores[score.key])}{at} after {result.steps} steps, {shown(result.run_dir)}"
+    )

@@ -161,6 +161,16 @@ class SoftnessConfig(RecipeSection):
     value: Rate = 1.0
     """Softness at the start."""
 
+    def ends_soft(self, epochs: int) -> bool:
+        """Whether the mask is still soft in the last step of a run of so many epochs."""
+        kept = self.mode == "standard" or (self.shape == "constant" and self.cutoff_epochs >= epochs)
+        return self.value > 0 and kept
+
+    @property
+    def causal_from(self) -> int | None:
+        """Epochs after which a soft mask becomes causal; None where it never was soft or stays so."""
+        return self.cutoff_epochs if self.mode == "soft" and self.value > 0 < self.cutoff_epochs else None
+
 
 class DropPathConfig(RecipeSection):
     """When stochastic depth acts; its rate is `model.drop_path`."""
@@ -264,6 +274,8 @@ class Recipe(RecipeSection):
 
     name: str = Field(pattern=_RUN_NAME, max_length=200, examples=["imagenet1k_tiny"])
     """What the run is called; a recipe file's own name unless it says otherwise."""
+    task: str = Field(default="classification", max_length=200)
+    """What is learned; `classification` is what illama brings."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Decides initial weights, data order, augmentation and drop path."""
     model: ModelConfig

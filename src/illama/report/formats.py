@@ -6,9 +6,12 @@ import csv
 import io
 import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from illama.console.text import safe_lines
+from illama.errors import UserError
+from illama.system.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,6 +62,22 @@ def svg_bytes(figure: Figure) -> bytes:
         nothing = {"Date": None, "Creator": None}
         figure.savefig(file, format="svg", facecolor="white", metadata=nothing)
     return file.getvalue()
+
+
+def save_png(figure: Figure, path: Path, dpi: int) -> Path:
+    """Write the picture; it appears only when it is complete.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box is drawn in its place
+            with replacing(path) as partial:
+                figure.savefig(partial, dpi=dpi, format="png")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return path
 
 
 def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

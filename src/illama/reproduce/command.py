@@ -178,11 +178,12 @@ def check(plan: Plan) -> None:
     Raises:
         UserError: The data cannot be opened or has another number of classes, or the folder cannot be written to.
     """
-    from illama.training.fit import fit_to_data
+    from illama.tasks import task_of
 
     if all(run.is_finished for run in plan.runs):
         return
-    fit_to_data(plan.runs[0].recipe)
+    recipe = plan.runs[0].recipe
+    task_of(recipe).open(recipe)
     try:
         for name in ("runs", "logs"):
             make_folder(plan.out / name)

@@ -58,8 +58,8 @@ def measure_pace(recipe: Recipe, device: str | None = None, seconds: float = 3.0
     """
     begun = time.perf_counter()
     run = Run(recipe, Path(recipe.name), resolve_device(device), None)
-    run.state.progress.step = run.schedules.total_steps // 2  # a softness and a drop path of the middle
-    batches = run.parts.train_loader.batches(run.state.progress.step, run.schedules)
+    run.state.progress.step = run.parts.schedules.total_steps // 2  # a softness and a drop path of the middle
+    batches = run.parts.train_loader.batches(run.state.progress.step, run.parts.schedules)
     try:
         for _ in range(_UNCOUNTED):
             run._step(batches)
@@ -73,7 +73,7 @@ def measure_pace(recipe: Recipe, device: str | None = None, seconds: float = 3.0
         step_s = (time.perf_counter() - warm) / count
     finally:
         batches.close()
-    total = run.schedules.total_steps
+    total = run.parts.schedules.total_steps
     return Pace(warm - begun, step_s, _evaluations(run), total)
 
 
@@ -85,16 +85,16 @@ def _evaluations(run: Run) -> float:
 
     loader = run.validation.loader
     images = next(iter(loader)).images
-    run.model.eval()
+    run.parts.model.eval()
     with torch.inference_mode(), autocast(run.device, run.precision):
-        run.model(images).sum().item()  # warms up
+        run.parts.model(images).sum().item()  # warms up
         begun = time.perf_counter()
-        run.model(images).sum().item()
+        run.parts.model(images).sum().item()
     batch_s = time.perf_counter() - begun
-    epochs, every = run.recipe.schedule.epochs, run.recipe.train.eval_every_epochs
-    per_epoch = run.schedules.steps_per_epoch
+    epochs, every = run.parts.recipe.schedule.epochs, run.parts.recipe.train.eval_every_epochs
+    per_epoch = run.parts.schedules.steps_per_epoch
     ends = [*range(every, epochs, every), epochs]
-    passes = sum(2 if run.schedules.softness(end * per_epoch - 1) > 0 else 1 for end in ends)
+    passes = sum(2 if run.parts.schedules.softness(end * per_epoch - 1) > 0 else 1 for end in ends)
     return batch_s * len(loader) * passes
 
 

@@ -273,4 +273,4 @@ def _train(recipe: Recipe, folder: Path, weights: Path | None, device: str) -> f
     from illama.training import train
 
     start = None if has_checkpoint(folder) else weights  # a begun run has its weights
-    return train(recipe, folder, device=device, init_from=start).top1
+    return train(recipe, folder, device=device, init_from=start).scores["top1"]

@@ -17,7 +17,7 @@ from illama.reproduce.plan import Base, PlannedRun
 from illama.reproduce.results import StudyResult, difference_in_words, environments, in_words, to_dict
 from illama.reproduce.results import command as run_command
 from illama.reproduce.study import METRICS, Metric, StudyRow
-from illama.training.figures import read_metrics, soft_mask_end
+from illama.training.figures import read_metrics
 from illama.training.run_folder import METRICS_FILE
 
 _DIGITS: dict[Metric, int] = {"top1": 2, "train_loss": 3, "test_loss": 3}
@@ -165,7 +165,8 @@ def _lines(result: StudyResult, kind: str, key: str) -> Iterator[Line]:
         columns = [read_metrics(run.folder / METRICS_FILE)[kind == "eval"] for run in runs]
         epochs = columns[0]["epoch"]  # other seeds may have lost other unreadable images, and count other steps
         seeds = tuple(tuple(np.interp(epochs, column["epoch"], column[key]).tolist()) for column in columns)
-        yield Line(row.label, tuple(epochs), seeds, soft_mask_end(runs[0].recipe.to_dict(), epochs[-1]))
+        switch = runs[0].recipe.schedule.softness.causal_from
+        yield Line(row.label, tuple(epochs), seeds, switch if switch is not None and switch <= epochs[-1] else None)
 
 
 def how_it_was_made(results: Sequence[StudyResult], base: Base, runs: Sequence[PlannedRun], command: str) -> Section:

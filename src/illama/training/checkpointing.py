@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -20,18 +20,16 @@ from illama.checkpoint import Checkpoint, Meta, Saver, kept_tag, load_checkpoint
 from illama.checkpoint.folder import DamagedError
 from illama.checkpoint.format import EMA_FILE, MODEL_FILE, STATE_FILE
 from illama.console.text import shown
-from illama.data import EvalTransform
 from illama.data.sources.class_names import difference
 from illama.device.linear import KINDS, LinearKernel
 from illama.errors import UserError
 from illama.evaluation.origin import Origin
-from illama.recipes import Recipe, parse_recipe
+from illama.recipes import parse_recipe
+from illama.tasks import Score
 from illama.training.muon import MOMENT
 from illama.training.run_folder import changed_keys
+from illama.training.setup import Parts
 from illama.training.state import TrainState
-
-if TYPE_CHECKING:
-    from illama.training.state import TrainState
 
 _KEYS = frozenset({"optimizer", "average_updates", "progress", "loss_sum", "loss_steps"})
 _LATER_KEYS = frozenset({"linear_kernel", "native", "processes", "run"})  # earlier versions did not save them
@@ -42,7 +40,7 @@ class _Odd(Exception):  # noqa: N818 - the end of a sentence, no error of its ow
     """Something that the run would not have made, as the end of a sentence about its file."""
 
 
-def demand_fitting(saved: Checkpoint, state: TrainState, total_steps: int) -> None:
+def demand_fitting(saved: Checkpoint, state: TrainState, total_steps: int, score: Score) -> None:
     """A checkpoint's weights and training state are such as this run makes them.
 
     Hyperparameters in it do not count: they are the recipe's.
@@ -51,6 +49,7 @@ def demand_fitting(saved: Checkpoint, state: TrainState, total_steps: int) -> No
         saved: As `load_checkpoint` gave it.
         state: What is to take it over.
         total_steps: Optimizer steps of the whole run.
+        score: What runs of the task are judged by.
 
     Raises:
         DamagedError: Something is missing, unknown, or of another shape, type or range; file and part are named.
@@ -59,7 +58,7 @@ def demand_fitting(saved: Checkpoint, state: TrainState, total_steps: int) -> No
     for file, check in (
         (MODEL_FILE, lambda: _demand_like(saved.model_state, state.model.state_dict())),
         (EMA_FILE, lambda: _demand_average(saved.ema_state, average)),
-        (STATE_FILE, lambda: _demand_state(saved, state, total_steps)),
+        (STATE_FILE, lambda: _demand_state(saved, state, total_steps, score)),
     ):
         try:
             check()
@@ -80,7 +79,7 @@ def _demand_average(found: Mapping[str, Any] | None, wanted: Mapping[str, Tensor
         _demand_like(found, wanted)
 
 
-def _demand_state(saved: Checkpoint, state: TrainState, total_steps: int) -> None:
+def _demand_state(saved: Checkpoint, state: TrainState, total_steps: int, score: Score) -> None:
     found = saved.training_state
     _demand_keys(found, set(_KEYS), _LATER_KEYS)
     progress = found["progress"]
@@ -91,7 +90,7 @@ def _demand_state(saved: Checkpoint, state: TrainState, total_steps: int) -> Non
     _number(progress["log_bytes"], "progress log_bytes")
     _number(progress["seconds"], "progress seconds", kind=float)
     if progress["best"] is not None:
-        _number(progress["best"], "progress best", most=100, kind=float)
+        _number(progress["best"], "progress best", score.least, score.most, kind=float)
     _number(found["loss_steps"], "loss_steps", most=step)
     _demand_tensor("loss_sum", found["loss_sum"], torch.Size(()), torch.float32)
     _number(found.get("processes", 1), "processes", least=1)
@@ -167,23 +166,15 @@ class Keeper:
 
     Attributes:
         run_dir: The run's folder, on a disk that all processes see.
-        recipe: The run's recipe.
-        classes: Class names in index order.
-        transform: How evaluation looks at images.
+        parts: What the run is made of.
         state: What is saved and restored.
         saver: Writes in the background, on rank 0.
-        total_steps: Optimizer steps of the whole run.
-        final_softness: Softness that the run ends with; the best checkpoint is judged at it.
     """
 
     run_dir: Path
-    recipe: Recipe
-    classes: tuple[str, ...]
-    transform: EvalTransform
+    parts: Parts
     state: TrainState
     saver: Saver
-    total_steps: int
-    final_softness: float
 
     def save(self, epoch: int, *, best: bool = False, keep: bool = False) -> None:
         """Copy the state and have it written as "last". A collective; the caller may go on at once.
@@ -201,7 +192,7 @@ class Keeper:
         if not self.state.world.is_main:
             return
         state["run"] = self._run
-        tags = [("best", self._meta(self.final_softness, epoch))] if best else []
+        tags = [("best", self._meta(self.parts.schedules.final_softness, epoch))] if best else []
         tags.append(("last", self._meta(float(self.state.model.softness), epoch)))
         kept = [kept_tag(self.state.progress.step)] if keep else []
         self.saver.save(tags, model_state=weights, training_state=state, ema_state=average, keep=kept)
@@ -238,7 +229,7 @@ class Keeper:
         saved = load_checkpoint(self.run_dir, tag, verify=False)  # rank 0 has compared the checksums
         if saved is None:
             raise UserError(f"no checkpoint {tag} is seen in {self.run_dir}; the folder must lie on a shared disk")
-        demand_fitting(saved, self.state, self.total_steps)
+        demand_fitting(saved, self.state, self.parts.schedules.total_steps, self.parts.score)
         self._demand_own(saved)
         return saved
 
@@ -252,10 +243,10 @@ class Keeper:
         """A checkpoint says which recipe, classes and run it belongs to: those of this run."""
         where = f"{saved.path} is of another run"
         undo = f"take the run's own from a copy, or delete {saved.path} to do without"
-        listed = changed_keys(parse_recipe(saved.meta.recipe or {}, f"the recipe in {saved.path}"), self.recipe)
+        listed = changed_keys(parse_recipe(saved.meta.recipe or {}, f"the recipe in {saved.path}"), self.parts.recipe)
         if listed:
             raise UserError(f"{where}; its recipe differs: {listed}; {undo}")
-        changed = difference(saved.meta.classes, self.classes)
+        changed = difference(saved.meta.classes, self.parts.classes)
         if changed is not None:
             raise UserError(f"{where}; its classes differ: {changed}; {undo}")
         if self._run is not None and saved.training_state.get("run") != self._run:
@@ -263,11 +254,11 @@ class Keeper:
 
     def _meta(self, softness: float, epoch: int) -> Meta:
         return Meta(
-            config=self.recipe.model,
-            classes=self.classes,
-            eval_transform=self.transform.to_dict(),
+            config=self.parts.recipe.model,
+            classes=self.parts.classes,
+            eval_transform=self.parts.eval_loader.transform.to_dict(),
             softness=softness,
             step=self.state.progress.step,
             epoch=epoch,
-            recipe=self.recipe.to_dict(),
+            recipe=self.parts.recipe.to_dict(),
         )

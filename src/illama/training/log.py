@@ -158,7 +158,7 @@ class RunLog:
 
 
 class NoLog:
-    """The interface of `RunLog` for processes other than the first: says and writes nothing."""
+    """A log for processes other than the first: says and writes nothing."""
 
     bytes_written = 0
 
@@ -178,6 +178,9 @@ class NoLog:
     def progress(self) -> Iterator[None]:
         """Nothing."""
         yield
+
+
+Log = RunLog | NoLog
 
 
 class MetricsFile:

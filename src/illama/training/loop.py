@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from illama.checkpoint import Saver
+from illama.data import Batch
 from illama.data.rng import Purpose, seed_global
 from illama.device import only_repeatable, resolve_precision
 from illama.distributed import ALONE, Vote, World, is_sharded, join_world
@@ -21,11 +22,12 @@ from illama.errors import Stopped, UserError
 from illama.evaluation.origin import DataIdentity, Origin, content_id, names_id
 from illama.recipes import Recipe
 from illama.system.files import remove_partial
+from illama.tasks import Score
 from illama.training.begun import compare_with_begun, demand_data, given_to_train, what_is_seen
 from illama.training.checkpointing import Keeper
 from illama.training.console import summary
-from illama.training.figures import draw_curves, draw_test_predictions
-from illama.training.log import NoLog, RunLog
+from illama.training.figures import draw_curves
+from illama.training.log import Log, NoLog, RunLog
 from illama.training.objective import build_objective
 from illama.training.optim import LossGuard, set_lr
 from illama.training.run_folder import check_run_folder, write_run_folder
@@ -35,7 +37,7 @@ from illama.training.setup import build_state, prepare, start_from
 from illama.training.signals import stop_signals
 from illama.training.trackers import check_tracker, open_tracker
 from illama.training.utilization import StepMeter, Stopwatch
-from illama.training.validation import Validation, in_words
+from illama.training.validation import Validation
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,10 @@ class TrainResult:
     Attributes:
         run_dir: The run folder.
         steps: Optimizer steps of the run.
-        top1: Test accuracy in percent at the softness in force at the end.
-        top1_causal: The same at softness 0.
-        best: Highest accuracy in percent of all evaluations, at the softness the run ends with.
+        scores: The last evaluation by the names of metrics.jsonl ("top1", "top5", "loss", "top1_causal", ...), at the
+            softness in force at the end; at softness 0 those with "_causal".
+        score: The one that runs of the task are judged by; its `key` is among the names.
+        best: Its best value of all evaluations, at the softness the run ends with.
         softness: Softness in force at the end.
         seconds: Training time, all sittings together.
         skipped: Training images that could not be read, location -> reason.
@@ -55,8 +58,8 @@ class TrainResult:
 
     run_dir: Path
     steps: int
-    top1: float
-    top1_causal: float
+    scores: dict[str, float]
+    score: Score
     best: float
     softness: float
     seconds: float
@@ -101,7 +104,7 @@ def train(
 
 
 class Run:
-    """One sitting of a training run, in one of its processes.
+    """One sitting of a training run, in one of its processes: what it takes to make a step, and where it stands.
 
     Building it checks everything and reads the data; only then is the folder written, by `complete`.
     """
@@ -117,62 +120,60 @@ class Run:
         if self.begun:
             world.agree(lambda: demand_data(recipe, run_dir))
         self.parts = parts = world.agree(lambda: prepare(recipe, device, start, world))
-        self.recipe = recipe = parts.recipe
-        self.plan, self.schedules, self.model = parts.plan, parts.schedules, parts.model
         self._demand_same_everywhere()
-        self.notes = list(parts.notes)
-        self.validation = Validation(parts.eval_loader, device, self.precision, world, recipe.train.compile)
-        self.model.set_grad_checkpointing(recipe.train.grad_checkpointing)
-        self.state = build_state(recipe, parts, device, world, self.precision)
+        how = parts.recipe.train
+        self.validation = Validation(
+            parts.task, parts.score, parts.eval_loader, device, self.precision, world, how.compile
+        )
+        parts.model.set_grad_checkpointing(how.grad_checkpointing)
+        self.state = build_state(parts, device, world, self.precision)
         self.objective = build_objective(
-            self.model,
+            parts.model,
             parts.loss,
             device,
             self.precision,
-            compiled=recipe.train.compile,
-            cuda_graphs=recipe.train.cuda_graphs,
+            compiled=how.compile,
+            cuda_graphs=how.cuda_graphs,
             world=world,
-            grad_reduce=recipe.train.grad_reduce,
+            grad_reduce=how.grad_reduce,
         )
-        self._frees_gradients = self.objective.prepare_gradients(self.plan.accumulation)
+        self._frees_gradients = self.objective.prepare_gradients(parts.plan.accumulation)
         self.guard = LossGuard(device, self.state.optimizer, world)
-        self.meter = StepMeter(recipe.model, device, self.precision, world.size)
+        self.meter = StepMeter(parts.recipe.model, device, self.precision, world.size)
         self.lock = RunLock(run_dir)
-        transform, saver = parts.eval_loader.transform, Saver(run_dir, self.lock.demand_held)
-        total, softness = self.schedules.total_steps, self._final_softness()
-        self.keeper = Keeper(run_dir, recipe, parts.classes, transform, self.state, saver, total, softness)
-        self.last_eval: dict[str, Any] = {}
-        self.skipped: dict[str, str] = {}
+        self.keeper = Keeper(run_dir, parts, self.state, Saver(run_dir, self.lock.demand_held))
 
     def complete(self, track: str | None = None) -> TrainResult:
         """Train until the last step, evaluate, draw the pictures; nobody else may train in the folder meanwhile."""
         with ExitStack() as held:
             self.world.main_only(lambda: held.enter_context(self.lock))
-            begun = self.world.lead(lambda: check_run_folder(self.run_dir, self.recipe))
+            begun = self.world.lead(lambda: check_run_folder(self.run_dir, self.parts.recipe))
             if begun != self.begun:
                 raise self.world.error(
                     f"{self.run_dir} was changed by somebody else meanwhile; run the same command again"
                 )
             if self.world.size > 1:
                 self.world.demand_same(what_is_seen(self.run_dir))
+            notes = list(self.parts.notes)
             if begun:
-                self.notes += self.world.lead(self._compare_with_begun)
-                self.notes += self.keeper.resume()
+                notes += self.world.lead(self._compare_with_begun)
+                notes += self.keeper.resume()
             else:
                 self.world.lead(self._begin_folder)
-            self.log = self.world.main_only(lambda: self._open_log(track, begun)) or NoLog()
-            held.enter_context(self.log.progress())
+            log = self.world.main_only(lambda: self._open_log(track, begun)) or NoLog()
+            held.enter_context(log.progress())
             stop_asked = held.enter_context(stop_signals(patient=self.world.size > 1))
             held.enter_context(self.keeper.saver)
-            self._introduce()
-            if self.state.progress.step < self.schedules.total_steps:
-                self._train_steps(stop_asked)
+            self._introduce(log, notes)
+            if self.state.progress.step < self.parts.schedules.total_steps:
+                evaluation = self._train_steps(log, stop_asked)
             else:
-                self.log.say("This run is finished; it is evaluated again, its weights stay as they are.")
-                self.last_eval = self._evaluate(write=False)
-            self._report()
+                log.say("This run is finished; it is evaluated again, its weights stay as they are.")
+                evaluation = self._evaluate()
+            result = self._result(evaluation)
+            self._report(log, result)
         self._draw()
-        return self._result()
+        return result
 
     def _demand_same_everywhere(self) -> None:
         """All processes found the same images, classes and start weights, wherever each has its data."""
@@ -184,7 +185,7 @@ class Run:
             pictures = {f"{name}' content": content_id(source)[:12] for name, source in images.items()}
             started = "new weights" if parts.start is None else f"those of SHA-256 {parts.start.tensors[:12]}"
             classes = {f"class {i}": name for i, name in enumerate(parts.classes)}
-            number = {"model.num_classes": self.recipe.model.num_classes}
+            number = {"model.num_classes": parts.recipe.model.num_classes}
             self.world.demand_same({**number, **numbers, **classes, **names, **pictures, "start weights": started})
 
     @property
@@ -197,8 +198,8 @@ class Run:
 
     def _begin_folder(self) -> None:
         parts = self.parts
-        origin = Origin.of(self.recipe, parts.train_source, parts.eval_source, parts.start)
-        write_run_folder(self.run_dir, self.recipe, parts.classes, self.device, origin.files())
+        origin = Origin.of(parts.recipe, parts.train_source, parts.eval_source, parts.start)
+        write_run_folder(self.run_dir, parts.recipe, parts.classes, self.device, origin.files())
 
     def _compare_with_begun(self) -> list[str]:
         parts, start = self.parts, None
@@ -206,11 +207,11 @@ class Run:
             with suppress(UserError):  # weights that are gone are compared by their name
                 start = start_from(self.init_from)[0]
         origin = Origin(DataIdentity.of(parts.train_source), DataIdentity.of(parts.eval_source), start=start)
-        per_epoch = self.schedules.steps_per_epoch
-        return compare_with_begun(self.run_dir, self.recipe, parts.classes, origin, self.init_from, per_epoch)
+        per_epoch = parts.schedules.steps_per_epoch
+        return compare_with_begun(self.run_dir, parts.recipe, parts.classes, origin, self.init_from, per_epoch)
 
     def _open_log(self, track: str | None, begun: bool) -> RunLog:
-        progress, schedules = self.state.progress, self.schedules
+        progress, schedules, recipe = self.state.progress, self.parts.schedules, self.parts.recipe
         with suppress(OSError):
             remove_partial(self.run_dir)
         return RunLog(
@@ -218,28 +219,30 @@ class Run:
             keep_bytes=progress.log_bytes,
             step=progress.step,
             total_steps=schedules.total_steps,
-            eval_every_steps=schedules.steps_per_epoch * self.recipe.train.eval_every_epochs,
-            tracker=open_tracker(track, self.run_dir, self.recipe.to_dict(), resume=begun),
+            eval_every_steps=schedules.steps_per_epoch * recipe.train.eval_every_epochs,
+            tracker=open_tracker(track, self.run_dir, recipe.to_dict(), resume=begun),
             before_writing=self.lock.demand_held,
         )
 
-    def _train_steps(self, stop_asked: threading.Event) -> None:
-        progress, per_epoch = self.state.progress, self.schedules.steps_per_epoch
-        if self.world.size > 2 and self.recipe.train.parallel == "ddp":
+    def _train_steps(self, log: Log, stop_asked: threading.Event) -> dict[str, Any]:
+        """All steps that are left; returns the last evaluation's record."""
+        progress, schedules, recipe = self.state.progress, self.parts.schedules, self.parts.recipe
+        if self.world.size > 2 and recipe.train.parallel == "ddp":
             self._settle_buckets()
-        batches = self.parts.train_loader.batches(progress.step, self.schedules)
+        evaluation: dict[str, Any] = {}
+        batches = self.parts.train_loader.batches(progress.step, schedules)
         since, vote = Stopwatch(), Vote(self.world)
         try:
-            while progress.step < self.schedules.total_steps:
+            while progress.step < schedules.total_steps:
                 waited = self._step(batches)
-                since.count(self.plan.total_batch, waited)
+                since.count(self.parts.plan.total_batch, waited)
                 self.keeper.saver.check()
                 step = progress.step = progress.step + 1
-                at_log = step % self.recipe.train.log_every_steps == 0 or step % per_epoch == 0
-                self.log.advance(step, self._log_step(since) if at_log else None)
-                self._end_of_step(step, per_epoch, since)
-                if vote.cast(stop_asked.is_set()) and step < self.schedules.total_steps:
-                    self._save(since)
+                at_log = step % recipe.train.log_every_steps == 0 or step % schedules.steps_per_epoch == 0
+                log.advance(step, self._log_step(log, since) if at_log else None)
+                evaluation = self._end_of_step(step, log, since) or evaluation
+                if vote.cast(stop_asked.is_set()) and step < schedules.total_steps:
+                    self._save(log, since)
                     self.keeper.saver.close()
                     vote.close()
                     self.world.wait()  # a launcher ends the others when the first one has gone
@@ -247,30 +250,32 @@ class Run:
             vote.close()
         finally:
             batches.close()
+        return evaluation
 
-    def _step(self, batches: Iterator[Any]) -> float:
+    def _step(self, batches: Iterator[Batch]) -> float:
         """One optimizer step; returns the seconds spent waiting for data."""
-        state, step, waited = self.state, self.state.progress.step, 0.0
+        state, step, waited, recipe = self.state, self.state.progress.step, 0.0, self.parts.recipe
         self._apply_schedules(step)
-        self.model.train()
-        for left in reversed(range(self.plan.accumulation)):
+        self.parts.model.train()
+        for left in reversed(range(self.parts.plan.accumulation)):
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
-            seed_global(self.device, Purpose.DROP, self.recipe.seed, step, batch.micro.part)
+            assert batch.micro is not None
+            seed_global(self.device, Purpose.DROP, recipe.seed, step, batch.micro.part)
             with self.objective.exchanging(left == 0):
-                loss = self.objective(batch.images, batch.targets, batch.kept) / self.plan.accumulation
+                loss = self.objective(batch.images, batch.targets, batch.kept) / self.parts.plan.accumulation
                 loss.backward()
             state.loss_sum += loss.detach() / self.world.size
             self.guard.watch(loss.detach(), step)
         self.guard.close_step()
-        if self.recipe.optimizer.clip_grad is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_grad)
+        if recipe.optimizer.clip_grad is not None:
+            torch.nn.utils.clip_grad_norm_(self.parts.model.parameters(), recipe.optimizer.clip_grad)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=self._frees_gradients)
         state.loss_steps += 1
         if state.average is not None:
-            state.average.update(self.model)
+            state.average.update(self.parts.model)
         return waited
 
     def _settle_buckets(self) -> None:
@@ -279,67 +284,71 @@ class Run:
         The order in which more than two processes add up gradients follows from DDP's buckets, which it arranges anew
         after the first pass. So the first step of a continued run adds up as the same step of an undisturbed one.
         """
-        config, mixed = self.recipe.model, self.recipe.augment.mixup > 0 or self.recipe.augment.cutmix > 0
-        images = torch.zeros(self.plan.device_batch, config.in_chans, *config.height_width, device=self.device)
-        targets = torch.zeros(len(images), config.num_classes, device=self.device)
-        self.model.train()
-        self.objective(images, targets if mixed else targets[:, 0].long()).backward()
+        parts, config = self.parts, self.parts.recipe.model
+        images = torch.zeros(parts.plan.device_batch, config.in_chans, *config.height_width, device=self.device)
+        parts.model.train()
+        self.objective(images, parts.task.example_targets(parts.recipe, len(images), self.device)).backward()
         self.state.optimizer.zero_grad(set_to_none=True)
 
     def _apply_schedules(self, step: int) -> None:
         """The one place where schedules touch model and optimizer: once per optimizer step."""
-        set_lr(self.state.optimizer, self.schedules.lr(step))
-        self.model.set_softness(self.schedules.softness(step))
-        self.model.set_drop_path(self.schedules.drop_path(step))
+        schedules, model = self.parts.schedules, self.parts.model
+        set_lr(self.state.optimizer, schedules.lr(step))
+        model.set_softness(schedules.softness(step))
+        model.set_drop_path(schedules.drop_path(step))
 
-    def _end_of_step(self, step: int, per_epoch: int, since: Stopwatch) -> None:
-        """Evaluate and save where it is due."""
-        every, total = self.recipe.train, self.schedules.total_steps
-        epoch, within = divmod(step, per_epoch)
-        evaluates = not within and (epoch % every.eval_every_epochs == 0 or step == total)
-        saves = (not within and (epoch % every.save_every_epochs == 0 or step == total)) or self._keeps(epoch, within)
+    def _end_of_step(self, step: int, log: Log, since: Stopwatch) -> dict[str, Any] | None:
+        """Evaluate and save where it is due; returns the record of an evaluation."""
+        every, schedules, score = self.parts.recipe.train, self.parts.schedules, self.parts.score
+        epoch, within = divmod(step, schedules.steps_per_epoch)
+        last = step == schedules.total_steps
+        evaluates = not within and (epoch % every.eval_every_epochs == 0 or last)
+        saves = (not within and (epoch % every.save_every_epochs == 0 or last)) or self._keeps(epoch, within)
         saves = saves or (every.save_every_steps is not None and step % every.save_every_steps == 0)
         if not (evaluates or saves):
-            return
+            return None
         self._check_finite()
         since.pause()
-        improved = False
+        evaluation, improved = None, False
         if evaluates:
-            self.last_eval = self._evaluate(write=True)
-            judged = self.last_eval["top1" if self._final_softness() else "top1_causal"]
-            improved = self.state.progress.best is None or judged > self.state.progress.best
+            evaluation = self._evaluate()
+            log.write(evaluation)
+            log.say(self.validation.in_words(evaluation))
+            judged = evaluation[score.judged_key(schedules.ends_soft)]
+            improved = score.is_better(judged, self.state.progress.best)
             if improved:
                 self.state.progress.best = judged
         if saves or improved:
-            self._save(since, best=improved)
+            self._save(log, since, best=improved)
         since.go_on()
+        return evaluation
 
     def _keeps(self, epoch: int, within: int) -> bool:
         """Whether the checkpoint of this moment stays for good."""
-        every = self.recipe.train.keep_every_epochs
+        every = self.parts.recipe.train.keep_every_epochs
         return every is not None and not within and epoch % every == 0
 
-    def _log_step(self, since: Stopwatch) -> str:
+    def _log_step(self, log: Log, since: Stopwatch) -> str:
         """Write a log line; the only place in the step where the host waits for the device."""
         self._check_finite()
-        state, step = self.state, self.state.progress.step
-        loss = state.mean_loss()
+        schedules, step = self.parts.schedules, self.state.progress.step
+        loss = self.state.mean_loss()
         images_per_s, data_wait = since.rates()
         record: dict[str, Any] = {
             "kind": "train",
             "step": step,
-            "epoch": step / self.schedules.steps_per_epoch,
+            "epoch": step / schedules.steps_per_epoch,
             "loss": loss,
-            "lr": self.schedules.lr(step - 1),
-            "softness": self.schedules.softness(step - 1),
-            "drop_path": self.schedules.drop_path(step - 1),
-            "patches": self.schedules.kept_patches(step - 1),
+            "lr": schedules.lr(step - 1),
+            "softness": schedules.softness(step - 1),
+            "drop_path": schedules.drop_path(step - 1),
+            "patches": schedules.kept_patches(step - 1),
             "images_per_s": images_per_s,
             "data_wait": data_wait,
         }
         record |= self.meter.summary(images_per_s, record["softness"], record["patches"])
-        self.log.write(record)
-        return summary(record, self.recipe.schedule.epochs)
+        log.write(record)
+        return summary(record, self.parts.recipe.schedule.epochs)
 
     def _check_finite(self) -> None:
         bad = self.guard.first_bad_step()
@@ -349,83 +358,80 @@ class Run:
         last = self.world.lead(self.keeper.last_step)
         good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
         where = f" on process {self.guard.bad_ranks()}" if self.world.size > 1 else ""
+        lr = self.parts.schedules.lr(bad)
         raise self.world.error(
-            f"the loss is not finite at step {bad}{where} (learning rate {self.schedules.lr(bad):.3g}); no weight was "
-            f"changed by it; {good} ({self.run_dir / 'checkpoints' / 'last'}); "
+            f"the loss is not finite at step {bad}{where} (learning rate {lr:.3g}); no weight was changed by it; "
+            f"{good} ({self.run_dir / 'checkpoints' / 'last'}); "
             "lower optimizer.lr or set optimizer.clip_grad=1.0, in a new folder (--out)"
         )
 
-    def _evaluate(self, *, write: bool) -> dict[str, Any]:
+    def _evaluate(self) -> dict[str, Any]:
+        """The record of an evaluation, now. A collective."""
         step = self.state.progress.step
-        epoch = step // self.schedules.steps_per_epoch
-        record = self.validation(self.model, self.state.average, step=step, epoch=epoch)
-        if write:
-            self.log.write(record)
-            self.log.say(in_words(record))
-        return record
+        epoch = step // self.parts.schedules.steps_per_epoch
+        return self.validation(self.parts.model, self.state.average, step=step, epoch=epoch)
 
-    def _save(self, since: Stopwatch, *, best: bool = False) -> None:
+    def _save(self, log: Log, since: Stopwatch, *, best: bool = False) -> None:
         self._check_finite()
         self.world.lead(self.lock.demand_held)
-        progress, per_epoch = self.state.progress, self.schedules.steps_per_epoch
-        progress.log_bytes = self.log.bytes_written
+        progress = self.state.progress
+        progress.log_bytes = log.bytes_written
         progress.seconds += since.taken()
-        epoch, within = divmod(progress.step, per_epoch)
+        epoch, within = divmod(progress.step, self.parts.schedules.steps_per_epoch)
         self.keeper.save(epoch, best=best, keep=self._keeps(epoch, within))
 
-    def _final_softness(self) -> float:
-        return self.schedules.softness(self.schedules.total_steps - 1)
-
-    def _introduce(self) -> None:
-        self.log.say(
+    def _introduce(self, log: Log, notes: Sequence[str]) -> None:
+        parts = self.parts
+        log.say(
             start_line(
-                self.recipe,
-                self.plan,
+                parts.recipe,
+                parts.plan,
                 device=self.device,
                 precision=self.precision,
-                total_steps=self.schedules.total_steps,
+                total_steps=parts.schedules.total_steps,
                 run_dir=self.run_dir,
                 start=self.origin_start,
             )
         )
-        for note in self.notes:
-            self.log.say(f"  {note}", style="dim")
-        for loader, what in ((self.parts.train_loader, "training"), (self.parts.eval_loader, "test")):
-            self.log.say_skipped(loader.skipped, what)
+        for note in notes:
+            log.say(f"  {note}", style="dim")
+        for loader, what in ((parts.train_loader, "training"), (parts.eval_loader, "test")):
+            log.say_skipped(loader.skipped, what)
 
-    def _report(self) -> None:
-        self.skipped = {
-            where: why for each in self.world.gather(self.parts.train_loader.skipped) for where, why in each.items()
-        }
-        softness = self._final_softness()
-        if softness:
-            self.log.say(
-                f"ATTENTION: this run ended at softness {softness:g}, not 0: its mask is not causal. "
-                f"Top-1 {self.last_eval['top1']:.2f} % holds at that softness, "
-                f"{self.last_eval['top1_causal']:.2f} % at softness 0.",
-                style="bold red",
-            )
-        self.log.say_skipped(self.skipped, "training")
-
-    def _draw(self) -> None:
-        """The pictures of the run; a sharded model is asked by all processes."""
-        if self.world.is_main:
-            draw_curves(self.run_dir)
-        if self.world.is_main or is_sharded(self.model):
-            folder = self.run_dir if self.world.is_main else None
-            draw_test_predictions(
-                folder, self.model, self.parts.eval_source, self.parts.eval_loader.transform, self.device
-            )
-
-    def _result(self) -> TrainResult:
-        progress = self.state.progress
+    def _result(self, evaluation: dict[str, Any]) -> TrainResult:
+        """The outcome. A collective."""
+        parts, progress = self.parts, self.state.progress
+        skipped = {where: why for own in self.world.gather(parts.train_loader.skipped) for where, why in own.items()}
+        places = ("kind", "step", "epoch", "softness", "count", "skipped", "ema_updates")
         return TrainResult(
             run_dir=self.run_dir,
             steps=progress.step,
-            top1=self.last_eval["top1"],
-            top1_causal=self.last_eval["top1_causal"],
-            best=self.last_eval["top1"] if progress.best is None else progress.best,
-            softness=self._final_softness(),
+            scores={name: value for name, value in evaluation.items() if name not in places},
+            score=parts.score,
+            best=evaluation[parts.score.key] if progress.best is None else progress.best,
+            softness=parts.schedules.final_softness,
             seconds=progress.seconds,
-            skipped=self.skipped,
+            skipped=skipped,
         )
+
+    def _report(self, log: Log, result: TrainResult) -> None:
+        score, scores = result.score, result.scores
+        if result.softness:
+            log.say(
+                f"ATTENTION: this run ended at softness {result.softness:g}, not 0: its mask is not causal. "
+                f"{score.title.capitalize()} {score.shown(scores[score.key])} holds at that softness, "
+                f"{score.shown(scores[score.causal_key])} at softness 0.",
+                style="bold red",
+            )
+        log.say_skipped(result.skipped, "training")
+
+    def _draw(self) -> None:
+        """The pictures of the run; a sharded model is asked by all processes."""
+        parts = self.parts
+        if self.world.is_main:
+            draw_curves(self.run_dir)
+        if self.world.is_main or is_sharded(parts.model):
+            path = self.run_dir / "predictions.png" if self.world.is_main else None
+            transform = parts.eval_loader.transform
+            parts.model.eval()
+            parts.task.draw_predictions(path, parts.model, parts.eval_source, transform, self.device)

@@ -1,17 +1,12 @@
-"""The loss of a batch: forward pass and criterion as one module, eager or compiled, on one process or several.
-
-The type of the targets decides which criterion.
-"""
+"""The loss of a batch: forward pass and criterion as one module, eager or compiled, on one process or several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -20,55 +15,7 @@ from illama.device import Precision, autocast
 from illama.distributed import ALONE, World, is_sharded
 from illama.errors import UserError
 from illama.models import ILlama
-
-if TYPE_CHECKING:
-    from illama.recipes.schema import AugmentConfig
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def build_loss(kind: str, augment: AugmentConfig) -> Loss:
-    """The loss of a recipe, a function of (logits, targets).
-
-    Args:
-        kind: `train.loss`: "auto", "cross_entropy" (for classes) or "soft_target" (for mixup and cutmix).
-        augment: Decides which targets come, and the label smoothing.
-
-    Raises:
-        UserError: The named loss does not fit the targets that the augmentation makes.
-    """
-    fitting = "soft_target" if augment.mixup > 0 or augment.cutmix > 0 else "cross_entropy"
-    if kind not in ("auto", fitting):
-        targets = "soft targets" if fitting == "soft_target" else "whole classes"
-        raise UserError(f"train.loss={kind} does not fit {targets}; give train.loss={fitting} or auto")
-    smoothing = augment.label_smoothing
-    return lambda logits, targets: training_loss(logits, targets, smoothing)
-
-
-def training_loss(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Mean cross-entropy of a batch, computed in float32.
-
-    Args:
-        logits: (B, K), any float type.
-        targets: Classes (B,) int64, or soft targets (B, K) float (from mixup and cutmix).
-        label_smoothing: Share of the target spread over all K classes. For classes only: soft targets carry
-            theirs already.
-
-    Returns:
-        0-d float32.
-
-    Raises:
-        ValueError: Shape or type of the targets fits neither kind.
-    """
-    if targets.dtype == torch.int64 and targets.shape == logits.shape[:1]:
-        return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
-    if targets.is_floating_point() and targets.shape == logits.shape:
-        return -(targets * F.log_softmax(logits.float(), -1)).sum(-1).mean()
-    raise ValueError(
-        f"targets are {targets.dtype} {tuple(targets.shape)} for logits {tuple(logits.shape)}; "
-        "allowed: classes (B,) int64, or soft targets (B, K) float"
-    )
-
+from illama.tasks.task import Loss
 
 # Every process sets the same softness and has the same tables, so buffers need not be sent in each forward pass.
 _NO_BUFFERS: dict[str, Any] = {
@@ -146,7 +93,7 @@ def build_objective(
 
     Args:
         model: Maps images to logits; already cut into shards (`shard_model`) where the recipe says so.
-        loss: From `build_loss`.
+        loss: The task's.
         device: Where both run.
         precision: "float32", or "bf16" for autocast around the forward pass.
         compiled: Whether `torch.compile` makes one graph of it; a graph break is an error. Softness, drop path and

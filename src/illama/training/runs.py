@@ -31,11 +31,12 @@ from illama.console.text import shown
 from illama.errors import UserError
 from illama.recipes import Change, list_recipes, load_recipe, yaml_text
 from illama.recipes.rules import flatten
+from illama.recipes.schema import SoftnessConfig
 from illama.system.environment import launch_words, typed_command
 from illama.system.given_file import read_given, read_given_text
+from illama.tasks import TASKS, Score
 from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE, is_logged_number
 from illama.training.run_lock import in_words, lock_holder
-from illama.training.schedules import softness
 
 State = Literal["running", "finished", "stopped", "broken"]
 Record = dict[str, Any]
@@ -57,8 +58,9 @@ class RunStatus:
         total_steps: Optimizer steps of the whole run; None before the first record.
         epoch: Epochs done.
         epochs: Epochs of the whole run.
-        best_top1: Highest top-1 of all evaluations in percent, at the softness the run ends with.
-        last_top1: Top-1 of the last evaluation in percent, likewise.
+        score: Name of what runs of its task are judged by ("top1"); None where the recipe cannot be read.
+        best: Best score of all evaluations, at the softness the run ends with.
+        last: Score of the last evaluation, likewise.
         last_softness: Softness in force at the last evaluation.
         age_s: Seconds since the last record.
         checkpoints: Tags of the checkpoints.
@@ -75,8 +77,9 @@ class RunStatus:
     total_steps: int | None = None
     epoch: float = 0.0
     epochs: int | None = None
-    best_top1: float | None = None
-    last_top1: float | None = None
+    score: str | None = None
+    best: float | None = None
+    last: float | None = None
     last_softness: float | None = None
     age_s: float | None = None
     checkpoints: tuple[str, ...] = ()
@@ -115,9 +118,9 @@ def read_run(path: Path) -> RunStatus:
     status = RunStatus(path=path)
     try:
         recipe = _recipe(path)
-        changes, start = _changes(recipe), start_of(path)
+        changes, start, score = _changes(recipe), start_of(path), TASKS[recipe["task"]].score
         status = replace(status, recipe=recipe["name"], epochs=recipe["schedule.epochs"], changes=changes, start=start)
-        status = _with_records(status, recipe)
+        status = _with_records(replace(status, score=score.key), recipe, score)
         return _with_state(status, recipe)
     except UserError as error:
         return replace(status, state="broken", about=" ".join(str(error).split()))
@@ -125,14 +128,15 @@ def read_run(path: Path) -> RunStatus:
         return replace(status, state="broken", about=shown(f"{type(error).__name__}: {error}"))
 
 
-def _with_records(status: RunStatus, recipe: Record) -> RunStatus:
+def _with_records(status: RunStatus, recipe: Record, score: Score) -> RunStatus:
     """What metrics.jsonl says."""
     file = status.path / METRICS_FILE
     if not file.is_file():
         return status
-    records = list(_records(file))
+    records = list(_records(file, score))
     evaluations = [record for record in records if record.get("kind") == "eval"]
-    judged = "top1" if _ends_soft(recipe) else "top1_causal"
+    soft = SoftnessConfig(**{key: recipe[f"schedule.softness.{key}"] for key in SoftnessConfig.model_fields})
+    judged = score.judged_key(soft.ends_soft(recipe["schedule.epochs"]))
     steps = [round(record["step"] / record["epoch"]) for record in records if record.get("epoch")]
     status = replace(
         status,
@@ -144,8 +148,8 @@ def _with_records(status: RunStatus, recipe: Record) -> RunStatus:
     if not evaluations:
         return status
     last = evaluations[-1]
-    best = max(record[judged] for record in evaluations)
-    return replace(status, best_top1=best, last_top1=last[judged], last_softness=last["softness"])
+    best = score.best([record[judged] for record in evaluations])
+    return replace(status, best=best, last=last[judged], last_softness=last["softness"])
 
 
 def _with_state(status: RunStatus, recipe: Record) -> RunStatus:
@@ -158,7 +162,7 @@ def _with_state(status: RunStatus, recipe: Record) -> RunStatus:
         return replace(status, state="running", about=in_words(holder))
     meta = _checkpoint_meta(status.path)
     step = 0 if meta is None else int(meta["step"])
-    evaluated = status.last_top1 is not None and status.epoch == status.epochs
+    evaluated = status.last is not None and status.epoch == status.epochs
     if meta is not None and evaluated and meta["epoch"] == status.epochs:
         return replace(status, state="finished", step=step)
     epoch = 0.0
@@ -197,26 +201,27 @@ def _checkpoint_meta(path: Path) -> Record | None:
     return None
 
 
-def _records(file: Path) -> Iterator[Record]:
+def _records(file: Path, score: Score) -> Iterator[Record]:
     """Evaluations and the last record; a line that a crash cut short is passed over."""
     lines = read_given(file).decode(errors="replace").splitlines()
-    last = next((i for i in range(len(lines) - 1, -1, -1) if _parsed(lines[i]) is not None), -1)
+    last = next((i for i in range(len(lines) - 1, -1, -1) if _parsed(lines[i], score) is not None), -1)
     for number, line in enumerate(lines[: last + 1]):
         if number == last or '"eval"' in line:  # most lines are neither, and need not be parsed
-            record = _parsed(line)
+            record = _parsed(line, score)
             if record is not None:
                 yield record
 
 
-def _parsed(line: str) -> Record | None:
+def _parsed(line: str, score: Score) -> Record | None:
     try:
         record = parse_json(line)
     except ValueError:
         return None
     if not isinstance(record, dict) or not {"step", "epoch"} <= record.keys():
         return None
-    numbers = [record[key] for key in ("step", "epoch", "top1", "top1_causal", "softness") if key in record]
-    return record if all(is_logged_number(number) and number >= 0 for number in numbers) else None
+    least = {"step": 0, "epoch": 0, "softness": 0, score.key: score.least, score.causal_key: score.least}
+    numbers = [(record[key], bound) for key, bound in least.items() if key in record]
+    return record if all(is_logged_number(number) and number >= bound for number, bound in numbers) else None
 
 
 def _recipe(path: Path) -> Record:
@@ -252,21 +257,6 @@ def _changes(recipe: Record) -> tuple[Change, ...] | None:
         return None
     packaged = _packaged(recipe["name"])
     return tuple(Change(key, packaged[key], recipe[key]) for key in packaged if packaged[key] != recipe[key])
-
-
-def _ends_soft(recipe: Record) -> bool:
-    """Whether the mask is soft in the last step: the softness that `best` is judged at."""
-    per_epoch = 100  # any number: the end of a schedule does not depend on it
-    total = per_epoch * recipe["schedule.epochs"]
-    end = softness(
-        total - 1,
-        value=recipe["schedule.softness.value"],
-        mode=recipe["schedule.softness.mode"],
-        shape=recipe["schedule.softness.shape"],
-        cutoff_steps=per_epoch * recipe["schedule.softness.cutoff_epochs"],
-        total_steps=total,
-    )
-    return end > 0
 
 
 def _place(recipe: Record) -> str | None:

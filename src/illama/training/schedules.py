@@ -177,6 +177,16 @@ class Schedules:
         return self.total_steps if soft.mode == "standard" else soft.cutoff_epochs * self.steps_per_epoch
 
     @property
+    def final_softness(self) -> float:
+        """Softness of the last step."""
+        return self.softness(self.total_steps - 1)
+
+    @property
+    def ends_soft(self) -> bool:
+        """Whether the run is judged at a softness above 0."""
+        return self.recipe.schedule.softness.ends_soft(self.recipe.schedule.epochs)
+
+    @property
     def drop_path_change_step(self) -> int:
         """Step at which an early drop path ends or a late one starts; 0 where it never changes."""
         return self.recipe.schedule.drop_path.cutoff_epochs * self.steps_per_epoch

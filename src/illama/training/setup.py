@@ -18,9 +18,11 @@ from illama.distributed import World
 from illama.evaluation.origin import Start, run_of, tensors_id
 from illama.models import ILlama
 from illama.recipes import BatchPlan, Recipe, plan_batches
-from illama.training.fit import fit_to_data, short_run
+from illama.tasks import TASKS, Score
+from illama.tasks.fit import short_run
+from illama.tasks.task import Loss, Task
 from illama.training.muon import MuonWithAdamW
-from illama.training.objective import Loss, build_loss, shard_model
+from illama.training.objective import shard_model
 from illama.training.optim import build_adamw, param_groups
 from illama.training.schedules import Schedules
 from illama.training.state import TrainState, WeightAverage
@@ -35,6 +37,8 @@ class Parts:
     """A recipe's parts on one process.
 
     Attributes:
+        task: What is learned.
+        score: What the task's runs are judged by.
         recipe: With the number of classes that the data has.
         plan: How a step is split.
         train_loader: This process's micro-batches.
@@ -48,6 +52,8 @@ class Parts:
         notes: What people should know of them, line by line.
     """
 
+    task: Task
+    score: Score
     recipe: Recipe
     plan: BatchPlan
     train_loader: TrainLoader
@@ -78,24 +84,28 @@ def prepare(recipe: Recipe, device: torch.device, init_from: Path | None, world:
     Raises:
         UserError: Data, weights or batch cannot be used.
     """
-    fitted = fit_to_data(recipe, world.size)
-    recipe, train_source, eval_source = fitted.recipe, fitted.train, fitted.evaluated
+    entry = TASKS[recipe.task]
+    task = entry.load()
+    loss, opened = task.loss(recipe), task.open(recipe, world.size)
+    recipe, train_source, eval_source = opened.recipe, opened.train, opened.evaluated
     plan, data = plan_batches(recipe, world.size), recipe.data
-    train_loader = TrainLoader(recipe, train_source, device, plan, world.rank)
-    transform, batch = EvalTransform.of(recipe), recipe.train.eval_batch
-    eval_loader = EvalLoader(eval_source, transform, batch, device, data.workers, data.worker_timeout_s, world)
+    train_loader = TrainLoader(recipe, train_source, device, plan, world.rank, task.targets)
+    transform, how = EvalTransform.of(recipe), (data.workers, data.worker_timeout_s, world, task.targets)
+    eval_loader = EvalLoader(eval_source, transform, recipe.train.eval_batch, device, *how)
     notes = [
-        *fitted.layout.explain(train_source.classes),
+        *opened.notes,
         *(train_source.description, train_loader.description, eval_source.description),
     ]
     torch.manual_seed(recipe.seed)
-    model, start = ILlama(recipe.model), None
+    model, start = task.build_model(recipe), None
     if init_from is None:
         notes += filter(None, [short_run(train_loader.steps_per_epoch, recipe.schedule.epochs)])
     else:
         start, report = start_from(init_from, model, train_source.classes)
         notes.append(f"starting from {shown(start.name)} ({shown(start.given)}): {report}")
     return Parts(
+        task=task,
+        score=entry.score,
         recipe=recipe,
         plan=plan,
         train_loader=train_loader,
@@ -105,17 +115,17 @@ def prepare(recipe: Recipe, device: torch.device, init_from: Path | None, world:
         start=start,
         schedules=Schedules.of(recipe, train_loader.steps_per_epoch, lr=plan.lr),
         model=model.to(device),
-        loss=build_loss(recipe.train.loss, recipe.augment),
+        loss=loss,
         notes=notes,
     )
 
 
-def build_state(recipe: Recipe, parts: Parts, device: torch.device, world: World, precision: Precision) -> TrainState:
+def build_state(parts: Parts, device: torch.device, world: World, precision: Precision) -> TrainState:
     """The optimizer and the averaged weights; with `train.parallel=fsdp` model and average become shards here.
 
     A collective. Drop path and matrix products become what one process with the whole batch would have.
     """
-    optimizer, how, model = recipe.optimizer, recipe.train, parts.model
+    optimizer, how, model = parts.recipe.optimizer, parts.recipe.train, parts.model
     average = None if how.ema_decay is None else WeightAverage(model, how.ema_decay)
     if how.parallel == "fsdp" and world.size > 1:
         shard_model(model, device, how.grad_reduce, precision=precision, compiled=how.compile)

@@ -99,7 +99,7 @@ class Progress:
 
     Attributes:
         step: Optimizer steps done.
-        best: Highest top-1 in percent so far, at the softness the run ends with; None before the first evaluation.
+        best: Best score so far, at the softness the run ends with; None before the first evaluation.
         log_bytes: Length of metrics.jsonl that belongs to this state; what a crash left behind it is cut off.
         seconds: Time spent training so far, all sittings together.
     """

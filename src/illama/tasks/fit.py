@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from illama.console.text import shown
@@ -14,30 +13,14 @@ from illama.data.sources.splits import roles_of
 from illama.errors import UserError
 from illama.recipes import Recipe, override, plan_batches
 from illama.system.environment import command_line, typed_command
+from illama.tasks.task import TaskData
 
 FEW_STEPS = 100  # a run of fewer is said to be short
 _STEPS_PER_EPOCH = 8  # that a proposed batch leaves at least
 _SMALL = 200  # images of which a fifth is held out instead of a tenth
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A recipe and its data, opened.
-
-    Attributes:
-        recipe: With the number of classes and an absolute path.
-        layout: What the data set was taken for.
-        train: The training images.
-        evaluated: The evaluation images.
-    """
-
-    recipe: Recipe
-    layout: Layout
-    train: Source
-    evaluated: Source
-
-
-def fit_to_data(recipe: Recipe, num_devices: int = 1) -> Fitted:
+def fit_to_data(recipe: Recipe, num_devices: int = 1) -> TaskData:
     """Open the data of a recipe.
 
     Args:
@@ -74,7 +57,7 @@ def fit_to_data(recipe: Recipe, num_devices: int = 1) -> Fitted:
         raise UserError(_message(recipe, problems, changes))
     resolved = recipe.with_classes(classes)
     plan_batches(resolved, num_devices)
-    return Fitted(resolved, layout, train, evaluated)
+    return TaskData(resolved, train, evaluated, layout.explain(train.classes))
 
 
 def short_run(steps_per_epoch: int, epochs: int) -> str | None:

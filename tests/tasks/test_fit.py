@@ -12,7 +12,7 @@ import pytest
 from illama.cli.main import main
 from illama.errors import UserError
 from illama.recipes import load_recipe
-from illama.training.fit import FEW_STEPS, fit_to_data, short_run
+from illama.tasks.fit import FEW_STEPS, fit_to_data, short_run
 from illama.training.loop import Run
 from illama.weights import load_model
 from tests.pictures import paint, tiny, tiny_words

@@ -1,15 +1,19 @@
-"""The target's type decides the loss; values by hand."""
+"""The target's type decides the loss, values by hand; a picture that shows wrong answers without colour."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 from illama.errors import UserError
 from illama.recipes import AugmentConfig
-from illama.training.objective import build_loss, training_loss
+from illama.tasks.classification import build_loss, draw_predictions, training_loss
 
 # softmax = (1/2, 1/4, 1/4) and (1/4, 1/2, 1/4)
 LOGITS = torch.log(torch.tensor([[2.0, 1.0, 1.0], [1.0, 2.0, 1.0]]))
@@ -59,3 +63,24 @@ def test_impossible_pairs_are_refused(kind: str, mixup: float) -> None:
 def test_other_targets_are_refused(targets: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="allowed: classes"):
         training_loss(LOGITS, targets)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 8), (3, 3, 32, 32), (9, 3, 96, 160), (33, 1, 8, 8)])
+def test_wrong_answers_are_told_apart_without_colour(
+    tmp_path: Path, drawn: list[Figure], shape: tuple[int, ...]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    truths = [i % 3 for i in range(len(images))]
+    answers = [0] * len(images)
+    classes = ["a class with a very long name", "$x_1$", "字"]
+    path = draw_predictions(images, truths, answers, [0.5] * len(images), classes, tmp_path / "predictions.png")
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+    *titles, over_all = (text.get_text() for text in drawn[0].axes[0].texts)
+    assert len(titles) == len(images)
+    assert over_all.startswith(f"{len(images)} test images, ")
+    for title, truth in zip(titles, truths, strict=True):
+        right = truth == 0
+        assert title.startswith("\N{CHECK MARK}" if right else "\N{BALLOT X}")
+        assert "(50 %)" in title
+        assert ("\nis " in title) == (not right)
