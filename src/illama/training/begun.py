@@ -90,7 +90,7 @@ def compare_with_begun(
         _compare_with_log(run_dir, steps_per_epoch, origin.eval.images, undo)
     if init_from is not None:
         _compare_start(run_dir, begun, origin.start, init_from)
-    return _move(run_dir, recipe, known=begun is not None)
+    return _move(run_dir, recipe, by_identity=begun is not None)
 
 
 def _pairs(begun: Origin, now: Origin) -> tuple[tuple[str, DataIdentity, DataIdentity], ...]:
@@ -159,7 +159,7 @@ def _words(run_dir: Path) -> list[str]:
         return []
 
 
-def _move(run_dir: Path, recipe: Recipe, *, known: bool) -> list[str]:
+def _move(run_dir: Path, recipe: Recipe, *, by_identity: bool) -> list[str]:
     """Note in the run's recipe where its data lies now."""
     before = load_recipe(run_dir / RECIPE_FILE).data.path
     if before == recipe.data.path:
@@ -167,5 +167,5 @@ def _move(run_dir: Path, recipe: Recipe, *, known: bool) -> list[str]:
     write_files(run_dir, {RECIPE_FILE: utf8(recipe.to_yaml())})
     if before is None or recipe.data.path is None or not Path(before).is_absolute():
         return []
-    how = "the same by classes, counts, names and content" if known else "the same by classes and counts"
+    how = "the same by classes, counts, names and content" if by_identity else "the same by classes and counts"
     return [f"the data lies in {shown(recipe.data.path)} now (it was {shown(before)}); it is {how}"]

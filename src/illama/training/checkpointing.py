@@ -66,23 +66,23 @@ def demand_fitting(saved: Checkpoint, state: TrainState, total_steps: int, score
             raise DamagedError(saved.path / file, f"is not of this run: {odd}") from None
 
 
-def _demand_like(found: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:
-    _demand_keys(found, set(wanted))
+def _demand_like(stored: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> None:
+    _demand_keys(stored, set(wanted))
     for name, tensor in wanted.items():
-        _demand_tensor(name, found[name], tensor.shape, tensor.dtype)
+        _demand_tensor(name, stored[name], tensor.shape, tensor.dtype)
 
 
-def _demand_average(found: Mapping[str, Any] | None, wanted: Mapping[str, Tensor] | None) -> None:
-    if (found is None) != (wanted is None):
+def _demand_average(stored: Mapping[str, Any] | None, wanted: Mapping[str, Tensor] | None) -> None:
+    if (stored is None) != (wanted is None):
         raise _Odd("it is there without averaging" if wanted is None else "it is missing, and the recipe averages")
-    if found is not None and wanted is not None:
-        _demand_like(found, wanted)
+    if stored is not None and wanted is not None:
+        _demand_like(stored, wanted)
 
 
 def _demand_state(saved: Checkpoint, state: TrainState, total_steps: int, score: Score) -> None:
-    found = saved.training_state
-    _demand_keys(found, set(_KEYS), _LATER_KEYS)
-    progress = found["progress"]
+    stored = saved.training_state
+    _demand_keys(stored, set(_KEYS), _LATER_KEYS)
+    progress = stored["progress"]
     _demand_keys(progress, set(vars(state.progress)), where="progress")
     step = _number(progress["step"], "progress step", most=total_steps)
     if step != saved.meta.step:
@@ -91,30 +91,30 @@ def _demand_state(saved: Checkpoint, state: TrainState, total_steps: int, score:
     _number(progress["seconds"], "progress seconds", kind=float)
     if progress["best"] is not None:
         _number(progress["best"], "progress best", score.least, score.most, kind=float)
-    _number(found["loss_steps"], "loss_steps", most=step)
-    _demand_tensor("loss_sum", found["loss_sum"], torch.Size(()), torch.float32)
-    _number(found.get("processes", 1), "processes", least=1)
-    kernels = found.get("linear_kernel")
+    _number(stored["loss_steps"], "loss_steps", most=step)
+    _demand_tensor("loss_sum", stored["loss_sum"], torch.Size(()), torch.float32)
+    _number(stored.get("processes", 1), "processes", least=1)
+    kernels = stored.get("linear_kernel")
     kinds = set(KINDS.values())
     by_kind = kernels if isinstance(kernels, dict) else {} if kernels is None else dict.fromkeys(kinds, kernels)
     if any(kind not in kinds or kernel not in get_args(LinearKernel) for kind, kernel in by_kind.items()):
         raise _Odd(f"linear_kernel is {_brief(kernels)}, expected {' or '.join(get_args(LinearKernel))} by kind")
-    if not isinstance(found.get("native"), bool | None):
-        raise _Odd(f"native is {_brief(found['native'])}, expected true or false")
-    if (found["average_updates"] is None) != (state.average is None):
+    if not isinstance(stored.get("native"), bool | None):
+        raise _Odd(f"native is {_brief(stored['native'])}, expected true or false")
+    if (stored["average_updates"] is None) != (state.average is None):
         raise _Odd("average_updates does not go with the recipe's averaging")
     if state.average is not None:
-        _number(found["average_updates"], "average_updates", most=step)
-    _demand_optimizer(found["optimizer"], state.optimizer, step)
+        _number(stored["average_updates"], "average_updates", most=step)
+    _demand_optimizer(stored["optimizer"], state.optimizer, step)
 
 
-def _demand_optimizer(found: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _demand_optimizer(stored: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Moments of all parameters, in the optimizer's order."""
-    _demand_keys(found, {"state", "param_groups"}, where="the optimizer")
+    _demand_keys(stored, {"state", "param_groups"}, where="the optimizer")
     groups = optimizer.param_groups
     parameters = [parameter for group in groups for parameter in group["params"]]
     by_muon = [group.get("muon", False) for group in groups for _ in group["params"]]
-    moments = found["state"]
+    moments = stored["state"]
     _demand_keys(moments, set(range(len(parameters))) if step else set(), where="the optimizer's state")
     for number, entry in moments.items():
         names = _MUON_MOMENTS if by_muon[number] else _ADAMW_MOMENTS
@@ -127,25 +127,24 @@ def _demand_optimizer(found: Any, optimizer: torch.optim.Optimizer, step: int) -
             _demand_tensor(f"{name} of parameter {number}", entry[name], shape, dtype)
 
 
-def _demand_keys(found: Any, needed: set[Any], allowed: frozenset[str] = frozenset(), where: str = "") -> None:
+def _demand_keys(stored: Any, needed: set[Any], allowed: frozenset[str] = frozenset(), where: str = "") -> None:
     place = f"{where}: " if where else ""
-    if not isinstance(found, Mapping):
-        raise _Odd(f"{place}{_brief(found)} is no mapping")
-    missing, unknown = needed - set(found), set(found) - needed - allowed
+    if not isinstance(stored, Mapping):
+        raise _Odd(f"{place}{_brief(stored)} is no mapping")
+    missing, unknown = needed - set(stored), set(stored) - needed - allowed
     if missing:
         raise _Odd(f"{place}{_brief(min(missing, key=str))} is missing")
     if unknown:
         raise _Odd(f"{place}{_brief(min(unknown, key=str))} is unknown")
 
 
-def _demand_tensor(name: str, found: Any, shape: torch.Size, dtype: torch.dtype) -> None:
-    if not isinstance(found, Tensor) or found.layout != torch.strided or found.device.type != "cpu":
-        what = f"a tensor on {found.device}, {found.layout}" if isinstance(found, Tensor) else type(found).__name__
+def _demand_tensor(name: str, stored: Any, shape: torch.Size, dtype: torch.dtype) -> None:
+    if not isinstance(stored, Tensor) or stored.layout != torch.strided or stored.device.type != "cpu":
+        what = f"a tensor on {stored.device}, {stored.layout}" if isinstance(stored, Tensor) else type(stored).__name__
         raise _Odd(f"{name} is {what}, expected a plain tensor on the CPU")
-    if found.shape != shape or found.dtype != dtype:
-        raise _Odd(
-            f"{name} is {tuple(found.shape)} of {found.dtype}, expected {tuple(shape)} of {dtype}".replace("torch.", "")
-        )
+    if stored.shape != shape or stored.dtype != dtype:
+        is_now, expected = f"{tuple(stored.shape)} of {stored.dtype}", f"{tuple(shape)} of {dtype}"
+        raise _Odd(f"{name} is {is_now}, expected {expected}".replace("torch.", ""))
 
 
 def _number(value: Any, name: str, least: float = 0, most: float = math.inf, kind: type = int) -> Any:
@@ -215,7 +214,9 @@ class Keeper:
         self.state.load(saved)
         self.state.model.set_softness(saved.meta.softness)
         before = saved.training_state.get("processes", 1)
-        others = f", then on {before} process{'es' * (before > 1)}" if before != processes else ""
+        others = (
+            "" if before == processes else ", then on 1 process" if before == 1 else f", then on {before} processes"
+        )
         notes = [f"continuing {self.run_dir} after step {saved.meta.step}{others}"]
         return notes if newest.warning is None else [f"ATTENTION: {newest.warning}", *notes]
 

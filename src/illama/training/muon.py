@@ -113,8 +113,8 @@ def _of_one_shape(group: dict[str, Any]) -> list[list[tuple[Tensor, int]]]:
 
     q, k and v lie in one weight to be computed together; to Muon they are three matrices.
     """
-    found: dict[tuple[int, int], list[tuple[Tensor, int]]] = {}
+    by_shape: dict[tuple[int, int], list[tuple[Tensor, int]]] = {}
     for name, parameter in zip(group["names"], group["params"], strict=True):
         count = 3 if name.endswith("qkv.weight") else 1
-        found.setdefault((parameter.shape[0] // count, parameter.shape[1]), []).append((parameter, count))
-    return list(found.values())
+        by_shape.setdefault((parameter.shape[0] // count, parameter.shape[1]), []).append((parameter, count))
+    return list(by_shape.values())

@@ -162,7 +162,7 @@ def start_from(
     file = resolve(weights)
     state, meta = read_weights(file)
     published, run = published_by_file(file.name), run_of(file)
-    known = meta.source if meta is not None and meta.source else published.name if published is not None else None
-    name = known or (Path(weights) if run is None else run).name
+    stated = meta.source if meta is not None and meta.source else published.name if published is not None else None
+    name = stated or (Path(weights) if run is None else run).name
     start = Start(str(weights), name, tensors_id(state))
     return start, None if model is None else adapt_weights(state, meta, weights, model, classes)

@@ -170,7 +170,8 @@ class TrainState:
             load_weights(self.average.model, saved.ema_state)
             self.average.updates = state["average_updates"]
         self.progress = Progress(**state["progress"])
-        self.loss_sum = state["loss_sum"].to(self.device) * self.world.is_main
+        if self.world.is_main:  # it is the sum of all processes' parts
+            self.loss_sum = state["loss_sum"].to(self.device)
         self.loss_steps = state["loss_steps"]
 
     def _hand_loss_to_rank_0(self) -> None:

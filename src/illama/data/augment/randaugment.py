@@ -148,14 +148,14 @@ class RandAugment:
         name, *parts = text.split("-")
         settings: dict[str, Any] = {}
         for part in parts:
-            found = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
-            if name != "rand" or found is None or found[1] not in keys:
+            match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
+            if name != "rand" or match is None or match[1] not in keys:
                 raise UserError(
                     f"augment.randaugment {text!r}: {part!r} is unknown for images in memory; allowed: rand with "
                     f"-{', -'.join(keys)} and a number; data.storage=stream hands the string to timm"
                 )
-            field, read = keys[found[1]]
-            settings[field] = read(found[2])
+            field, read = keys[match[1]]
+            settings[field] = read(match[2])
         if settings.get("magnitude_std", 0) > 100:
             settings["magnitude_std"] = math.inf
         return cls(**settings)
