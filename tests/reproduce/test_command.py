@@ -75,8 +75,8 @@ def test_a_run_that_fails_stops_no_other(slot: InlineSlot, tmp_path: Path, monke
     errors: list[Exception] = [RuntimeError("CUDA out of memory. Tried\nmuch"), UserError("the loss is not finite")]
 
     def failing(self: Run, batches) -> float:  # type: ignore[no-untyped-def]
-        if self.recipe.model.norm == "rms" and self.recipe.model.cls_position == "first":
-            raise errors[self.recipe.model.mask == "none"]
+        if self.parts.recipe.model.norm == "rms" and self.parts.recipe.model.cls_position == "first":
+            raise errors[self.parts.recipe.model.mask == "none"]
         return step(self, batches)
 
     monkeypatch.setattr(Run, "_step", failing)

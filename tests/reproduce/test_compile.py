@@ -29,7 +29,7 @@ def test_one_compiled_step_serves_all_seeds(monkeypatch: pytest.MonkeyPatch) -> 
         recipe = load_recipe("digits_micro", [*TOY, *edits, f"seed={seed}"])
         run = Run(recipe, Path("nowhere"), torch.device("cpu"), None)
         batches = run.parts.train_loader.batches()
-        for step in range(run.schedules.total_steps):
+        for step in range(run.parts.schedules.total_steps):
             run.state.progress.step = step
             run._step(batches)
         batches.close()

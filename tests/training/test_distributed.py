@@ -207,7 +207,11 @@ def nan_on(rank: int, at_step: int, recipe: Recipe, out: Path) -> tuple[str, typ
     Run._step, Objective.__call__ = noted, wrong  # type: ignore[method-assign]
     with pytest.raises(UserError) as stopped:
         train(recipe, out, device="cpu")
-    return str(stopped.value), type(stopped.value), {n: p.detach().numpy() for n, p in runs[0].model.named_parameters()}
+    return (
+        str(stopped.value),
+        type(stopped.value),
+        {n: p.detach().numpy() for n, p in runs[0].parts.model.named_parameters()},
+    )
 
 
 def test_a_loss_that_is_not_finite_on_one_process_stops_all(toy: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -224,7 +228,7 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_all(toy: Callable[..., R
 def fail_to_open(recipe: Recipe, out: Path) -> Any:
     """Only rank 1 cannot read its data."""
     if os.environ["RANK"] == "1":
-        from illama.training import fit
+        from illama.tasks import fit
 
         def broken(*arguments: Any, **options: Any) -> Any:
             raise UserError("no such data on this machine")
@@ -375,10 +379,11 @@ def test_the_rows_of_all_processes_make_the_draw_batch(processes: int, toy: Call
     """Each row once; and each process holds whole pairs of mixing, paired in its own batch as in the whole one."""
     recipe = toy("train.total_batch=48", "optimizer.lr_batch=48")
     plan = plan_batches(recipe, processes)
-    rows = [data_batch.TrainingOrder(160, plan, 0, rank).rows for rank in range(processes)]
-    assert sorted(np.concatenate(rows)) == list(range(48))
+    rows = [data_batch.TrainingOrder(160, plan, 0, rank).share.rows for rank in range(processes)]
+    assert sorted(int(row) for own in rows for row in own) == list(range(48))
     for own in rows:
-        assert (own[::-1] == 47 - own).all()
+        assert own is not None
+        assert torch.equal(own.flip(0), 47 - own)
 
 
 def gathered(value: Any) -> Any:

@@ -187,9 +187,9 @@ def test_a_non_finite_loss_stops_before_the_weights_change(
     original = Run._step
 
     def step_with_nan(self: Run, batches: Any) -> float:
-        kept["model"] = self.model
+        kept["model"] = self.parts.model
         if self.state.progress.step == bad_step:
-            kept["before"] = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+            kept["before"] = {name: p.detach().clone() for name, p in self.parts.model.named_parameters()}
             right = Objective.__call__
             monkeypatch.setattr(Objective, "__call__", lambda self, *batch: right(self, *batch) * math.nan)
         return original(self, batches)

@@ -71,7 +71,7 @@ def test_gradients_of_replayed_graphs_stay_in_memory_of_their_own(
         return objective
 
     def watched(self: Run, batches: Any) -> float:
-        places.append([p.grad.data_ptr() for p in self.model.parameters() if p.grad is not None])
+        places.append([p.grad.data_ptr() for p in self.parts.model.parameters() if p.grad is not None])
         return step(self, batches)
 
     monkeypatch.setattr(loop, "build_objective", with_graphs)
@@ -147,5 +147,5 @@ def test_cuda_graphs_compute_the_same(toy: Callable[..., Recipe], tmp_path: Path
         train(toy(*ON_CUDA, "train.compile=true", *more), tmp_path / str(len(more)), device="cuda")
         for more in ((), ("train.cuda_graphs=true",), ("train.cuda_graphs=true", "train.accumulation=2"))
     ]
-    assert results[0].top1 == pytest.approx(results[2].top1, abs=5.0)
-    assert results[0].top1 == pytest.approx(results[1].top1, abs=5.0)
+    assert results[0].scores["top1"] == pytest.approx(results[2].scores["top1"], abs=5.0)
+    assert results[0].scores["top1"] == pytest.approx(results[1].scores["top1"], abs=5.0)
