@@ -1,10 +1,12 @@
-"""The one registry type of the package: name -> object, an unknown name answers with the closest known ones."""
+"""Names: the one registry type, whose unknown names answer with the closest known ones; names of a package that load
+what they need on first use."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from illama.errors import UserError
 
@@ -52,3 +54,20 @@ class Registry(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+def lazy_exports(package: str, modules: Mapping[str, Iterable[str]]) -> Callable[[str], Any]:
+    """A package's `__getattr__`, so that importing it loads none of its modules.
+
+    Args:
+        package: Its name.
+        modules: Module of the package -> names that it exports.
+    """
+    homes = {name: f"{package}.{module}" for module, names in modules.items() for name in names}
+
+    def load(name: str) -> Any:
+        if name in homes:
+            return getattr(importlib.import_module(homes[name]), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return load

@@ -1,10 +1,13 @@
-"""How much memory the analyses believe to have."""
+"""An untrained run, and how much memory the analyses believe to have."""
 
 from __future__ import annotations
 
 import pytest
 
 from illama.analysis import capture
+from tests.evaluation.conftest import digits_run
+
+__all__ = ["digits_run", "one_by_one"]
 
 
 @pytest.fixture

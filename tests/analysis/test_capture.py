@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
+from illama.analysis.attention.measures import class_attention, class_token_leak, measure_attention
 from illama.analysis.capture import each_attention
+from illama.analysis.causality.sensitivity import exchange, image_gradient, jacobian_norms
 from illama.errors import UserError
 from illama.models import ILlama
 from tests.analysis.common import KINDS, every_kind, network, some_images
@@ -122,11 +125,28 @@ def test_a_layer_that_is_not_there(layer: int) -> None:
         each_attention(network(), some_images(), lambda *_: None, layers=[layer])
 
 
-def test_a_model_is_left_as_it_was() -> None:
-    model = network(0.4, drop_path=0.9)
-    each_attention(model, some_images(), lambda _, weights: assert_no_graph(weights))
+@pytest.mark.parametrize(
+    "measure",
+    [
+        *(class_attention, class_token_leak, exchange, image_gradient, jacobian_norms),
+        lambda model, images: measure_attention(model, images).curves_LhN,
+        lambda model, images: each_attention(model, images, lambda _, weights: assert_no_graph(weights)) or 0,
+    ],
+)
+def test_a_model_and_its_images_are_left_as_they_were(measure: Callable[[ILlama, torch.Tensor], Any]) -> None:
+    model, images = network(0.4, drop_path=0.9), some_images(2)
+    once, again = measure(model, images), measure(model, images)
+    assert torch.equal(torch.as_tensor(once), torch.as_tensor(again)), "drop path must be off"
     assert model.training
     assert float(model.softness) == pytest.approx(0.4)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize("measure", [exchange, class_token_leak])
+def test_an_exchange_needs_two_images(measure: Callable[[ILlama, torch.Tensor], Any]) -> None:
+    with pytest.raises(UserError, match="at least two images; got 1"):
+        measure(network(), some_images(1))
 
 
 def assert_no_graph(weights: torch.Tensor) -> None:

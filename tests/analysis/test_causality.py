@@ -15,13 +15,12 @@ from PIL import Image
 from illama.analysis import causality as causality_module
 from illama.analysis.causality import LayerLeak, causality, describe, exact_copy, percent, spread, why_not
 from illama.analysis.causality.sensitivity import changes_before_cuts, exchange, exchanged, followed_tokens
-from illama.analysis.options import CausalityOptions
+from illama.analysis.registry import CausalityOptions
 from illama.data.source import SubsetSource
 from illama.errors import UserError
 from illama.evaluation.subject import Subject
 from illama.report import Figure, Table
-from tests.analysis.common import KINDS, every_kind, network, some_images
-from tests.analysis.digits import digits_subject
+from tests.analysis.common import KINDS, digits_subject, every_kind, network, some_images
 
 AS_MANY_TOKENS: dict[str, Any] = {"img_size": 28}  # 197, as published, of 2 px
 
@@ -244,13 +243,6 @@ def test_where_pictures_differ(cls_position: str) -> None:
     for patch in range(5 + shift):
         expected = patch - shift < 2
         assert exchanged(images, config, [patch]).tolist() == [[expected, expected]]
-
-
-def test_options_that_cannot_be() -> None:
-    with pytest.raises(UserError, match=r"causality\.images must be at least 2, for patches are exchanged; got 1"):
-        CausalityOptions(images=1)
-    with pytest.raises(UserError, match=r"causality\.cuts must be at least 1; got 0"):
-        CausalityOptions(cuts=0)
 
 
 def test_tokens_that_are_not_finite_prove_nothing() -> None:

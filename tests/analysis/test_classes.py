@@ -11,16 +11,15 @@ import pytest
 
 from illama.analysis import classes as module
 from illama.analysis.classes import classes, classes_of, frequent_confusions, most_confident_mistakes, why_not
-from illama.analysis.classes.figures import short
-from illama.analysis.options import ClassesOptions
+from illama.analysis.drawing import short
+from illama.analysis.registry import ClassesOptions
 from illama.data.imagenet import wnids
 from illama.data.source import SubsetSource
 from illama.errors import UserError
 from illama.evaluation import SavedLogits
-from illama.evaluation.calibration import Answers
+from illama.evaluation.scores import Answers
 from illama.report import Figure, Table, Text
-from tests.analysis.digits import digits_subject
-from tests.analysis.logits import some_saved
+from tests.analysis.common import digits_subject, some_saved
 
 QUICK = ClassesOptions(shown=3, resamples=20)
 

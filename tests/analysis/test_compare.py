@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from illama.analysis.compare import compare
-from illama.analysis.options import ComparisonOptions
-from illama.analysis.result import Measure
+from illama.analysis.registry import ComparisonOptions
+from illama.analysis.report import Measure
 from illama.errors import UserError
 from illama.report import Table, Text
-from tests.analysis.logits import some_saved
+from tests.analysis.common import some_saved
 
 QUICK = ComparisonOptions(resamples=50)
 
@@ -104,11 +104,6 @@ def test_a_difference_names_its_sign_its_unit_and_how_small_a_chance_can_be_seen
     assert summary["negative log-likelihood, second - first"].endswith(", p <= 0.039"), "2 of 51"
     assert summary["top-5, second - first"].partition("p = ")[2], "by the exact test"
     assert values["top5"]["p_value"] < 1e-6
-
-
-def test_options_name_their_analysis() -> None:
-    with pytest.raises(UserError, match=r"compare\.bins must be at least 1; got 0"):
-        ComparisonOptions(bins=0)
 
 
 @pytest.mark.parametrize(("images", "classes"), [(1, 4), (5, 1), (8, 2), (30, 9)])

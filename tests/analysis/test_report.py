@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from illama.analysis.registry import ANALYSES, read_options
-from illama.analysis.report import summary_table
-from illama.analysis.result import AnalysisResult, Measure
-from illama.cli.analyze import LookOptions, _open
+from illama.analysis.registry import ANALYSES
+from illama.analysis.report import AnalysisResult, Measure, summary_table
+from illama.cli.analyze import LookOptions
 from illama.cli.main import main
-from illama.errors import UserError
 from illama.report import Section
 from tests.evaluation.conftest import untrained_digits_run
 
@@ -29,12 +27,6 @@ QUICK = (
     "landscape.images=4",
     "probe.train_images=60",
 )
-
-
-@pytest.fixture(scope="module")
-def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder whose weights were never trained."""
-    return untrained_digits_run(tmp_path_factory.mktemp("runs") / "digits")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +77,7 @@ def test_the_same_command_again_computes_nothing_anew(
         raise AssertionError("this is in the cache")
 
     before = {path: path.read_bytes() for path in written.iterdir() if path.suffix in (".svg", ".csv")}
-    monkeypatch.setattr(classify, "_classify_all", forbidden)
+    monkeypatch.setattr(classify, "classify_each", forbidden)
     monkeypatch.setattr(features, "collect_blocks", forbidden)
     monkeypatch.setattr(landscape, "image_losses", forbidden)
     assert main(["analyze", "report", str(digits_run), "--out", str(written), "--device", "cpu", *QUICK]) == 0
@@ -108,35 +100,6 @@ def test_images_of_other_classes_leave_out_what_needs_labels(
     assert set(plain["findings"]) == {"attention"}
     assert plain["left_out"]["calibration"] == "the images' classes are not the network's"
     assert plain["left_out"]["probe"] == "not wanted (--without)"
-
-
-@pytest.mark.parametrize(
-    ("word", "complaint"),
-    [
-        ("landscape.points", "write analysis.option=value"),
-        ("landscape=3", "lacks the option"),
-        ("landscap.points=3", "did you mean landscape"),
-        ("landscape.point=3", "did you mean points"),
-        ("landscape.points=many", "landscape.points=many: input should be a valid integer"),
-        ("landscape.points=4", "odd"),
-        ("calibration.bins=0", "calibration.bins must be at least 1; got 0"),
-        ("calibration.fit_share=1.5", "calibration.fit_share must lie between 0 and 1; got 1.5"),
-        ("classes.shown=0", "classes.shown must be at least 1; got 0"),
-        ("probe.tokens=all", "'class' or 'mean'"),
-    ],
-)
-def test_a_wrong_word_is_one_line(word: str, complaint: str) -> None:
-    with pytest.raises(UserError, match=re.escape(complaint)) as caught:
-        read_options([word])
-    assert "\n" not in str(caught.value)
-    assert "value error" not in str(caught.value), "pydantic's words for the options' own"
-
-
-def test_words_change_what_they_name_and_nothing_else() -> None:
-    usual, changed = read_options([]), read_options(["landscape.points=11", "probe.tokens=mean"])
-    assert changed["landscape"].points == 11
-    assert changed["probe"].tokens == "mean"
-    assert {name for name in ANALYSES if usual[name] != changed[name]} == {"landscape", "probe"}
 
 
 @pytest.mark.parametrize("name", [*ANALYSES, "compare", "report"])
@@ -226,7 +189,7 @@ def test_what_is_looked_at_stands_above_the_numbers(
 
 def test_what_all_analyses_share_is_heard(digits_run: Path) -> None:
     shared = LookOptions(data="digits", split="train", batch_size=7, softness=0.25, device="cpu")
-    subject = _open(str(digits_run), shared, "data")
+    subject = shared.open(str(digits_run), "data")
     assert (subject.split, subject.batch_size, subject.numbering) == ("train", 7, "data")
     assert float(subject.model.softness) == 0.25
     assert len(subject.source) == 1437, "the training split"
@@ -267,14 +230,14 @@ def test_the_second_of_a_comparison_is_the_second(digits_run: Path, tmp_path: Pa
 
 
 def test_published_numbers_have_a_column_where_there_are_any() -> None:
-    def found(*measures: Measure) -> tuple[AnalysisResult, ...]:
+    def result(*measures: Measure) -> tuple[AnalysisResult, ...]:
         return (AnalysisResult("any", measures, Section("Any", ()), {}),)
 
-    own, known = Measure("own", "1 nat"), Measure("known", "2 nats", "3 nats")
-    assert summary_table(found(own)).header == ("measure", "found")
-    both = summary_table(found(own, known))
+    own, published = Measure("own", "1 nat"), Measure("other", "2 nats", "3 nats")
+    assert summary_table(result(own)).header == ("measure", "found")
+    both = summary_table(result(own, published))
     assert both.header == ("measure", "found", "published")
-    assert both.rows == (("own", "1 nat", ""), ("known", "2 nats", "3 nats"))
+    assert both.rows == (("own", "1 nat", ""), ("other", "2 nats", "3 nats"))
 
 
 def test_without_a_folder_the_report_is_called_after_the_run(

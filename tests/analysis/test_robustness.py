@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from illama.analysis import imagenet_answers
-from illama.analysis.options import RobustnessOptions
+from illama.analysis.registry import RobustnessOptions
 from illama.analysis.robustness import MEMORY_FILE, robustness, why_not
 from illama.analysis.robustness.measures import CORRUPTIONS, COUNTED, SEVERITIES, VALIDATION_IMAGES
 from illama.data import Source
@@ -151,8 +151,8 @@ def test_a_second_call_makes_no_pass_and_other_weights_make_one(tmp_path: Path, 
     robustness(subject, options, tmp_path / "kept" / "here")
     assert len(passes) == 4
     for damaged in ("{", "[1]"):
-        (tmp_path / "kept" / "here" / MEMORY_FILE).write_text(damaged)
-        with pytest.raises(UserError, match="remove it to measure everything again"):
+        (tmp_path / "kept" / "here" / MEMORY_FILE).write_text(f"{damaged}\n")
+        with pytest.raises(UserError, match=r"is damaged; delete it|belongs to another"):
             robustness(subject, options, tmp_path / "kept" / "here")
 
 

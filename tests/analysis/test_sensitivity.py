@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from illama.analysis import exchange, image_gradient, jacobian_norms
-from illama.errors import UserError
 from illama.models import ILlama
 from tests.analysis.common import KINDS, every_kind, network, some_images
 
@@ -97,24 +96,8 @@ def test_softness_lets_later_patches_through() -> None:
     assert torch.all(exchange(network(0.5, **KINDS["pre_softmax"]), some_images()) > 1e-3)
 
 
-def test_a_model_is_left_as_it_was() -> None:
-    model, images = network(0.4, drop_path=0.9), some_images(2)
-    for measure in (exchange, jacobian_norms, image_gradient):
-        once, again = measure(model, images), measure(model, images)
-        assert torch.equal(torch.as_tensor(once), torch.as_tensor(again)), "drop path must be off"
-    assert model.training
-    assert float(model.softness) == pytest.approx(0.4)
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert not images.requires_grad
-
-
 def test_one_patch_has_nothing_behind_it() -> None:
     assert exchange(network(img_size=2), torch.randn(2, 2, 2, 2, dtype=torch.float64)).shape == (0,)
-
-
-def test_an_exchange_needs_two_images() -> None:
-    with pytest.raises(UserError, match="at least two images; got 1"):
-        exchange(network(), some_images(1))
 
 
 def test_tokens_of_zeros_that_stay_so_have_not_moved() -> None:

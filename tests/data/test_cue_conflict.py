@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from illama.analysis.shape.measures import open_cue_conflict
+from illama.analysis.shape import open_cue_conflict
 from illama.errors import UserError
 
 

@@ -13,10 +13,10 @@ from illama.models import ILlama
 from illama.recipes import load_recipe
 
 
-@pytest.fixture
-def digits_run(tmp_path: Path) -> Path:
-    """A run folder whose weights were never trained."""
-    return untrained_digits_run(tmp_path / "run")
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder whose weights were never trained; nothing is written into it."""
+    return untrained_digits_run(tmp_path_factory.mktemp("runs") / "digits")
 
 
 def untrained_digits_run(folder: Path) -> Path:

@@ -16,23 +16,18 @@ from sklearn.metrics import (
 )
 
 from illama.errors import UserError
-from illama.evaluation import Scores, calibration
+from illama.evaluation import Scores, scores
 from illama.evaluation.calibration import (
     TEMPERATURES,
-    Answers,
     adaptive_calibration_error,
     bin_of,
-    brier_score,
     classwise_calibration_error,
     equal_mass_reliability,
     expected_calibration_error,
     fit_temperature,
-    negative_log_likelihood,
-    refuse_non_finite,
     reliability,
-    top_k_accuracy,
 )
-from illama.evaluation.scores import balanced_accuracy, confusion_counts, recalls
+from illama.evaluation.scores import Answers, percent, refuse_non_finite
 from illama.optional import torchvision_ready
 
 BOUND = 1e-6
@@ -140,38 +135,36 @@ def test_the_other_errors_equal_loops(case: tuple[np.ndarray, np.ndarray]) -> No
 def test_likelihood_brier_and_accuracy_equal_scikit_learn() -> None:
     logits, targets = random_case()
     p, answers, labels = probabilities(logits), Answers.of(logits, targets), list(range(9))
-    assert negative_log_likelihood(answers) == pytest.approx(log_loss(targets, p, labels=labels), abs=BOUND)
+    assert answers.losses.mean() == pytest.approx(log_loss(targets, p, labels=labels), abs=BOUND)
     other = brier_score_loss(targets, p, labels=labels, scale_by_half=False)
-    assert brier_score(answers) == pytest.approx(other, abs=BOUND)
+    assert answers.briers.mean() == pytest.approx(other, abs=BOUND)
     for k in (1, 3, 5):
-        assert top_k_accuracy(answers, k) == pytest.approx(100 * top_k_accuracy_score(targets, p, k=k, labels=labels))
+        assert percent(answers.ranks < k) == pytest.approx(100 * top_k_accuracy_score(targets, p, k=k, labels=labels))
     other_counts = confusion_matrix(targets, p.argmax(1), labels=labels)
-    assert np.array_equal(confusion_counts(targets, answers.predictions, 9), other_counts)
-    assert balanced_accuracy(targets, answers.hits, 9) == pytest.approx(
-        100 * balanced_accuracy_score(targets, p.argmax(1))
-    )
+    assert np.array_equal(answers.confusion(9), other_counts)
+    assert answers.balanced_accuracy(9) == pytest.approx(100 * balanced_accuracy_score(targets, p.argmax(1)))
 
 
 def test_a_class_without_images_has_no_recall_and_no_weight() -> None:
-    targets, hits = np.array([0, 0, 2]), np.array([True, False, True])
-    assert recalls(targets, hits, 4).tolist() == pytest.approx([50, math.nan, 100, math.nan], nan_ok=True)
-    assert balanced_accuracy(targets, hits, 4) == 75
+    answers = Answers.of(np.eye(4)[[0, 1, 2]], np.array([0, 0, 2]))
+    assert answers.recalls(4).tolist() == pytest.approx([50, math.nan, 100, math.nan], nan_ok=True)
+    assert answers.balanced_accuracy(4) == 75
 
 
 def test_answers_agree_with_the_evaluation_of_a_run() -> None:
     """Also on ties, where the lower class number comes first."""
     values = np.random.default_rng(2)
     logits, targets = values.integers(0, 3, (200, 6)).astype(np.float32), values.integers(0, 6, 200)
-    answers, scores = Answers.of(logits, targets), Scores.of(torch.from_numpy(logits), torch.from_numpy(targets))
-    assert answers.ranks.tolist() == scores.ranks.tolist()
+    answers, single = Answers.of(logits, targets), Scores.of(torch.from_numpy(logits), torch.from_numpy(targets))
+    assert answers.ranks.tolist() == single.ranks.tolist()
     assert answers.hits.tolist() == (answers.predictions == targets).tolist()
-    assert answers.losses == pytest.approx(scores.losses.double().numpy(), rel=1e-5)
+    assert answers.losses == pytest.approx(single.losses.double().numpy(), rel=1e-5)
 
 
 def test_chunks_do_not_change_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = random_case()
     whole, error = Answers.of(logits, targets), classwise_calibration_error(logits, targets)
-    monkeypatch.setattr(calibration, "CHUNK_VALUES", 9 * 13)
+    monkeypatch.setattr(scores, "CHUNK_VALUES", 9 * 13)
     parts = Answers.of(logits, targets)
     for name in Answers.__dataclass_fields__:
         assert np.array_equal(getattr(whole, name), getattr(parts, name))
@@ -187,10 +180,10 @@ def test_large_logits_do_not_overflow(shift: float) -> None:
 
 def test_one_class_and_two_classes() -> None:
     one = Answers.of(np.zeros((3, 1)), np.zeros(3, dtype=np.int64))
-    assert (expected_calibration_error(one), negative_log_likelihood(one), top_k_accuracy(one, 1)) == (0, 0, 100)
+    assert (expected_calibration_error(one), one.losses.mean(), percent(one.ranks < 1)) == (0, 0, 100)
     two = Answers.of(np.log([[0.75, 0.25]]), np.array([0]))
     assert expected_calibration_error(two) == pytest.approx(0.25)
-    assert brier_score(two) == pytest.approx(2 * 0.25**2)
+    assert two.briers.mean() == pytest.approx(2 * 0.25**2)
 
 
 @pytest.mark.parametrize("true_temperature", [0.5, 1.0, 2.5])

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import itertools
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from illama.checkpoint import Meta, save_weights
 from illama.data import EvalTransform
 from illama.data.decode.images import BrokenImage
 from illama.data.source import Source
 from illama.distributed import join_world
 from illama.evaluation import EvalResult, evaluate_model
-from illama.evaluation.classify import evaluate
 from illama.models import ILlama, ModelConfig
 from tests.processes import in_processes
 
@@ -41,46 +39,36 @@ class Noise(Source):
         return f"noise {i}"
 
 
-def result_of(count: int, sharded: bool, in_memory: bool) -> EvalResult:
+CASES = list(itertools.product([IMAGES, 2, 40], [False, True], [True, False]))  # images, sharded, in memory
+
+
+def results_of() -> list[EvalResult]:
     from illama.data.loading import loader as loaders
     from illama.training.objective import shard_model
 
-    if not in_memory:
-        loaders.EVAL_MAX_BYTES = 0
-    torch.manual_seed(0)
-    model = ILlama(CONFIG)
-    torch.nn.init.normal_(model.head.weight)  # else every image gets the same class
+    results, kept = [], loaders.EVAL_MAX_BYTES
     with join_world("cpu") as (world, device):
-        if sharded and world.size > 1:
-            shard_model(model, device)
-        loader = loaders.EvalLoader(Noise(count), TRANSFORM, 4, device, workers=0, world=world)
-        return evaluate_model(model, loader, 10, world=world)
+        for count, sharded, in_memory in CASES:
+            loaders.EVAL_MAX_BYTES = kept if in_memory else 0
+            torch.manual_seed(0)
+            model = ILlama(CONFIG)
+            torch.nn.init.normal_(model.head.weight)  # else every image gets the same class
+            if sharded and world.size > 1:
+                shard_model(model, device)
+            loader = loaders.EvalLoader(Noise(count), TRANSFORM, 4, device, workers=0, world=world)
+            results.append(evaluate_model(model, loader, 10, world=world))
+    return results
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-@pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("count", [IMAGES, 2, 40])
-def test_the_result_does_not_depend_on_the_number_of_processes(count: int, sharded: bool, in_memory: bool) -> None:
-    (one,) = in_processes(1, result_of, count, sharded, in_memory)
-    assert one.count == count - sum(i < count for i in BROKEN)
+def test_the_result_does_not_depend_on_the_number_of_processes() -> None:
+    """Nor on where the weights and the images are."""
+    (alone,) = in_processes(1, results_of)
+    for (count, _, _), one in zip(CASES, alone, strict=True):
+        assert one.count == count - sum(i < count for i in BROKEN)
     for processes in (2, 3):
-        for several in in_processes(processes, result_of, count, sharded, in_memory):
-            assert (several.top1, several.top5, several.count) == (one.top1, one.top5, one.count)
-            assert (several.class_hits, several.class_counts) == (one.class_hits, one.class_counts)
-            assert several.loss == pytest.approx(one.loss, rel=1e-6)
-            assert several.skipped == one.skipped
-
-
-def evaluated(weights: Path) -> EvalResult:
-    return evaluate(weights, data="digits", device="cpu")
-
-
-def test_a_checkpoint_is_evaluated_by_several_processes(tmp_path: Path) -> None:
-    torch.manual_seed(1)
-    weights = tmp_path / "model.safetensors"
-    meta = Meta(config=CONFIG, classes=tuple(str(i) for i in range(10)), eval_transform=TRANSFORM.to_dict())
-    save_weights(weights, ILlama(CONFIG).state_dict(), meta)
-    (one,) = in_processes(1, evaluated, weights)
-    for several in in_processes(3, evaluated, weights):
-        assert (several.top1, several.count) == (one.top1, 360)
-        assert several.loss == pytest.approx(one.loss, rel=1e-6)
+        for results in in_processes(processes, results_of):
+            for case, one, several in zip(CASES, alone, results, strict=True):
+                assert (several.top1, several.top5, several.count) == (one.top1, one.top5, one.count), case
+                assert (several.class_hits, several.class_counts) == (one.class_hits, one.class_counts), case
+                assert several.loss == pytest.approx(one.loss, rel=1e-6), case
+                assert several.skipped == one.skipped, case

@@ -5,18 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.numpy import load_file
 
 from illama.data.source import SubsetSource
 from illama.errors import UserError
-from illama.evaluation.cache import read_tensors, write_tensors
-from illama.evaluation.features import KEY, Features, Pooled, _pooled, cached_features, collect_blocks, collect_features
+from illama.evaluation.features import Pooled, _pooled, cached_features, collect_blocks, collect_features
 from illama.evaluation.origin import data_id, weights_id
 from illama.evaluation.subject import Subject, open_subject
 from illama.models import ILlama
@@ -82,17 +79,6 @@ def test_the_heads_answer_to_the_class_token_is_the_logits(subject: Subject) -> 
         torch.testing.assert_close(subject.model.head(found.values), subject.model(sample.images), rtol=1e-5, atol=1e-5)
 
 
-def test_a_file_gives_back_what_was_saved_and_other_tools_read_it(subject: Subject, tmp_path: Path) -> None:
-    found = dataclasses.replace(collect_features(subject, 0, "mean"), skipped={"a.png": "cut off"})
-    found.save(tmp_path / "f.safetensors")
-    again = Features.load(tmp_path / "f.safetensors")
-    for field in dataclasses.fields(Features):
-        one, other = getattr(found, field.name), getattr(again, field.name)
-        assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-    assert np.array_equal(load_file(tmp_path / "f.safetensors")["values"], found.values.numpy())
-    assert [path.name for path in tmp_path.glob("*f.*")] == ["f.safetensors"]
-
-
 def test_kept_features_are_read_instead_of_computed(subject: Subject, tmp_path: Path, passes: list[int]) -> None:
     first = cached_features(subject, [0], "class", tmp_path / "new")
     assert sum(passes) == 40
@@ -133,54 +119,6 @@ def test_a_file_under_anothers_name_is_refused(subject: Subject, tmp_path: Path)
     one.write_bytes(one.read_bytes()[:-7])
     with pytest.raises(UserError, match=rf"{one.name} is damaged, or of another version of illama; delete it$"):
         cached_features(subject, [0], "class", tmp_path / "a")
-
-
-def test_bad_files_are_refused_in_one_line(subject: Subject, tmp_path: Path) -> None:
-    path = tmp_path / "f.safetensors"
-    with pytest.raises(UserError, match="there is no file of features"):
-        Features.load(path)
-    collect_features(subject).save(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-7])
-    with pytest.raises(UserError, match="not a readable safetensors file"):
-        Features.load(path)
-    path.write_bytes(whole.replace(b"illama_features", b"illama_whatever"))
-    with pytest.raises(UserError, match="holds no features"):
-        Features.load(path)
-    path.write_bytes(whole.replace(b"tokens", b"broken"))
-    with pytest.raises(UserError, match="another version of illama"):
-        Features.load(path)
-    with pytest.raises(UserError, match="cannot write"):
-        collect_features(subject).save(tmp_path / "absent" / "f.safetensors")
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        *({"classes": "ab"}, {"classes": [1, 2]}, {"block": "x"}, {"block": 1.5}, {"tokens": "all"}, {"identity": []}),
-        *({"weights": None}, {"data": ["d"]}, {"skipped": ["a"]}, {"skipped": {"a": None}}, {"more": 1}),
-    ],
-)
-def test_fields_of_another_kind_are_refused(subject: Subject, tmp_path: Path, edit: dict[str, Any]) -> None:
-    path = tmp_path / "f.safetensors"
-    collect_features(subject).save(path)
-    tensors, about = read_tensors(path, KEY, "features")
-    write_tensors(path, KEY, tensors, about)
-    assert Features.load(path).classes == subject.source.classes
-    write_tensors(path, KEY, tensors, about | edit)
-    with pytest.raises(UserError, match="another version of illama"):
-        Features.load(path)
-
-
-@pytest.mark.parametrize("name", ["values", "labels", "positions"])
-def test_tensors_of_another_kind_are_refused(subject: Subject, tmp_path: Path, name: str) -> None:
-    path = tmp_path / "f.safetensors"
-    collect_features(subject).save(path)
-    tensors, about = read_tensors(path, KEY, "features")
-    for other in (tensors[name].double(), tensors[name][None], tensors[name].flatten()[0], tensors[name].half()):
-        write_tensors(path, KEY, tensors | {name: other.contiguous()}, about)
-        with pytest.raises(UserError, match="another version of illama"):
-            Features.load(path)
 
 
 def test_a_block_that_does_not_exist_is_named(subject: Subject) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,118 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 import illama
 from illama.checkpoint import save_weights
 from illama.cli.main import main
 from illama.errors import UserError
 from illama.evaluation import EvalResult, SavedLogits, classify
-from illama.evaluation.calibration import top_k_accuracy
 from illama.evaluation.saved_logits import CACHE_FILE, logits_for, logits_of
+from illama.evaluation.scores import percent
 from illama.evaluation.subject import Subject, open_subject
-from illama.system import files
 from illama.weights import load_model
+from tests.evaluation.test_cache import same, some_logits
 from tests.processes import in_processes
-
-
-def some_logits(images: int = 12, **edits: Any) -> SavedLogits:
-    values = np.random.default_rng(0)
-    parts: dict[str, Any] = {
-        "logits": values.normal(size=(images, 4)).astype(np.float32),
-        "targets": values.integers(0, 4, images),
-        "indices": np.arange(images) * 2,
-        "classes": ("ä", "b c", "", "d"),
-        "data": "some images",
-        "data_id": "1234",
-        "weights": "model.safetensors, step 7",
-        "network_id": "5678",
-        "softness": 0.25,
-        "skipped": {"bad \n.jpg": "cut off"},
-    }
-    return SavedLogits(**(parts | edits))
-
-
-def same(one: SavedLogits, other: SavedLogits) -> bool:
-    pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in dataclasses.fields(SavedLogits)]
-    return all(type(a) is type(b) and np.array_equal(a, b) for a, b in pairs)
 
 
 @pytest.fixture
 def subject(digits_run: Path) -> Subject:
     return open_subject(digits_run, device="cpu")
-
-
-def test_a_file_reads_back_the_same_and_equal_logits_are_equal_files(tmp_path: Path) -> None:
-    saved, first, second = some_logits(), tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    saved.save(first)
-    saved.save(second)
-    assert same(SavedLogits.load(first), saved)
-    assert first.read_bytes() == second.read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {first.name, second.name}
-    assert SavedLogits.is_one(first)
-
-
-def test_what_is_no_file_of_logits_is_refused_in_one_line(tmp_path: Path, digits_run: Path) -> None:
-    path = tmp_path / "file.safetensors"
-    some_logits().save(path)
-    content = path.read_bytes()
-    weights = next(digits_run.rglob("model.safetensors"))
-    for damage in (content[:-5], content[:20], b"", b"no tensors at all"):
-        path.write_bytes(damage)
-        _refused(path, "is not a readable safetensors file")
-        assert not SavedLogits.is_one(path)
-    _refused(weights, "holds no logits: .*make it with illama eval")
-    _refused(tmp_path / "absent.safetensors", "there is no file of logits")
-    assert not SavedLogits.is_one(weights)
-    assert not SavedLogits.is_one(tmp_path)
-
-
-@pytest.mark.parametrize("header", ["{}", "[]", "no json", '{"format_version": 1}', '{"format_version": 99}'])
-def test_another_header_is_refused(tmp_path: Path, header: str) -> None:
-    path, saved = tmp_path / "file.safetensors", some_logits()
-    arrays = {name: getattr(saved, name) for name in ("logits", "targets", "indices")}
-    save_file(arrays, path, metadata={"illama_logits": header})
-    words = {"no json": "header is damaged", '{"format_version": 99}': "update illama"}
-    _refused(path, words.get(header, "does not describe logits"))
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        {"classes": "abcd"},
-        {"classes": [["a"], "b", "c", "d"]},
-        {"classes": None},
-        {"data": 3},
-        {"weights": ["w"]},
-        {"network_id": None},
-        {"softness": "x"},
-        {"softness": -1},
-        {"softness": 1e300},
-        {"softness": True},
-        {"skipped": [["a", "b"]]},
-        {"skipped": {"a": 1}},
-        {"more": 1},
-    ],
-)
-def test_fields_of_another_kind_are_refused(tmp_path: Path, edit: dict[str, object]) -> None:
-    path, saved = tmp_path / "file.safetensors", some_logits()
-    saved.save(path)
-    with safe_open(path, framework="np") as file:
-        header = json.loads(file.metadata()["illama_logits"])
-    arrays = {name: getattr(saved, name) for name in ("logits", "targets", "indices")}
-    save_file(arrays, path, metadata={"illama_logits": json.dumps(header)})
-    assert same(SavedLogits.load(path), saved)
-    save_file(arrays, path, metadata={"illama_logits": json.dumps(header | edit)})
-    _refused(path, "does not describe logits")
-
-
-def _refused(path: Path, words: str) -> None:
-    with pytest.raises(UserError, match=words) as caught:
-        SavedLogits.load(path)
-    assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +74,7 @@ def test_evaluation_saves_the_logits_of_its_own_pass(
     assert len(passes) == 1
     assert result == dataclasses.replace(illama.evaluate(digits_run, device="cpu"), images_per_s=result.images_per_s)
     answers = saved.answers()
-    assert top_k_accuracy(answers, 1) == pytest.approx(result.top1, abs=1e-9)
+    assert percent(answers.ranks < 1) == pytest.approx(result.top1, abs=1e-9)
     assert answers.losses.mean() == pytest.approx(result.loss, rel=1e-6)
     assert (saved.classes, saved.data, saved.weights) == (result.classes, result.data, result.weights)
     assert saved.softness == result.softness == 0.5
@@ -181,13 +85,12 @@ def saved_by(run: Path, path: Path) -> EvalResult:
     return illama.evaluate(run, device="cpu", batch_size=100, save_logits=path)
 
 
-def test_several_processes_save_what_one_does(digits_run: Path, tmp_path: Path) -> None:
-    found = {}
-    for processes in (1, 3):
-        path = tmp_path / f"{processes}.safetensors"
-        in_processes(processes, saved_by, digits_run, path)
-        found[processes] = SavedLogits.load(path)
-    one, three = found[1], found[3]
+def test_several_processes_find_and_save_what_one_does(digits_run: Path, tmp_path: Path) -> None:
+    one_result = saved_by(digits_run, tmp_path / "one.safetensors")
+    for result in in_processes(3, saved_by, digits_run, tmp_path / "three.safetensors"):
+        assert (result.top1, result.count) == (one_result.top1, 360)
+        assert result.loss == pytest.approx(one_result.loss, rel=1e-6)
+    one, three = (SavedLogits.load(tmp_path / f"{name}.safetensors") for name in ("one", "three"))
     assert one.logits == pytest.approx(three.logits, rel=1e-4, abs=1e-5)  # batches of other sizes round otherwise
     assert same(dataclasses.replace(three, logits=one.logits), one)
 
@@ -206,7 +109,7 @@ def test_the_command_saves(digits_run: Path, tmp_path: Path, capsys: pytest.Capt
     path = tmp_path / "logits.safetensors"
     main(["eval", str(digits_run), "--device", "cpu", "--save-logits", str(path), "--json", str(tmp_path / "a.json")])
     top1 = json.loads((tmp_path / "a.json").read_text())["top1"]
-    assert top_k_accuracy(SavedLogits.load(path).answers(), 1) == pytest.approx(top1, abs=1e-9)
+    assert percent(SavedLogits.load(path).answers().hits) == pytest.approx(top1, abs=1e-9)
     assert "top-1" in capsys.readouterr().out
     assert main(["eval", str(digits_run), "--save-logits", str(tmp_path / "logits")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
@@ -291,34 +194,14 @@ def test_a_damaged_file_of_the_cache_says_which_to_delete(digits_run: Path, tmp_
         logits_for(open_subject(digits_run, device="cpu"), tmp_path)
 
 
-def test_names_that_are_no_text_can_be_saved(tmp_path: Path) -> None:
-    strange = os.fsdecode(b"gr\xfc\xdf.png")
-    some_logits(skipped={strange: "cut off"}, data=strange).save(tmp_path / "logits.safetensors")
-    assert SavedLogits.load(tmp_path / "logits.safetensors").skipped == {strange: "cut off"}
-
-
-def test_a_full_disk_leaves_the_former_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "logits.safetensors"
-    some_logits().save(path)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(files, "to_disk", full)
-    with pytest.raises(UserError, match="No space left on device"):
-        some_logits(images=5).save(path)
-    assert len(SavedLogits.load(path)) == 12
-    assert [each.name for each in tmp_path.iterdir()] == [path.name]
-
-
 def _count_passes(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """A list that grows with each pass over a data set."""
     passes: list[None] = []
-    genuine = classify._classify_all
+    genuine = classify.classify_each
 
-    def counted(*arguments: Any) -> float:
+    def counted(*arguments: Any, **options: Any) -> list[float]:
         passes.append(None)
-        return genuine(*arguments)
+        return genuine(*arguments, **options)
 
-    monkeypatch.setattr(classify, "_classify_all", counted)
+    monkeypatch.setattr(classify, "classify_each", counted)
     return passes

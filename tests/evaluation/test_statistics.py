@@ -10,12 +10,9 @@ from scipy.sparse import csr_matrix
 
 from illama.evaluation import statistics
 from illama.evaluation.calibration import (
-    Answers,
-    brier_score,
     expected_calibration_error,
-    negative_log_likelihood,
-    top_k_accuracy,
 )
+from illama.evaluation.scores import Answers, percent
 from illama.evaluation.statistics import (
     balanced_accuracy_interval,
     bootstrap_p_value,
@@ -41,10 +38,10 @@ def test_measures_of_means_are_the_measures() -> None:
     answers = random_answers()
     found = measures(measure_rows(answers).mean(axis=0))
     expected = {
-        "top1": top_k_accuracy(answers, 1),
-        "top5": top_k_accuracy(answers, 5),
-        "nll": negative_log_likelihood(answers),
-        "brier": brier_score(answers),
+        "top1": percent(answers.ranks < 1),
+        "top5": percent(answers.ranks < 5),
+        "nll": answers.losses.mean(),
+        "brier": answers.briers.mean(),
         "ece": expected_calibration_error(answers),
     }
     assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, abs=1e-12)
@@ -58,7 +55,7 @@ def test_resampled_measures_are_those_of_the_drawn_images() -> None:
     for sample in range(5):
         drawn = answers.take(generator.integers(40, size=40))
         assert found["ece"][sample] == pytest.approx(expected_calibration_error(drawn), abs=1e-12)
-        assert found["top1"][sample] == pytest.approx(top_k_accuracy(drawn, 1), abs=1e-12)
+        assert found["top1"][sample] == pytest.approx(percent(drawn.ranks < 1), abs=1e-12)
 
 
 def test_chunks_and_sparse_rows_do_not_change_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:

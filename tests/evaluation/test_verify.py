@@ -135,10 +135,10 @@ def test_a_mismatch_is_an_error(
 
     file = toy(tmp_path / "toy.safetensors", TINY.name)
     words = ["verify", str(file), "--data", str(imagenet), "--device", "cpu"]
-    monkeypatch.setattr(module, "evaluate_model", lambda *_, **__: outcome(12.0))
+    monkeypatch.setattr(module, "evaluate_subject", lambda *_, **__: outcome(12.0))
     assert main(words) == 2
     assert "illama_tiny.in1k reaches 12.000 %, 75.000 to 75.000 % are published" in capsys.readouterr().err
-    monkeypatch.setattr(module, "evaluate_model", lambda *_, **__: outcome(74.96))
+    monkeypatch.setattr(module, "evaluate_subject", lambda *_, **__: outcome(74.96))
     assert main(words) == 0
     assert "verified: within 0.1 points" in capsys.readouterr().out
 

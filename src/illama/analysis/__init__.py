@@ -6,8 +6,9 @@ Importing this package loads no torch: names load what they need on first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from illama.registry import lazy_exports
 
 if TYPE_CHECKING:
     from illama.analysis.attention.measures import (
@@ -46,20 +47,16 @@ __all__ = [
     "singular_values",
 ]
 
-_MODULES = {
-    "attention.measures": (
-        *("attention_distance", "class_attention", "class_token_leak", "cumulated_shares", "effective_rank"),
-        *("rank_of", "row_entropy", "row_mass", "singular_values"),
-    ),
-    "capture": ("each_attention",),
-    "causality.sensitivity": ("changes_before_cuts", "exchange", "image_gradient", "jacobian_norms"),
-    "landscape.measures": ("filter_normalized_directions",),
-    "probe.measures": ("knn_votes", "linear_probe"),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"illama.analysis.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "attention.measures": (
+            *("attention_distance", "class_attention", "class_token_leak", "cumulated_shares", "effective_rank"),
+            *("rank_of", "row_entropy", "row_mass", "singular_values"),
+        ),
+        "capture": ("each_attention",),
+        "causality.sensitivity": ("changes_before_cuts", "exchange", "image_gradient", "jacobian_norms"),
+        "landscape.measures": ("filter_normalized_directions",),
+        "probe.measures": ("knn_votes", "linear_probe"),
+    },
+)

@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from illama.analysis.calibration import measure_names, number
-from illama.analysis.calibration.figures import ReliabilityPanel, reliability_picture
-from illama.analysis.options import ComparisonOptions
-from illama.analysis.result import AnalysisResult, Measure
+from illama.analysis.calibration import PLACES, measure_names, number, reliability_figure
+from illama.analysis.registry import ComparisonOptions
+from illama.analysis.report import AnalysisResult, Measure
 from illama.data.imagenet import readable
 from illama.errors import UserError
-from illama.evaluation.calibration import Answers, reliability
+from illama.evaluation.calibration import reliability
 from illama.evaluation.saved_logits import SavedLogits
+from illama.evaluation.scores import Answers
 from illama.evaluation.statistics import Difference, McNemar, mcnemar, paired_differences
-from illama.report import Figure, Section, Table, Text, csv_text
+from illama.report import Section, Table, Text, csv_text
 
 BETTER_IF_LARGER = ("top1", "top5")
 
@@ -41,12 +41,24 @@ def compare(first: SavedLogits, second: SavedLogits, options: ComparisonOptions)
         raise UserError("no image was read by both networks; save both files of logits again")
     answers = _answers("first", first).take(rows), _answers("second", second).take(other_rows)
     split = mcnemar(answers[0].hits, answers[1].hits)
-    found = paired_differences(*answers, bins=options.bins, resamples=options.resamples, seed=options.seed)
-    names = {short: words for short, words in measure_names(first.num_classes, options.bins).items() if short in found}
+    differences = paired_differences(*answers, bins=options.bins, resamples=options.resamples, seed=options.seed)
+    names = {
+        short: words for short, words in measure_names(first.num_classes, options.bins).items() if short in differences
+    }
     shared = _Shared(len(common), len(first) - len(common), len(second) - len(common))
-    summary = [Measure(f"{words}, second - first", _in_words(name, found[name])) for name, words in names.items()]
+    summary = [Measure(f"{words}, second - first", _in_words(name, differences[name])) for name, words in names.items()]
     if shared.left_out:
         summary.append(Measure("images compared", shared.in_words()))
+    panels = {
+        title: reliability(one.confidences, one.hits, options.bins)
+        for title, one in zip(("first", "second"), answers, strict=True)
+    }
+    alt = "Reliability diagrams of the two networks side by side"
+    compared = tuple(
+        (words, *_cells(name, differences[name]), _verdict(name, differences[name])) for name, words in names.items()
+    )
+    plain = {name: _plain(differences[name]) for name in names}
+    header = ("measure", "first", "second", "difference", "low", "high", "p_value")
     values: dict[str, Any] = {
         "first": first.weights,
         "second": second.weights,
@@ -55,7 +67,7 @@ def compare(first: SavedLogits, second: SavedLogits, options: ComparisonOptions)
         "only_in_first": shared.only_first,
         "only_in_second": shared.only_second,
         "mcnemar": split._asdict(),
-        "measures": {name: _plain(found[name]) for name in names},
+        "measures": plain,
     }
     return AnalysisResult(
         name="comparison",
@@ -66,13 +78,13 @@ def compare(first: SavedLogits, second: SavedLogits, options: ComparisonOptions)
                 Text(f"First: {first.weights}, softness {first.softness:g}."),
                 Text(f"Second: {second.weights}, softness {second.softness:g}."),
                 Text(_about(first, shared, options)),
-                _table(names, found),
+                Table(("measure", "first", "second", "difference", "95 % interval", "p-value", "better"), compared),
                 Text(_agreement(split, *answers)),
-                _figure(answers, options.bins),
+                reliability_figure("comparison-reliability", panels, alt, "."),
             ),
         ),
         values=values,
-        tables={"comparison.csv": _csv(names, found)},
+        tables={"comparison.csv": csv_text(header, [(name, *plain[name].values()) for name in names])},
     )
 
 
@@ -154,61 +166,24 @@ def _verdict(name: str, one: Difference) -> str:
     return "second" if (one.difference > 0) == (name in BETTER_IF_LARGER) else "first"
 
 
-def _in_words(name: str, one: Difference) -> str:
+def _cells(name: str, one: Difference) -> tuple[str, str, str, str, str]:
+    """First, second, difference, interval and p-value in words; "<=" where it may be less than a bootstrap can show."""
+    places = PLACES.get(name, 4)
+    unit = " points" if name in BETTER_IF_LARGER else " nats" if name == "nll" else ""
+    interval = f"{one.interval.low:+.{places}f} to {one.interval.high:+.{places}f}"
+    p_value = ("<= " if one.p_value <= one.floor else "") + _p(one.p_value)
     return (
-        f"{number(name, one.first)} and {number(name, one.second)}: {_signed(name, one.difference)}{_unit(name)} "
-        f"({_range(name, one)}), p {'<=' if _at_floor(one) else '='} {_p(one.p_value)}"
+        number(name, one.first),
+        number(name, one.second),
+        f"{one.difference:+.{places}f}{unit}",
+        interval,
+        p_value,
     )
 
 
-def _table(names: dict[str, str], found: dict[str, Difference]) -> Table:
-    return Table(
-        ("measure", "first", "second", "difference", "95 % interval", "p-value", "better"),
-        tuple(
-            (
-                words,
-                number(name, found[name].first),
-                number(name, found[name].second),
-                _signed(name, found[name].difference) + _unit(name),
-                _range(name, found[name]),
-                ("<= " if _at_floor(found[name]) else "") + _p(found[name].p_value),
-                _verdict(name, found[name]),
-            )
-            for name, words in names.items()
-        ),
-    )
-
-
-def _figure(answers: tuple[Answers, Answers], bins: int) -> Figure:
-    panels = [
-        ReliabilityPanel(title, reliability(one.confidences, one.hits, bins))
-        for title, one in zip(("first", "second"), answers, strict=True)
-    ]
-    return Figure(
-        "comparison-reliability",
-        reliability_picture(panels),
-        "Reliability diagrams of the two networks side by side",
-        "A blue bar that ends on the dashed diagonal is a calibrated bin; gap above the bar: overconfident; gap inside "
-        "the bar: underconfident. Below: how many images are in each bin.",
-    )
-
-
-def _signed(name: str, value: float) -> str:
-    places = {"top1": 2, "top5": 2, "nll": 3}.get(name, 4)
-    return f"{value:+.{places}f}"
-
-
-def _unit(name: str) -> str:
-    return " points" if name in BETTER_IF_LARGER else " nats" if name == "nll" else ""
-
-
-def _at_floor(one: Difference) -> bool:
-    """Whether the p-value may be smaller than the bootstrap can show."""
-    return one.p_value <= one.floor
-
-
-def _range(name: str, one: Difference) -> str:
-    return f"{_signed(name, one.interval.low)} to {_signed(name, one.interval.high)}"
+def _in_words(name: str, one: Difference) -> str:
+    first, second, difference, interval, p_value = _cells(name, one)
+    return f"{first} and {second}: {difference} ({interval}), p {p_value if '<' in p_value else f'= {p_value}'}"
 
 
 def _p(p_value: float) -> str:
@@ -224,8 +199,3 @@ def _plain(one: Difference) -> dict[str, Any]:
         "high": one.interval.high,
         "p_value": one.p_value,
     }
-
-
-def _csv(names: dict[str, str], found: dict[str, Difference]) -> str:
-    header = ("measure", "first", "second", "difference", "low", "high", "p_value")
-    return csv_text(header, [(name, *_plain(found[name]).values()) for name in names])

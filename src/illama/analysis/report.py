@@ -1,4 +1,4 @@
-"""Findings as one report: a page, Markdown, pictures, CSV and JSON."""
+"""What every analysis returns, and all of it as one report: a page, Markdown, pictures, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from illama.analysis.registry import ANALYSES
-from illama.analysis.result import AnalysisResult
-from illama.console.json_text import read_json
+from illama.console.json_text import as_json, read_json
 from illama.errors import UserError
 from illama.evaluation.cache import make_workspace
 from illama.evaluation.subject import Subject
@@ -27,6 +26,44 @@ from illama.system.files import utf8
 CACHE = "cache"  # sub-folder with what a second call need not compute again
 BRACKETS = "Brackets hold 95 % intervals over the images, or what a number rests on."
 _log = logging.getLogger("illama")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One line of a report's summary.
+
+    Attributes:
+        name: What was measured: "expected calibration error, 15 bins".
+        value: The number in words with its unit and, where there is one, its interval: "0.034 (0.029 to 0.041)".
+        published: The paper's number for a published network of this kind; "" where there is none.
+    """
+
+    name: str
+    value: str
+    published: str = ""
+
+
+@dataclass(frozen=True)
+class AnalysisResult:
+    """What one analysis returns.
+
+    Attributes:
+        name: The analysis: "calibration".
+        summary: The few numbers that stand at the head of a report.
+        section: Heading, figures and tables. Each figure's caption begins with one sentence that says how to read it.
+        values: All numbers as plain values for JSON: no NaN, no tensors.
+        tables: File name -> CSV text, for what one would draw again.
+    """
+
+    name: str
+    summary: tuple[Measure, ...]
+    section: Section
+    values: dict[str, Any]
+    tables: Mapping[str, str] = field(default_factory=dict)
+
+    def json(self) -> str:
+        """`values` as JSON; a number that is not finite is a bug of the analysis."""
+        return as_json(self.values, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -60,11 +97,11 @@ def look(subject: Subject, options: Mapping[str, Any], folder: Path, left_out: C
     findings: list[AnalysisResult] = []
     reasons: dict[str, str] = {}
     for number, (name, analysis) in enumerate(ANALYSES.items(), start=1):
-        reason = "not wanted (--without)" if name in left_out else why_not(name, subject, options[name])
+        reason = "not wanted (--without)" if name in left_out else analysis.why_not(subject, options[name])
         if reason is None:
             _log.info("%s (%d of %d)", name, number, len(ANALYSES))
             try:
-                findings.append(analysis.load(name)(subject, options[name], workspace))
+                findings.append(analysis.run(subject, options[name], workspace))
             except UserError as error:
                 reason = str(error)
         if reason is not None:
@@ -73,16 +110,7 @@ def look(subject: Subject, options: Mapping[str, Any], folder: Path, left_out: C
     return AnalysisReport(tuple(findings), reasons, subject)
 
 
-def why_not(name: str, subject: Subject, options: Any) -> str | None:
-    """Why an analysis cannot be made for this network and these images; None if it can."""
-    analysis = ANALYSES[name]
-    if analysis.numbering == "model" and subject.numbering != "model":
-        return "the images' classes are not the network's"
-    reason: str | None = analysis.load("why_not")(subject, options)
-    return reason
-
-
-def write_look(found: AnalysisReport, folder: Path, title: str | None = None) -> list[Path]:
+def write_look(report: AnalysisReport, folder: Path, title: str | None = None) -> list[Path]:
     """Write report.html, report.md, report.json, a CSV file for each table and an SVG file for each picture.
 
     Returns:
@@ -93,13 +121,13 @@ def write_look(found: AnalysisReport, folder: Path, title: str | None = None) ->
     """
     plain: dict[str, Any] = {
         "command": ["illama", *sys.argv[1:]],
-        "subject": None if found.subject is None else _described(found.subject),
-        "environment": _environment(found.subject),
-        "findings": {finding.name: finding.values for finding in found.findings},
-        "left_out": dict(found.left_out),
+        "subject": None if report.subject is None else _described(report.subject),
+        "environment": _environment(report.subject),
+        "findings": {result.name: result.values for result in report.findings},
+        "left_out": dict(report.left_out),
     }
-    attached = {name: utf8(text) for finding in found.findings for name, text in finding.tables.items()}
-    document = _document(found, title)
+    attached = {name: utf8(text) for result in report.findings for name, text in result.tables.items()}
+    document = _document(report, title)
     own = {*attached, *(f"{figure.name}.svg" for figure in document.figures())}
     plain["files"] = sorted(own)
     former = _former_files(folder)
@@ -112,7 +140,7 @@ def write_look(found: AnalysisReport, folder: Path, title: str | None = None) ->
 
 def summary_table(findings: tuple[AnalysisResult, ...]) -> Table:
     """The few numbers that stand at the head; published ones have a column where there are any."""
-    measures = [measure for finding in findings for measure in finding.summary]
+    measures = [measure for result in findings for measure in result.summary]
     if any(measure.published for measure in measures):
         rows = tuple((measure.name, measure.value, measure.published) for measure in measures)
         return Table(("measure", "found", "published"), rows, BRACKETS)
@@ -133,20 +161,19 @@ def about(subject: Subject) -> str:
     return subject.weights if not subject.has_images else f"{subject.weights}, on {subject.source.description}"
 
 
-def _document(found: AnalysisReport, title: str | None) -> Document:
-    sections = [Section("Summary", (summary_table(found.findings), *_left_out(found)))]
-    sections += [finding.section for finding in found.findings]
-    sections.append(Section("How this was made", tuple(_making(found.subject))))
-    first = "" if found.subject is None else f"{about(found.subject)}. "
+def _document(report: AnalysisReport, title: str | None) -> Document:
+    summary: list[Block] = [summary_table(report.findings)]
+    if report.left_out:
+        points = tuple(f"**{name}**: {reason}" for name, reason in report.left_out.items())
+        summary += [Text("Left out:"), Bullets(points)]
+    sections = [Section("Summary", tuple(summary)), *(result.section for result in report.findings)]
+    sections.append(Section("How this was made", tuple(_making(report.subject))))
+    first = "" if report.subject is None else f"{about(report.subject)}. "
     lead = f"{first}All numbers stand in report.json and the CSV files beside this page."
-    return Document(title or _title(found), lead, tuple(sections))
-
-
-def _left_out(found: AnalysisReport) -> list[Block]:
-    if not found.left_out:
-        return []
-    points = tuple(f"**{name}**: {reason}" for name, reason in found.left_out.items())
-    return [Text("Left out:"), Bullets(points)]
+    if title is None:  # whose inside this is; what was found where no network is known
+        titles = ", ".join(result.section.title for result in report.findings)
+        title = titles if report.subject is None else f"Inside {report.subject.name}"
+    return Document(title, lead, tuple(sections))
 
 
 def _making(subject: Subject | None) -> list[Block]:
@@ -154,25 +181,19 @@ def _making(subject: Subject | None) -> list[Block]:
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items() if version)
     machine = f"{made['processor']}, {made['cpu_cores']} cores, {made['device']}; {versions}; {made['platform']}."
     blocks: list[Block] = [Code(shlex.join(["illama", *sys.argv[1:]])), Text(machine)]
-    if subject is not None:
-        blocks.append(_network(subject))
-    return blocks
-
-
-def _network(subject: Subject) -> Table:
+    if subject is None:
+        return blocks
     described, config = _described(subject), subject.model.config
-    return Table(
-        ("network", ""),
-        (
-            ("parameters", f"{described['parameters']:,}"),
-            ("multiply-adds of one image", f"{described['multiply_adds'] / 1e9:.3f} G"),
-            ("image", " x ".join(map(str, config.height_width)) + f" px, patches of {config.patch_size} px"),
-            ("width, blocks, heads", f"{config.embed_dim}, {config.depth}, {config.num_heads}"),
-            ("feed-forward, norm, position", f"{config.ffn}, {config.norm}, {config.position}"),
-            ("mask, mask mode, class token", f"{config.mask}, {config.mask_mode}, {config.cls_position}"),
-            ("softness", f"{described['softness']:g}"),
-        ),
+    rows = (
+        ("parameters", f"{described['parameters']:,}"),
+        ("multiply-adds of one image", f"{described['multiply_adds'] / 1e9:.3f} G"),
+        ("image", " x ".join(map(str, config.height_width)) + f" px, patches of {config.patch_size} px"),
+        ("width, blocks, heads", f"{config.embed_dim}, {config.depth}, {config.num_heads}"),
+        ("feed-forward, norm, position", f"{config.ffn}, {config.norm}, {config.position}"),
+        ("mask, mask mode, class token", f"{config.mask}, {config.mask_mode}, {config.cls_position}"),
+        ("softness", f"{described['softness']:g}"),
     )
+    return [*blocks, Table(("network", ""), rows)]
 
 
 def _described(subject: Subject) -> dict[str, Any]:
@@ -192,10 +213,3 @@ def _environment(subject: Subject | None) -> dict[str, Any]:
     """Versions and hardware, without what differs from folder to folder."""
     device = torch.device("cpu") if subject is None else subject.device
     return {key: value for key, value in environment(device).items() if key not in ("command", "working_folder")}
-
-
-def _title(found: AnalysisReport) -> str:
-    """Whose inside this is; what was found where no network is known."""
-    if found.subject is None:
-        return ", ".join(finding.section.title for finding in found.findings)
-    return f"Inside {found.subject.name}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from illama.cli.output import STDOUT, Device, Json, check_targets, say, write_result
+from illama.cli.output import STDOUT, Json, check_targets, say, write_result
+from illama.cli.subject_options import Checkpoint, SubjectOptions
 from illama.console.json_text import as_json
 from illama.console.text import shown
 
@@ -17,41 +18,23 @@ WEAKEST = 10
 
 
 def eval_command(
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     /,
     *,
-    data: str | None = None,
-    split: str | None = None,
-    batch_size: int | None = None,
-    softness: float | None = None,
+    options: SubjectOptions = SubjectOptions(),  # noqa: B008 - frozen
     save_logits: Path | None = None,
-    device: Device = None,
     json: Json = None,
 ) -> None:
     """Top-1, top-5, loss, per-class accuracy and speed. Each image counts once; unreadable ones are named.
 
     Args:
-        checkpoint: A run folder, a checkpoint, a weights file, or the name of published weights.
-        data: Another data set than the recipe's: a folder, a parquet file, or a name such as digits.
-        split: Which split; the recipe's evaluation split by default.
-        batch_size: Images at a time.
-        softness: Softness of the mask, 0 (causal) to 1; the one saved with the weights by default.
         save_logits: A .safetensors file that the logits go to, for `illama analyze compare` and measures of your own.
     """
     from illama.distributed import is_main_process
     from illama.evaluation.classify import evaluate
 
     check_targets(json=json)
-    result = evaluate(
-        checkpoint,
-        data=data,
-        split=split,
-        batch_size=batch_size,
-        softness=softness,
-        device=device,
-        progress=True,
-        save_logits=save_logits,
-    )
+    result = evaluate(checkpoint, **options.given(), progress=True, save_logits=save_logits)
     if not is_main_process():
         return
     if json is not None:

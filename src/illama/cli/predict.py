@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from illama.cli.output import STDOUT, Csv, Device, Json, check_targets, say, write_result
+from illama.cli.subject_options import Checkpoint
 from illama.console.json_text import as_json
 from illama.console.text import shown
 from illama.errors import UserError
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def predict_command(
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     image: str,
     /,
     *images: str,
@@ -28,7 +28,6 @@ def predict_command(
     """Class names with probabilities. Unreadable images are named, stop no other, and make the exit code 2.
 
     Args:
-        checkpoint: A run folder, a checkpoint, a weights file, or the name of published weights.
         image: Image file, folder of images, or pattern such as 'photos/*.jpg'.
         images: More of them.
         top_k: How many classes to name.
@@ -37,21 +36,21 @@ def predict_command(
 
     check_targets(json=json, csv=csv)
     files, passed_over = find_images([image, *images])
-    found = predict(checkpoint, files, top_k=top_k, device=device)
+    predictions = predict(checkpoint, files, top_k=top_k, device=device)
     if json is not None:
-        plain = [one.to_dict() for one in found]
+        plain = [one.to_dict() for one in predictions]
         write_result(json, as_json(plain))
     if csv is not None:
-        write_result(csv, as_csv(found))
+        write_result(csv, as_csv(predictions))
     if STDOUT not in (json, csv):
-        for one in found:
+        for one in predictions:
             print(line(one))
     if passed_over.total:
         say(f"illama: passed over: {passed_over.line()}")
-    broken = [f"{shown(one.path)} ({one.problem})" for one in found if one.problem is not None]
+    broken = [f"{shown(one.path)} ({one.problem})" for one in predictions if one.problem is not None]
     if broken:
         named = ", ".join(broken[:3]) + (f" and {len(broken) - 3} more" if len(broken) > 3 else "")
-        raise UserError(f"{len(broken)} of {len(found)} images cannot be read: {named}; the others are done")
+        raise UserError(f"{len(broken)} of {len(predictions)} images cannot be read: {named}; the others are done")
     if passed_over.lost():
         raise UserError(f"pictures are passed over: {passed_over.lost()}; the others are done")
 
@@ -67,12 +66,12 @@ def line(one: Prediction) -> str:
     return f"{shown(one.path)}: " + ", ".join(named)
 
 
-def as_csv(found: Sequence[Prediction]) -> str:
+def as_csv(predictions: Sequence[Prediction]) -> str:
     """One row per image and class; an unreadable image has one row with its problem."""
     from illama.report import csv_text
 
     rows: list[tuple[object, ...]] = []
-    for one in found:
+    for one in predictions:
         if one.problem is not None:
             rows.append((one.path, "", "", "", one.problem))
         for rank, (name, probability) in enumerate(zip(one.classes, one.probabilities, strict=True), start=1):

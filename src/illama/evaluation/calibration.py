@@ -6,70 +6,15 @@ fewer images than bins and for images of a single class; no image at all, and lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from illama.errors import UserError
+from illama.evaluation.scores import Answers, judgeable, softmax
 
 BINS = 15
-CHUNK_VALUES = 1 << 22  # logits in double precision at a time: 32 MiB, and a few arrays of that size beside it
 TEMPERATURES = (0.01, 100.0)  # temperature scaling looks between these
-
-
-@dataclass(frozen=True, eq=False)
-class Answers:
-    """What the measures need to know of each image; far smaller than the logits.
-
-    Attributes:
-        targets: Right classes, (N,) int64.
-        predictions: Classes of the largest logit, the lower one of equal ones, (N,) int64.
-        ranks: How many classes come before the right one, (N,) int64; 0 is a hit.
-        confidences: Largest probabilities, (N,) float64.
-        losses: Negative log-likelihoods of the right class in nats, (N,) float64.
-        briers: Squared distances of the probabilities from the one-hot label, (N,) float64; see `brier_score`.
-    """
-
-    targets: np.ndarray
-    predictions: np.ndarray
-    ranks: np.ndarray
-    confidences: np.ndarray
-    losses: np.ndarray
-    briers: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    @property
-    def hits(self) -> np.ndarray:
-        """Whether the prediction is right, (N,) bool."""
-        return self.ranks == 0
-
-    @classmethod
-    def of(cls, logits: ArrayLike, targets: ArrayLike, temperature: float = 1.0) -> Answers:
-        """Judge logits (N, C), divided by a temperature, by integer targets (N,).
-
-        Raises:
-            UserError: There is no image, or a logit that is not finite.
-        """
-        logits, targets = _checked(logits, targets)
-        columns: list[tuple[np.ndarray, ...]] = []
-        for rows, probabilities, shifted, sums in _softmax(logits, temperature):
-            own = targets[rows, None]
-            right = np.take_along_axis(probabilities, own, 1)[:, 0]
-            losses = np.log(sums) - np.take_along_axis(shifted, own, 1)[:, 0]
-            briers = np.square(probabilities).sum(axis=1) - 2 * right + 1
-            of_right = np.take_along_axis(logits[rows], own, 1)
-            before = np.arange(logits.shape[1]) < own
-            ranks = ((logits[rows] > of_right) | ((logits[rows] == of_right) & before)).sum(axis=1)
-            columns.append((logits[rows].argmax(axis=1), ranks, probabilities.max(axis=1), losses, briers))
-        return cls(targets, *map(np.concatenate, zip(*columns, strict=True)))
-
-    def take(self, rows: np.ndarray) -> Answers:
-        """Those of some images."""
-        return Answers(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,24 +46,6 @@ class Reliability:
     def worst_count(self) -> int:
         """Images of the bin of `maximum_error`, the first of equal ones."""
         return int(self.counts[np.nanargmax(np.abs(self.accuracy - self.confidence))])
-
-
-def top_k_accuracy(answers: Answers, k: int) -> float:
-    """Percent of images whose right class is among the first `k`; 100 when there are no more than k classes."""
-    return 100.0 * float((answers.ranks < k).mean())
-
-
-def negative_log_likelihood(answers: Answers) -> float:
-    """Mean cross-entropy in nats."""
-    return float(answers.losses.mean())
-
-
-def brier_score(answers: Answers) -> float:
-    """Mean over the images of the sum over the classes of (probability - 1 if it is the right class, else 0)^2.
-
-    Brier's own definition (1950): 0 is perfect, 2 the worst. Some divide it by 2 or by the number of classes.
-    """
-    return float(answers.briers.mean())
 
 
 def bin_of(confidences: np.ndarray, bins: int = BINS) -> np.ndarray:
@@ -178,10 +105,10 @@ def classwise_calibration_error(
     Raises:
         UserError: There is no image, or a logit that is not finite.
     """
-    logits, targets = _checked(logits, targets)
+    logits, targets = judgeable(logits, targets)
     classes = logits.shape[1]
     gaps = np.zeros(classes * bins)
-    for rows, probabilities, _, _ in _softmax(logits, temperature):
+    for rows, probabilities, _, _ in softmax(logits, temperature):
         cells = np.arange(classes) * bins + bin_of(probabilities, bins)
         differences = probabilities
         differences[np.arange(len(differences)), targets[rows]] -= 1
@@ -204,13 +131,13 @@ def fit_temperature(logits: ArrayLike, targets: ArrayLike) -> float:
     """
     from scipy.optimize import brentq
 
-    logits, targets = _checked(logits, targets)
+    logits, targets = judgeable(logits, targets)
 
     def slope(log_temperature: float) -> float:
         """Derivative by 1 / T, over N; it falls with T."""
         total = 0.0
         temperature = float(np.exp(log_temperature))
-        for rows, probabilities, shifted, _ in _softmax(logits, temperature):
+        for rows, probabilities, shifted, _ in softmax(logits, temperature):
             total += float((probabilities * shifted).sum() - np.take_along_axis(shifted, targets[rows, None], 1).sum())
         return total * temperature / len(targets)
 
@@ -220,47 +147,6 @@ def fit_temperature(logits: ArrayLike, targets: ArrayLike) -> float:
     if slope(high) >= 0:
         return TEMPERATURES[1]
     return float(np.exp(brentq(slope, low, high, xtol=1e-10)))
-
-
-def refuse_non_finite(logits: np.ndarray, positions: np.ndarray | None = None) -> None:
-    """Refuse logits with infinities or NaN.
-
-    Args:
-        logits: (N, C).
-        positions: Of the images in their source, (N,); the rows' own numbers when None.
-
-    Raises:
-        UserError: There are some: how many images, and the first one's position.
-    """
-    broken = np.flatnonzero(~np.isfinite(logits).all(axis=1))
-    if len(broken):
-        first = int(broken[0] if positions is None else positions[broken[0]])
-        raise UserError(
-            f"the logits of {len(broken)} of {len(logits)} images are not finite, the first of image {first} (counted "
-            "from 0); use weights from before the training diverged, or check the images' normalisation"
-        )
-
-
-def _checked(logits: ArrayLike, targets: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    logits, targets = np.asarray(logits), np.asarray(targets)
-    if not len(targets):
-        raise UserError("there is no image to judge; give a data set with images that can be read")
-    refuse_non_finite(logits)
-    return logits, targets
-
-
-def _softmax(logits: np.ndarray, temperature: float) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows at a time: which, probabilities, logits less the largest of their row over T, sums of their exponentials."""
-    step = max(1, CHUNK_VALUES // logits.shape[1])
-    for start in range(0, len(logits), step):
-        rows = slice(start, start + step)
-        shifted = logits[rows].astype(np.float64)
-        shifted -= shifted.max(axis=1, keepdims=True)
-        shifted /= temperature
-        probabilities = np.exp(shifted)
-        sums = probabilities.sum(axis=1)
-        probabilities /= sums[:, None]
-        yield rows, probabilities, shifted, sums
 
 
 def _binned(numbers: np.ndarray, edges: np.ndarray, confidences: np.ndarray, hits: np.ndarray) -> Reliability:

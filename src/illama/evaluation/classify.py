@@ -63,19 +63,14 @@ class EvalResult:
     @property
     def per_class(self) -> dict[str, float | None]:
         """Accuracy in percent by class name (by number where names are unknown); None without images."""
-        names = self.classes or [str(i) for i in range(len(self.class_counts))]
-        pairs = zip(self.class_hits, self.class_counts, strict=True)
-        return {name: 100.0 * hits / count if count else None for name, (hits, count) in zip(names, pairs, strict=True)}
+        names = self.classes or tuple(map(str, range(len(self.class_counts))))
+        rows = zip(names, self.class_hits, self.class_counts, strict=True)
+        return {name: 100.0 * hits / count if count else None for name, hits, count in rows}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {
-            "top1": self.top1,
-            "top5": self.top5,
-            "loss": self.loss,
-            "count": self.count,
-            "softness": self.softness,
-            "images_per_s": self.images_per_s,
+        names = ("top1", "top5", "loss", "count", "softness", "images_per_s")
+        return {name: getattr(self, name) for name in names} | {
             "per_class": self.per_class,
             "class_counts": list(self.class_counts),
             "skipped": self.skipped,
@@ -141,18 +136,18 @@ def evaluate_together(
     def judge(number: int, logits: Tensor, batch: Batch) -> None:
         parts[number].append(Scores.of(logits, batch.targets, batch.indices))
         if keep is not None and not number:
-            keep.add(logits, batch)
+            keep.add(number, logits, batch)
 
     started = time.perf_counter()
-    used = _classify_all(asked, loader, progress, world, judge, forward)
+    used = classify_each(asked, loader, judge, progress=progress, world=world, forward=forward)
     # Joining waits for the device, so the time below is the pass's.
-    found = [Scores.join(world.gather(Scores.join(scores))) for scores in parts]
-    skipped = {where: why for each in world.gather(loader.skipped) for where, why in each.items()}
-    if not len(found[0].targets):
+    joined = [Scores.join(world.gather(Scores.join(scores))) for scores in parts]
+    skipped = skipped_by_all(loader, world)
+    if not len(joined[0].targets):
         raise world.error(f"no image could be evaluated; {len(skipped)} were skipped as unreadable")
     seconds = time.perf_counter() - started
     results = []
-    for scores, softness in zip(found, used, strict=True):
+    for scores, softness in zip(joined, used, strict=True):
         hits, counts = scores.per_class(num_classes)
         results.append(
             EvalResult(
@@ -176,8 +171,8 @@ class KeptLogits:
     def __init__(self) -> None:
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def add(self, logits: Tensor, batch: Batch) -> None:
-        """Keep one batch's."""
+    def add(self, _: int, logits: Tensor, batch: Batch) -> None:
+        """Keep one batch's; what `classify_each` calls."""
         self._parts.append((logits.float().cpu(), batch.targets.cpu(), batch.indices.cpu()))
 
     def join(self, world: World = ALONE) -> tuple[Tensor, Tensor, Tensor]:
@@ -206,10 +201,7 @@ def collect_logits(
     progress: bool = False,
     world: World = ALONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same pass, keeping the logits for measures of one's own.
-
-    Args:
-        model, loader, softness, progress, world: As for `evaluate_model`.
+    """The same pass as that of `evaluate_model`, keeping the logits for measures of one's own.
 
     Returns:
         Logits (N, C) float32, targets (N,) and positions in the source (N,), on the CPU, in the order of the source.
@@ -218,29 +210,44 @@ def collect_logits(
         UserError: There was no readable image.
     """
     kept = KeptLogits()
-    _classify_all([(model, softness)], loader, progress, world, lambda _, logits, batch: kept.add(logits, batch))
+    classify_each([(model, softness)], loader, kept.add, progress=progress, world=world)
     return kept.join(world)
 
 
-def _classify_all(
+def skipped_by_all(loader: EvalLoader, world: World) -> dict[str, str]:
+    """Location of each image that a pass could not read, and why, of all processes; a collective."""
+    return {where: why for skipped in world.gather(loader.skipped) for where, why in skipped.items()}
+
+
+def classify_each(
     asked: Sequence[tuple[ILlama, float | None]],
     loader: EvalLoader,
-    progress: bool,
-    world: World,
     look: Callable[[int, Tensor, Batch], None],
+    *,
+    progress: bool = False,
+    world: World = ALONE,
     forward: Forward = lambda model, images: model(images),
 ) -> list[float]:
-    """Hand the logits of each model (by its number) and batch to `look`; returns the softness of each."""
+    """The pass itself: hand the logits of each model (by its number) and batch to `look`.
+
+    Returns:
+        The softness of each model during the pass.
+    """
+    from illama.console.progress import WorkProgress
+
     softnesses = [float(model.softness) if softness is None else softness for model, softness in asked]
-    with ExitStack() as held:
-        advance = held.enter_context(_shown(loader, progress))
+    with ExitStack() as stack:
+        bar = WorkProgress("classifying", operator.length_hint(loader), "batches") if progress else None
+        if bar is not None:
+            stack.enter_context(bar)
         for model, _ in asked:
-            held.enter_context(evaluating(model, None))
+            stack.enter_context(evaluating(model, None))
         for batch in _in_step(loader, [model for model, _ in asked], world):
             for number, (model, _) in enumerate(asked):
                 model.set_softness(softnesses[number])
                 look(number, forward(model, batch.images), batch)
-            advance()
+            if bar is not None:
+                bar.advance(1)
     return softnesses
 
 
@@ -278,16 +285,20 @@ def evaluating(model: ILlama, softness: float | None) -> Iterator[None]:
         model.train(was_training)
 
 
-@contextmanager
-def _shown(loader: EvalLoader, wanted: bool) -> Iterator[Callable[[], None]]:
-    """Yields a function to call after each batch."""
-    from illama.console.progress import WorkProgress
-
-    if not wanted:
-        yield lambda: None
-        return
-    with WorkProgress("classifying", operator.length_hint(loader), "batches") as progress:
-        yield lambda: progress.advance(1)
+def evaluate_subject(
+    subject: Subject,
+    loader: EvalLoader | None = None,
+    *,
+    progress: bool = False,
+    world: World = ALONE,
+    keep: KeptLogits | None = None,
+) -> EvalResult:
+    """`evaluate_model` of a network on its images, with the names of both; a loader where there is one already."""
+    classes = subject.meta.config.num_classes
+    loader = subject.loader(world) if loader is None else loader
+    result = evaluate_model(subject.model, loader, classes, progress=progress, world=world, keep=keep)
+    description = subject.source.description
+    return dataclasses.replace(result, classes=subject.meta.classes, data=description, weights=subject.weights)
 
 
 def evaluate(
@@ -321,7 +332,7 @@ def evaluate(
         UserError: Checkpoint, data or device cannot be used, or the logits cannot be written.
     """
     from illama.distributed import join_world  # imported here: the training loop evaluates too
-    from illama.evaluation.saved_logits import check_target, class_mismatch, kept_logits
+    from illama.evaluation.saved_logits import check_target, class_mismatch, described
 
     target_file = None if save_logits is None else Path(save_logits)
 
@@ -342,17 +353,14 @@ def evaluate(
         subject, loader = world.agree(prepare)
         if world.size > 1:
             world.demand_same(_judged(subject))
-        classes = subject.meta.config.num_classes
         keep = None if target_file is None else KeptLogits()
-        shown = progress and world.is_main
-        result = evaluate_model(subject.model, loader, classes, progress=shown, world=world, keep=keep)
+        result = evaluate_subject(subject, loader, progress=progress and world.is_main, world=world, keep=keep)
         if not math.isfinite(result.loss):
             raise world.error(f"{subject.weights} answers with NaN or infinity; these weights cannot be judged")
         if keep is not None and target_file is not None:
-            saved = kept_logits(subject, keep, result.skipped, world)
+            saved = described(subject, keep.join(world), result.skipped)
             world.main_only(lambda: saved.save(target_file))
-    description = subject.source.description
-    return dataclasses.replace(result, classes=subject.meta.classes, data=description, weights=subject.weights)
+    return result
 
 
 def _judged(subject: Subject) -> dict[str, object]:

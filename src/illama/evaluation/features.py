@@ -5,19 +5,16 @@ Letters: N images, D width, L depth.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from illama.errors import UserError
-from illama.evaluation.cache import make_workspace, read_tensors, write_tensors
+from illama.evaluation.cache import About, TensorFile, checked, make_workspace, read_tensors
 from illama.evaluation.classify import evaluating
 from illama.evaluation.origin import data_id, network_id, short_name
 
@@ -26,11 +23,19 @@ if TYPE_CHECKING:
     from illama.models import ILlama
 
 Pooled = Literal["class", "mean"]
-KEY = "illama_features"  # of the safetensors header
+_TENSORS = {"values": (torch.float32, 2), "labels": (torch.int64, 1), "positions": (torch.int64, 1)}
+
+
+class _About(About):
+    """The description in a file's header."""
+
+    block: int
+    tokens: Pooled
+    identity: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Features:
+class Features(TensorFile):
     """What a network makes of each image of a source, in the order of the source.
 
     Attributes:
@@ -46,6 +51,9 @@ class Features:
         skipped: Images that could not be read: location -> reason.
     """
 
+    KEY = "illama_features"
+    ARRAYS = ("values", "labels", "positions")
+
     values: Tensor
     labels: Tensor
     positions: Tensor
@@ -57,54 +65,16 @@ class Features:
     data: str = ""
     skipped: dict[str, str] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write a .safetensors file: values, labels, positions, and the rest as JSON in its header.
-
-        `safetensors.numpy.load_file(path)["values"]` reads it without this package; so do "labels" and "positions".
-
-        Raises:
-            UserError: It cannot be written.
-        """
-        tensors = {name: getattr(self, name).contiguous() for name in ("values", "labels", "positions")}
-        about = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.name not in tensors}
-        write_tensors(path, KEY, tensors, about)
-
     @classmethod
     def load(cls, path: Path) -> Features:
-        """Read back what `save` wrote.
-
-        Raises:
-            UserError: No such file, damaged, or not one of features.
-        """
-        tensors, about = read_tensors(path, KEY, "features")
-        kinds = {name: (tensor.dtype, tensor.ndim) for name, tensor in tensors.items()}
-        try:
-            fields: dict[str, Any] = dict(TypeAdapter(_About).validate_python(about))
-        except ValidationError:
-            fields = {}
-        if not fields or kinds != _TENSORS:
+        tensors, about = read_tensors(path, cls.KEY, "features", "make it")
+        description = checked(about, _About)
+        if description is None or {name: (tensor.dtype, tensor.ndim) for name, tensor in tensors.items()} != _TENSORS:
             raise UserError(f"{path} holds features of another version of illama; make them again")
         if len({len(tensor) for tensor in tensors.values()}) > 1:
             raise UserError(f"{path} has features, labels and positions of different numbers of images; make it again")
-        parts: dict[str, Any] = {**tensors, **fields, "classes": tuple(fields["classes"])}
+        parts: dict[str, Any] = {**tensors, **description}
         return cls(**parts)
-
-
-class _About(TypedDict):
-    """The description in a file's header."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
-
-    classes: list[str]
-    block: int
-    tokens: Pooled
-    identity: dict[str, Any]
-    weights: str
-    data: str
-    skipped: dict[str, str]
-
-
-_TENSORS = {"values": (torch.float32, 2), "labels": (torch.int64, 1), "positions": (torch.int64, 1)}
 
 
 def collect_features(subject: Subject, block: int = -1, tokens: Pooled = "class") -> Features:
@@ -171,13 +141,22 @@ def cached_features(subject: Subject, blocks: Sequence[int], tokens: Pooled, wor
     if workspace is None:
         return collect_blocks(subject, blocks, tokens)
     wanted = [subject.model.block_index(block) for block in blocks]
-    files = {block: _cache_file(workspace, features_identity(subject, block, tokens)) for block in wanted}
+    identities = {block: features_identity(subject, block, tokens) for block in wanted}
+    files = {
+        block: workspace / f"features-{short_name(identity)}.safetensors" for block, identity in identities.items()
+    }
     missing = [block for block, file in files.items() if not file.is_file()]
     if missing:
         make_workspace(workspace)
-        for found in collect_blocks(subject, missing, tokens):
-            found.save(files[found.block])
-    return [_load_checked(files[block], features_identity(subject, block, tokens)) for block in wanted]
+        for features in collect_blocks(subject, missing, tokens):
+            features.save(files[features.block])
+    kept = [Features.load_kept(files[block]) for block in wanted]
+    for features, block in zip(kept, wanted, strict=True):
+        if features.identity != identities[block]:
+            raise UserError(
+                f"{files[block]} holds features of other weights, images or blocks than its name says; delete it"
+            )
+    return kept
 
 
 def features_identity(subject: Subject, block: int, tokens: Pooled) -> dict[str, Any]:
@@ -193,17 +172,17 @@ def features_identity(subject: Subject, block: int, tokens: Pooled) -> dict[str,
 
 def _pooled(model: ILlama, images: Tensor, blocks: Sequence[int], tokens: Pooled) -> Tensor:
     """Features of a batch, (B, len(blocks), D) float32."""
-    found: dict[int, Tensor] = {}
+    of_block: dict[int, Tensor] = {}
 
     def keep(index: int, x_BND: Tensor) -> None:
         if index in blocks:
             normed_BND = model.norm(x_BND)
             pooled = normed_BND[:, model.cls_index] if tokens == "class" else model.patch_tokens(normed_BND).mean(dim=1)
-            found[index] = pooled.float()
+            of_block[index] = pooled.float()
 
     alone = tokens == "class" and model.only_needed_tokens
     model.run_blocks(model.embed(images), keep, stop_after=max(blocks), only_class_token=alone)
-    return torch.stack([found[block] for block in blocks], dim=1)
+    return torch.stack([of_block[block] for block in blocks], dim=1)
 
 
 def _demand_finite(values_NLD: Tensor, subject: Subject) -> None:
@@ -213,17 +192,3 @@ def _demand_finite(values_NLD: Tensor, subject: Subject) -> None:
             f"{bad} of {len(values_NLD)} images have features that are not finite; the weights ({subject.weights}) "
             "are damaged or training has diverged"
         )
-
-
-def _cache_file(workspace: Path, identity: dict[str, Any]) -> Path:
-    return workspace / f"features-{short_name(identity)}.safetensors"
-
-
-def _load_checked(file: Path, identity: dict[str, Any]) -> Features:
-    try:
-        found = Features.load(file)
-    except UserError:
-        raise UserError(f"{file} is damaged, or of another version of illama; delete it") from None
-    if found.identity != identity:
-        raise UserError(f"{file} holds features of other weights, images or blocks than its name says; delete it")
-    return found

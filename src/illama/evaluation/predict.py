@@ -8,22 +8,28 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from illama.console.text import shown
-from illama.data.decode.images import MAX_PIXELS, BrokenImage, read_image
+from illama.data.decode.images import MAX_PIXELS, BrokenImage
+from illama.data.sources.folder import FolderSource
 from illama.data.sources.formats import picture_endings
 from illama.data.sources.pattern import files_matching
 from illama.data.sources.walk import PassedOver, walk
 from illama.errors import UserError
-from illama.evaluation.classify import evaluating
+from illama.evaluation.classify import classify_each
 from illama.evaluation.subject import needed_transform
 from illama.weights import load_model
 
+if TYPE_CHECKING:
+    from illama.data.loading.batch import Batch
+
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-BATCH = 32  # images decoded at a time
+BATCH = 32  # images that the network sees at a time
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,9 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        found = [{"class": n, "probability": p} for n, p in zip(self.classes, self.probabilities, strict=True)]
-        return {"path": self.path, "predictions": found, "problem": self.problem}
+        rows = zip(self.classes, self.probabilities, strict=True)
+        predictions = [{"class": name, "probability": probability} for name, probability in rows]
+        return {"path": self.path, "predictions": predictions, "problem": self.problem}
 
 
 def predict(
@@ -70,6 +77,7 @@ def predict(
     Raises:
         UserError: Checkpoint or device cannot be used, or a path, folder or pattern has no image.
     """
+    from illama.data import EvalLoader
     from illama.device import resolve_device  # imported here: the training loop evaluates too
 
     if top_k < 1:
@@ -79,21 +87,38 @@ def predict(
     model, meta = load_model(checkpoint, target)
     transform = needed_transform(meta, checkpoint)
     names = meta.classes or tuple(str(i) for i in range(meta.config.num_classes))
-    limit = _most_pixels(meta.recipe or {}, checkpoint)
-    found: list[Prediction] = []
-    with evaluating(model, softness=None):
-        for start in range(0, len(files), BATCH):
-            readable, broken = _read(files[start : start + BATCH], transform, limit)
-            if readable:
-                batch = transform.normalize(torch.stack(list(readable.values())), target)
-                probabilities = torch.softmax(model(batch).float(), dim=1)
-                if not bool(torch.isfinite(probabilities).all()):
-                    raise UserError(f"{shown(checkpoint)} answers with NaN; these weights cannot be used")
-                best, order = (t.cpu() for t in probabilities.topk(min(top_k, len(names)), dim=1))
-                for path, row, row_best in zip(readable, order.tolist(), best.tolist(), strict=True):
-                    broken[path] = Prediction(path, tuple(names[i] for i in row), tuple(row_best))
-            found += [broken[path] for path in files[start : start + BATCH]]
-    return found
+    no_labels = np.zeros(len(files), dtype=np.int64)
+    source = FolderSource("", files, no_labels, (), transform.in_chans, f"{len(files)} images")
+    source.max_pixels = _most_pixels(meta.recipe or {}, checkpoint)
+    try:
+        loader = EvalLoader(source, transform, BATCH, target)
+    except UserError:  # of a set without any readable image
+        problems = [_problem(source, i) for i in range(len(files))]
+        if None in problems:
+            raise
+        return [Prediction(path, problem=problem) for path, problem in zip(files, problems, strict=True)]
+    predictions: dict[str, Prediction] = {}
+
+    def look(_: int, logits: Tensor, batch: Batch) -> None:
+        probabilities = torch.softmax(logits.float(), dim=1)
+        if not bool(torch.isfinite(probabilities).all()):
+            raise UserError(f"{shown(checkpoint)} answers with NaN; these weights cannot be used")
+        best, order = (t.cpu() for t in probabilities.topk(min(top_k, len(names)), dim=1))
+        for i, row, row_best in zip(batch.indices.tolist(), order.tolist(), best.tolist(), strict=True):
+            predictions[files[i]] = Prediction(files[i], tuple(names[number] for number in row), tuple(row_best))
+
+    classify_each([(model, None)], loader, look)
+    predictions |= {path: Prediction(path, problem=why) for path, why in loader.skipped.items()}
+    return [predictions[path] for path in files]
+
+
+def _problem(source: FolderSource, i: int) -> str | None:
+    """Why an image cannot be read; None where it can."""
+    try:
+        source.read(i)
+    except BrokenImage as broken:
+        return broken.why
+    return None
 
 
 def _most_pixels(recipe: Mapping[str, Any], checkpoint: Path | str) -> int:
@@ -116,7 +141,7 @@ def find_images(given: Sequence[Path | str]) -> tuple[list[str], PassedOver]:
     Raises:
         UserError: One of them has no image; a file that is named outright is taken whatever its ending.
     """
-    found: dict[str, None] = {}
+    files: dict[str, None] = {}
     passed_over = PassedOver()
     for item in given:
         path, text = Path(item), str(item)
@@ -138,8 +163,8 @@ def find_images(given: Sequence[Path | str]) -> tuple[list[str], PassedOver]:
             raise UserError(
                 f"{shown(text)} has no image in it; known endings: {', '.join(sorted(picture_endings()))}{why}"
             )
-        found |= dict.fromkeys(matches)
-    return list(found), passed_over
+        files |= dict.fromkeys(matches)
+    return list(files), passed_over
 
 
 def _why_not(text: str) -> str:
@@ -151,17 +176,3 @@ def _why_not(text: str) -> str:
     if text == "-":
         return "images are not read from stdin; give files, folders or patterns such as 'photos/*.jpg'"
     return f"there is no image {name}; give files, folders or patterns such as 'photos/*.jpg'"
-
-
-def _read(
-    files: Sequence[str], transform: Any, max_pixels: int
-) -> tuple[dict[str, torch.Tensor], dict[str, Prediction]]:
-    """The model's view of each readable image, and a prediction with a problem for each other one."""
-    readable: dict[str, torch.Tensor] = {}
-    broken: dict[str, Prediction] = {}
-    for file in files:
-        try:
-            readable[file] = transform(read_image(file, transform.in_chans, max_pixels=max_pixels))
-        except BrokenImage as error:
-            broken[file] = Prediction(file, problem=error.why)
-    return readable, broken

@@ -6,35 +6,39 @@ in JSON. Letters: N images, C classes.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from pydantic import Field
+from torch import Tensor
 
 from illama.console.text import shown
 from illama.distributed import ALONE, World
 from illama.errors import UserError
-from illama.evaluation.cache import is_tensor_file, make_workspace, read_tensors, write_tensors
-from illama.evaluation.calibration import Answers, refuse_non_finite
-from illama.evaluation.classify import KeptLogits, collect_logits
+from illama.evaluation.cache import About, TensorFile, checked, make_workspace, read_tensors
+from illama.evaluation.classify import collect_logits, skipped_by_all
 from illama.evaluation.origin import data_id, network_id
+from illama.evaluation.scores import Answers, refuse_non_finite
 from illama.evaluation.subject import Subject
 
 ENDING = ".safetensors"
-KEY = "illama_logits"  # of the safetensors header
 FORMAT_VERSION = 1
 CACHE_FILE = "logits.safetensors"
 
 
+class _About(About):
+    """The description in a file's header."""
+
+    data_id: str
+    network_id: str
+    softness: Annotated[float, Field(ge=0, le=1)]
+
+
 @dataclass(frozen=True, eq=False)
-class SavedLogits:
+class SavedLogits(TensorFile):
     """What a network said of every readable image of a data set.
 
     Attributes:
@@ -53,6 +57,9 @@ class SavedLogits:
     Raises:
         UserError: The parts do not fit each other.
     """
+
+    KEY = "illama_logits"
+    ARRAYS = ("logits", "targets", "indices")
 
     logits: np.ndarray
     targets: np.ndarray
@@ -98,37 +105,25 @@ class SavedLogits:
         refuse_non_finite(self.logits, self.indices)
         return Answers.of(self.logits, self.targets)
 
-    def save(self, path: Path) -> None:
-        """Write the file, which appears, or replaces the one of its name, once it is complete.
-
-        Raises:
-            UserError: It cannot be written.
-        """
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in _DTYPES}
-        about = {name: getattr(self, name) for name in _ABOUT} | {"format_version": FORMAT_VERSION}
-        write_tensors(path, KEY, tensors, about)
+    def save(self, path: Path, **more: Any) -> None:
+        super().save(path, format_version=FORMAT_VERSION, **more)
 
     @classmethod
     def load(cls, path: Path) -> SavedLogits:
-        """Read a file that `save` wrote.
-
-        Raises:
-            UserError: There is none, it is damaged, or it is something else.
-        """
-        try:
-            tensors, about = read_tensors(path, KEY, "logits")
-        except UserError as error:
-            raise UserError(f"{error} with illama eval CHECKPOINT --save-logits FILE.safetensors") from None
-        parts: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items()}
-        return cls(**parts, **_checked(about, path, parts))
-
-    @staticmethod
-    def is_one(path: Path) -> bool:
-        """Whether a path is a file that says it holds logits, and not, say, weights."""
-        return is_tensor_file(path, KEY)
+        how = "make it with illama eval CHECKPOINT --save-logits FILE.safetensors"
+        tensors, about = read_tensors(path, cls.KEY, "logits", how)
+        version = about.pop("format_version", None)
+        if version not in (None, FORMAT_VERSION):
+            given = f"logits format {shown(version, 40)!r}" if isinstance(version, str) else f"logits format {version}"
+            raise UserError(f"{path}: {shown(given, 60)}, this illama reads {FORMAT_VERSION}; update illama")
+        description = checked(about, _About)
+        if version is None or description is None or set(tensors) != set(cls.ARRAYS):
+            raise UserError(f"{path}: its header does not describe logits; save them again")
+        parts: dict[str, Any] = {**{name: tensor.numpy() for name, tensor in tensors.items()}, **description}
+        return cls(**parts)
 
     def _misfit(self) -> str | None:
-        for name, dtype in _DTYPES.items():
+        for name, dtype in {"logits": np.float32, "targets": np.int64, "indices": np.int64}.items():
             if getattr(self, name).dtype != dtype:
                 return f"{name} are {getattr(self, name).dtype}, not {np.dtype(dtype)}"
         if self.logits.ndim != 2 or not self.logits.shape[1]:
@@ -143,40 +138,6 @@ class SavedLogits:
         if len(self.classes) > self.num_classes:
             return f"{len(self.classes)} class names for {self.num_classes} classes"
         return "the positions do not rise" if (np.diff(self.indices) <= 0).any() else None
-
-
-_DTYPES: dict[str, type] = {"logits": np.float32, "targets": np.int64, "indices": np.int64}
-_ABOUT = tuple(each.name for each in dataclasses.fields(SavedLogits) if each.name not in _DTYPES)
-
-
-class _About(TypedDict):
-    """The description in a file's header."""
-
-    __pydantic_config__ = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
-
-    classes: list[str]
-    data: str
-    data_id: str
-    weights: str
-    network_id: str
-    softness: Annotated[float, Field(ge=0, le=1)]
-    skipped: dict[str, str]
-
-
-def _checked(about: dict[str, Any], path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The description in a file's header, as fields."""
-    plain = dict(about)
-    version = plain.pop("format_version", None)
-    if version not in (None, FORMAT_VERSION):
-        given = f"logits format {shown(version, 40)!r}" if isinstance(version, str) else f"logits format {version}"
-        raise UserError(f"{path}: {shown(given, 60)}, this illama reads {FORMAT_VERSION}; update illama")
-    try:
-        fields: dict[str, Any] = dict(TypeAdapter(_About).validate_python(plain))
-    except ValidationError:
-        fields = {}
-    if version is None or not fields or set(arrays) != set(_DTYPES):
-        raise UserError(f"{path}: its header does not describe logits; save them again")
-    return fields | {"classes": tuple(fields["classes"])}
 
 
 def check_target(path: Path) -> None:
@@ -204,9 +165,9 @@ def class_mismatch(subject: Subject) -> str | None:
     most, classes = int(subject.source.labels.max()), subject.model.config.num_classes
     if most >= classes:
         return f"{subject.source.description}: an image is of class {most}, but the network has {classes} classes"
-    known = len(subject.source.classes)
-    if not subject.meta.classes and known != classes:
-        return f"{subject.source.description}: it has {known} classes, the network {classes}, whose names are unknown"
+    given = len(subject.source.classes)
+    if not subject.meta.classes and given != classes:
+        return f"{subject.source.description}: it has {given} classes, the network {classes}, whose names are unknown"
     return None
 
 
@@ -221,23 +182,11 @@ def logits_of(subject: Subject, world: World = ALONE, *, progress: bool = False)
         raise world.error(problem)
     loader = subject.loader(world)
     kept = collect_logits(subject.model, loader, progress=progress and world.is_main, world=world)
-    skipped = {where: why for each in world.gather(loader.skipped) for where, why in each.items()}
-    return _described(subject, kept, skipped)
+    return described(subject, kept, skipped_by_all(loader, world))
 
 
-def kept_logits(subject: Subject, kept: KeptLogits, skipped: dict[str, str], world: World = ALONE) -> SavedLogits:
-    """The same from a pass that has been made; a collective.
-
-    Args:
-        subject: What made it.
-        kept: This process's share.
-        skipped: The unreadable images of all processes.
-        world: The processes that shared the pass.
-    """
-    return _described(subject, kept.join(world), skipped)
-
-
-def _described(subject: Subject, kept: tuple[Any, Any, Any], skipped: dict[str, str]) -> SavedLogits:
+def described(subject: Subject, kept: tuple[Tensor, Tensor, Tensor], skipped: dict[str, str]) -> SavedLogits:
+    """Logits, targets and positions of a subject's images, and those that could not be read, with what made them."""
     logits, targets, indices = (tensor.numpy() for tensor in kept)
     return SavedLogits(
         logits,
@@ -268,10 +217,7 @@ def logits_for(subject: Subject, workspace: Path | None, *, progress: bool = Fal
         return logits_of(subject, progress=progress)
     path = make_workspace(workspace) / CACHE_FILE
     if path.is_file():
-        try:
-            saved = SavedLogits.load(path)
-        except UserError:
-            raise UserError(f"{path} is damaged, or of another version of illama; delete it") from None
+        saved = SavedLogits.load_kept(path)
         if (saved.network_id, saved.data_id) == (network_id(subject.model, subject.transform), data_id(subject.source)):
             return saved
     saved = logits_of(subject, progress=progress)

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from illama.evaluation.calibration import BINS, Answers, bin_of
+from illama.evaluation.calibration import BINS, bin_of
+from illama.evaluation.scores import Answers
 
 LEVEL = 0.95
 CHUNK_VALUES = 1 << 23  # counts of drawn images at a time: 64 MiB
@@ -24,6 +25,10 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+    def in_percent(self) -> Interval:
+        """That of a share."""
+        return Interval(100 * self.low, 100 * self.high)
 
 
 def resampled_means(rows: Any, resamples: int, seed: int) -> np.ndarray:
@@ -89,7 +94,9 @@ def intervals(
     larger than that of all images there could be: for a small set or a well calibrated network its interval can lie
     above the measured value.
     """
-    return {name: percentile_interval(each) for name, each in of_means(resampled_means(rows, resamples, seed)).items()}
+    return {
+        name: percentile_interval(values) for name, values in of_means(resampled_means(rows, resamples, seed)).items()
+    }
 
 
 def balanced_accuracy_interval(answers: Answers, num_classes: int, resamples: int, seed: int) -> Interval:
@@ -165,17 +172,17 @@ def paired_differences(
     values = [measures(part) for part in np.split(rows.mean(axis=0), 2)]
     drawn = [measures(part) for part in np.split(resampled_means(rows, resamples, seed), 2, axis=1)]
     tops = {"top1": 1, "top5": 5}
-    found = {}
+    compared = {}
     for name in values[0]:
         differences = drawn[1][name] - drawn[0][name]
         if name in tops:
             floor, p_value = 0.0, mcnemar(first.ranks < tops[name], second.ranks < tops[name]).p_value
         else:
             floor, p_value = 2 / (resamples + 1), bootstrap_p_value(differences)
-        found[name] = Difference(
+        compared[name] = Difference(
             float(values[0][name]), float(values[1][name]), percentile_interval(differences), p_value, floor
         )
-    return found
+    return compared
 
 
 def bootstrap_p_value(differences: np.ndarray) -> float:
@@ -184,7 +191,7 @@ def bootstrap_p_value(differences: np.ndarray) -> float:
     return min(1.0, 2 * one_side / (len(differences) + 1))
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
+def wilson(hits: int, count: int) -> Interval:
     """Wilson's 95 % interval of a share (E. B. Wilson, 1927): right for small counts and shares near 0 or 1 too.
 
     Args:
@@ -194,4 +201,4 @@ def wilson(hits: int, count: int) -> tuple[float, float]:
     from scipy.stats import binomtest  # half a second of import
 
     interval = binomtest(hits, count).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    return Interval(float(interval.low), float(interval.high))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from illama.checkpoint.format import Meta
 from illama.errors import UserError
-from illama.evaluation.classify import EvalResult, evaluate_model
+from illama.evaluation.classify import EvalResult, evaluate_subject
 from illama.evaluation.statistics import wilson
 from illama.evaluation.subject import open_subject
 from illama.weights.load import load_weights
@@ -113,11 +112,7 @@ def verify(
         published_row(load_weights(file).meta, checkpoint)
     subject = open_subject(file, data=data, split=split, batch_size=batch_size, device=device)
     row = published_row(subject.meta, checkpoint)
-    found = evaluate_model(subject.model, subject.loader(), subject.meta.config.num_classes, progress=progress)
-    found = dataclasses.replace(
-        found, classes=subject.meta.classes, data=subject.source.description, weights=subject.weights
-    )
-    return judge(row, found)
+    return judge(row, evaluate_subject(subject, progress=progress))
 
 
 def published_row(meta: Meta, checkpoint: Path | str) -> PublishedWeights:
@@ -137,7 +132,7 @@ def published_row(meta: Meta, checkpoint: Path | str) -> PublishedWeights:
 
 def judge(published: PublishedWeights, result: EvalResult) -> Verification:
     """The comparison of an evaluation with the published value."""
-    low, high = wilson(sum(result.class_hits), result.count)
+    low, high = wilson(sum(result.class_hits), result.count).in_percent()
     counts = result.class_counts
     complete = (
         result.count == VALIDATION_IMAGES
@@ -145,4 +140,4 @@ def judge(published: PublishedWeights, result: EvalResult) -> Verification:
         and len(counts) * IMAGES_PER_CLASS == VALIDATION_IMAGES
         and all(count == IMAGES_PER_CLASS for count in counts)
     )
-    return Verification(published, result, 100 * low, 100 * high, complete)
+    return Verification(published, result, low, high, complete)

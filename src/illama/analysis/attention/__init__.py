@@ -17,13 +17,13 @@ from illama.analysis.attention.measures import (
     row_entropy,
     row_mass,
 )
-from illama.analysis.result import AnalysisResult, Measure
+from illama.analysis.report import AnalysisResult, Measure
 from illama.console.progress import WorkProgress
 from illama.errors import UserError
 from illama.report import Block, Section, Table, Text, csv_text
 
 if TYPE_CHECKING:
-    from illama.analysis.options import AttentionOptions
+    from illama.analysis.registry import AttentionOptions
     from illama.evaluation.subject import Sample, Subject
     from illama.models import ILlama, ModelConfig
 
@@ -32,31 +32,22 @@ PAPER_LAYERS = (1, 4, 8, 12)  # shown in Fig. 4, of twelve
 
 
 def attention(subject: Subject, options: AttentionOptions, workspace: Path | None = None) -> AnalysisResult:
-    """Look at the attention of randomly chosen images, in one pass.
-
-    Args:
-        subject: Any network, looked at with its own softness; the images' labels do not matter.
-        options: How many images, which share decides the rank, how many images are drawn.
-        workspace: Nothing is kept in it.
-
-    Raises:
-        UserError: `why_not` has a reason, or no image can be read.
-    """
+    """Look at the attention of randomly chosen images in one pass, at the network's own softness."""
     reason = why_not(subject, options)
     if reason is not None:
         raise UserError(reason)
     sample, config = subject.sample(options.images, options.seed), subject.model.config
     maps = len(sample.images) * config.depth * config.num_heads
     with WorkProgress("attention", maps, "maps") as progress:
-        found = measure_attention(
+        numbers = measure_attention(
             subject.model, sample.images, share=options.share, shown=options.shown, advance=progress.advance
         )
     return AnalysisResult(
         name="attention",
-        summary=_summary(found, subject.model, options),
-        section=Section("Attention", _blocks(subject, sample, found, options)),
-        values=_values(subject.model, sample, found, options),
-        tables={"attention.csv": _heads_csv(found), "attention_curves.csv": _curves_csv(found)},
+        summary=_summary(numbers, subject.model, options),
+        section=Section("Attention", _blocks(subject, sample, numbers, options)),
+        values=_values(subject.model, sample, numbers, options),
+        tables={"attention.csv": _heads_csv(numbers), "attention_curves.csv": _curves_csv(numbers)},
     )
 
 
@@ -77,21 +68,21 @@ def rows_sum_to_one(config: ModelConfig, softness: float) -> bool:
     return config.mask == "none" or config.mask_mode == "pre_softmax" or softness == 1
 
 
-def _summary(found: AttentionNumbers, model: ILlama, options: AttentionOptions) -> tuple[Measure, ...]:
+def _summary(numbers: AttentionNumbers, model: ILlama, options: AttentionOptions) -> tuple[Measure, ...]:
     config = model.config
     tokens, depth = config.num_patches + 1, config.depth
     layers = "layer 1" if depth == 1 else f"layers 1 and {depth}"
     measures = [
         Measure(
             f"rank of attention, layer 1, head 1 (singular values that reach {100 * options.share:g} % of their sum)",
-            f"{int(found.rank_Lh[0, 0])} of {tokens}",
+            f"{int(numbers.rank_Lh[0, 0])} of {tokens}",
             PUBLISHED_RANK if options.share == 0.8 else "",
         ),
-        Measure(f"rank of attention, mean of the heads, {layers}", f"{_ends(found.rank_Lh)} of {tokens}"),
-        Measure(f"mean attention distance, {layers}", f"{_ends(found.distance_Lh)} px"),
+        Measure(f"rank of attention, mean of the heads, {layers}", f"{_ends(numbers.rank_Lh)} of {tokens}"),
+        Measure(f"mean attention distance, {layers}", f"{_ends(numbers.distance_Lh)} px"),
     ]
     if not rows_sum_to_one(config, float(model.softness)):
-        row_sum = found.mass_Lh[0].mean().item()
+        row_sum = numbers.mass_Lh[0].mean().item()
         measures.append(Measure("attention row sum after the mask, layer 1 (mean)", f"{row_sum:.3f}"))
     return tuple(measures)
 
@@ -102,7 +93,9 @@ def _ends(numbers_Lh: torch.Tensor) -> str:
     return " and ".join(map(_number, means if len(means) == 1 else (means[0], means[-1])))
 
 
-def _blocks(subject: Subject, sample: Sample, found: AttentionNumbers, options: AttentionOptions) -> tuple[Block, ...]:
+def _blocks(
+    subject: Subject, sample: Sample, numbers: AttentionNumbers, options: AttentionOptions
+) -> tuple[Block, ...]:
     model, config = subject.model, subject.model.config
     indifferent = indifferent_weights(model)
     baselines = (
@@ -113,14 +106,14 @@ def _blocks(subject: Subject, sample: Sample, found: AttentionNumbers, options: 
     mass = not rows_sum_to_one(config, float(model.softness))
     blocks: list[Block] = [
         Text(_how(model, len(sample.images), options.seed)),
-        draw_curves(found, shown_layers(config.depth), options.share),
-        draw_heads(found, options.share),
-        draw_rows(found, baselines, mass=mass),
-        _table(found, mass=mass),
+        draw_curves(numbers, shown_layers(config.depth), options.share),
+        draw_heads(numbers, options.share),
+        draw_rows(numbers, baselines, mass=mass),
+        _table(numbers, mass=mass),
     ]
-    drawn = found.rollout_sN.shape[0]
+    drawn = numbers.rollout_sN.shape[0]
     if drawn:
-        blocks.append(draw_maps(Pictures.of(subject, sample, drawn), found, config))
+        blocks.append(draw_maps(Pictures.of(subject, sample, drawn), numbers, config))
     return tuple(blocks)
 
 
@@ -139,22 +132,20 @@ def _how(model: ILlama, images: int, seed: int) -> str:
     )
 
 
-def _table(found: AttentionNumbers, *, mass: bool) -> Table:
+def _table(numbers: AttentionNumbers, *, mass: bool) -> Table:
     rows = []
-    for layer, ranks in enumerate(found.rank_Lh.tolist()):
-        means = [
-            float(numbers[layer].nanmean())
-            for numbers in (found.effective_rank_Lh, found.distance_Lh, found.entropy_Lh, found.mass_Lh)
-        ]
+    for layer, ranks in enumerate(numbers.rank_Lh.tolist()):
+        columns = (numbers.effective_rank_Lh, numbers.distance_Lh, numbers.entropy_Lh, numbers.mass_Lh)
+        means = [float(column_Lh[layer].nanmean()) for column_Lh in columns]
         spread = f"{sum(ranks) / len(ranks):.1f} ({min(ranks)} to {max(ranks)})"
         rows.append((str(layer + 1), spread, *map(_number, means[:2]), f"{means[2]:.2f}", f"{means[3]:.3f}"))
     header = ("layer", "rank (range of heads)", "effective rank", "distance, px", "entropy, nats", "row sum")
-    columns = len(header) if mass else len(header) - 1
-    cut = tuple(row[:columns] for row in rows)
-    return Table(header[:columns], cut, "Means over heads and images; attention.csv has every head.")
+    kept = len(header) if mass else len(header) - 1
+    cut = tuple(row[:kept] for row in rows)
+    return Table(header[:kept], cut, "Means over heads and images; attention.csv has every head.")
 
 
-def _values(model: ILlama, sample: Sample, found: AttentionNumbers, options: AttentionOptions) -> dict[str, Any]:
+def _values(model: ILlama, sample: Sample, numbers: AttentionNumbers, options: AttentionOptions) -> dict[str, Any]:
     config = model.config
     return {
         "images": len(sample.images),
@@ -165,48 +156,44 @@ def _values(model: ILlama, sample: Sample, found: AttentionNumbers, options: Att
         "mask": config.mask,
         "mask_mode": config.mask_mode,
         "softness": float(model.softness),
-        "rank": found.rank_Lh.tolist(),
-        "mean_rank_of_single_images": _plain(found.image_rank_Lh),
-        "effective_rank": _plain(found.effective_rank_Lh),
-        "distance_px": _plain(found.distance_Lh),
-        "entropy_nats": _plain(found.entropy_Lh),
-        "row_mass": _plain(found.mass_Lh),
+        "rank": numbers.rank_Lh.tolist(),
+        **_columns(numbers),
         "axes": "layers, then heads",
     }
 
 
-def _plain(numbers_Lh: torch.Tensor) -> list[list[float | None]]:
-    """Plain numbers; None for what does not exist."""
-    return [[None if math.isnan(value) else value for value in row] for row in numbers_Lh.tolist()]
+def _columns(numbers: AttentionNumbers) -> dict[str, list[list[float | None]]]:
+    """Plain numbers by layer and head; None for what does not exist."""
+    columns = {
+        "mean_rank_of_single_images": numbers.image_rank_Lh,
+        "effective_rank": numbers.effective_rank_Lh,
+        "distance_px": numbers.distance_Lh,
+        "entropy_nats": numbers.entropy_Lh,
+        "row_mass": numbers.mass_Lh,
+    }
+    return {
+        name: [[None if math.isnan(value) else value for value in row] for row in numbers_Lh.tolist()]
+        for name, numbers_Lh in columns.items()
+    }
 
 
-def _heads_csv(found: AttentionNumbers) -> str:
-    columns = (
-        found.rank_Lh,
-        found.image_rank_Lh,
-        found.effective_rank_Lh,
-        found.distance_Lh,
-        found.entropy_Lh,
-        found.mass_Lh,
-    )
-    plain = [_plain(column.double()) for column in columns]
-    layers, heads = found.rank_Lh.shape
+def _heads_csv(numbers: AttentionNumbers) -> str:
+    columns = _columns(numbers)
     rows = [
-        (layer + 1, head + 1, int(found.rank_Lh[layer, head]), *(column[layer][head] for column in plain[1:]))
-        for layer in range(layers)
-        for head in range(heads)
+        (layer + 1, head + 1, rank, *(column[layer][head] for column in columns.values()))
+        for layer, ranks in enumerate(numbers.rank_Lh.tolist())
+        for head, rank in enumerate(ranks)
     ]
-    names = ("mean_rank_of_single_images", "effective_rank", "distance_px", "entropy_nats", "row_mass")
-    return csv_text(("layer", "head", "rank", *names), rows)
+    return csv_text(("layer", "head", "rank", *columns), rows)
 
 
-def _curves_csv(found: AttentionNumbers) -> str:
+def _curves_csv(numbers: AttentionNumbers) -> str:
     """The curves that are drawn, to six digits: one line per layer and number of singular values."""
-    heads = found.rank_Lh.shape[1]
+    heads = numbers.rank_Lh.shape[1]
     rows = [
         (layer + 1, count, *(f"{share:.6g}" for share in shares_h))
-        for layer in shown_layers(len(found.rank_Lh))
-        for count, shares_h in enumerate(found.curves_LhN[layer].T.tolist(), start=1)
+        for layer in shown_layers(len(numbers.rank_Lh))
+        for count, shares_h in enumerate(numbers.curves_LhN[layer].T.tolist(), start=1)
     ]
     return csv_text(("layer", "singular_values", *(f"head_{head + 1}" for head in range(heads))), rows)
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from illama.analysis.attention.measures import on_grid
+from illama.analysis.drawing import canvas, layers_along
 from illama.report import Figure, svg_bytes
 from illama.report.formats import BLUE, GREY, ORANGE
 
@@ -28,33 +29,31 @@ MOST_POINTS = 200  # of a curve; more cannot be told apart at the width of a pag
 MOST_CELLS = 16 * 16  # of the table of ranks that numbers fit into
 
 
-def draw_curves(found: AttentionNumbers, layers: Sequence[int], share: float) -> Figure:
+def draw_curves(numbers: AttentionNumbers, layers: Sequence[int], share: float) -> Figure:
     """The paper's Fig. 4 for all heads of some layers.
 
     Args:
-        found: Numbers of the network.
+        numbers: Those of the network.
         layers: Indices of the layers.
         share: Where the rank is read off.
     """
-    from matplotlib.figure import Figure as Canvas
-
-    tokens = found.curves_LhN.shape[-1]
-    canvas = Canvas(figsize=(max(4.5, 2.7 * len(layers)), 2.9), layout="constrained")
-    for ax, layer in zip(canvas.subplots(1, len(layers), sharey=True, squeeze=False)[0], layers, strict=True):
-        _draw_layer(ax, found.curves_LhN[layer], found.rank_Lh[layer], share)
+    tokens = numbers.curves_LhN.shape[-1]
+    figure = canvas(max(4.5, 2.7 * len(layers)), 2.9)
+    for ax, layer in zip(figure.subplots(1, len(layers), sharey=True, squeeze=False)[0], layers, strict=True):
+        _draw_layer(ax, numbers.curves_LhN[layer], numbers.rank_Lh[layer], share)
         ax.set_title(f"layer {layer + 1}", fontsize=10)
         ax.set(xlabel="singular values", xlim=(0, tokens), ylim=(0, 1.03))
         if layer == layers[0]:
             ax.set_ylabel("share of their sum")
             ax.legend(fontsize=8, frameon=False, loc="lower right")
-    first = int(found.rank_Lh[0, 0])
+    first = int(numbers.rank_Lh[0, 0])
     caption = (
         "The later a curve reaches the dashed line, the higher the rank of the attention map: so many singular values "
         f"reach {100 * share:g} % of their sum. One grey line per head, the first head in orange with its rank, blue "
         "the mean of the heads; mean of the images."
     )
     alt = f"Cumulated singular values of attention maps; layer 1, head 1 reaches {100 * share:g} % at {first}"
-    return Figure("attention_rank", svg_bytes(canvas), alt, caption)
+    return Figure("attention_rank", svg_bytes(figure), alt, caption)
 
 
 def _draw_layer(ax: Axes, curves_hN: torch.Tensor, rank_h: torch.Tensor, share: float) -> None:
@@ -86,16 +85,12 @@ def _draw_layer(ax: Axes, curves_hN: torch.Tensor, rank_h: torch.Tensor, share: 
     )
 
 
-def draw_heads(found: AttentionNumbers, share: float) -> Figure:
+def draw_heads(numbers: AttentionNumbers, share: float) -> Figure:
     """The rank of every head of every layer."""
-    from matplotlib.figure import Figure as Canvas
-
-    ranks_hL, tokens = found.rank_Lh.T, found.curves_LhN.shape[-1]
+    ranks_hL, tokens = numbers.rank_Lh.T, numbers.curves_LhN.shape[-1]
     heads, layers = ranks_hL.shape
-    canvas = Canvas(
-        figsize=(max(4.5, min(11.0, 2.4 + 0.55 * layers)), max(2.4, 1.1 + 0.3 * heads)), layout="constrained"
-    )
-    ax = canvas.subplots()
+    figure = canvas(max(4.5, min(11.0, 2.4 + 0.55 * layers)), max(2.4, 1.1 + 0.3 * heads))
+    ax = figure.subplots()
     image = ax.imshow(ranks_hL.numpy(), cmap="viridis", vmin=0, vmax=tokens, aspect="auto", interpolation="none")
     numbered = heads * layers <= MOST_CELLS
     if numbered:
@@ -106,43 +101,41 @@ def draw_heads(found: AttentionNumbers, share: float) -> Figure:
     ax.set_xticks(range(layers), [str(layer + 1) for layer in range(layers)])
     ax.set_yticks(range(heads), [str(head + 1) for head in range(heads)])
     ax.set(xlabel="layer", ylabel="head")
-    canvas.colorbar(image, ax=ax, label=f"rank, of {tokens} tokens")
+    figure.colorbar(image, ax=ax, label=f"rank, of {tokens} tokens")
     caption = (
         f"The brighter a cell, the more singular values that head's attention needs for {100 * share:g} % of their sum"
         f"{'; the number is how many' if numbered else ''}. Ranks are those of the mean curve of all images."
     )
     low, high = int(ranks_hL.min()), int(ranks_hL.max())
     alt = f"Rank of attention by layer and head: {low} to {high} of {tokens}"
-    return Figure("attention_heads", svg_bytes(canvas), alt, caption)
+    return Figure("attention_heads", svg_bytes(figure), alt, caption)
 
 
-def draw_rows(found: AttentionNumbers, indifferent: Sequence[float], *, mass: bool) -> Figure:
+def draw_rows(numbers: AttentionNumbers, indifferent: Sequence[float], *, mass: bool) -> Figure:
     """Distance, entropy and row sums of every head.
 
     Args:
-        found: Numbers of the network.
+        numbers: Those of the network.
         indifferent: The same three numbers of attention that does not look: equal scores under the network's mask.
         mass: Whether row sums are drawn; without a mask behind the softmax all are 1.
     """
-    from matplotlib.figure import Figure as Canvas
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    panels = [(found.distance_Lh, "mean attention distance, px"), (found.entropy_Lh, "entropy of a row, nats")]
+    panels = [(numbers.distance_Lh, "mean attention distance, px"), (numbers.entropy_Lh, "entropy of a row, nats")]
     if mass:
-        panels.append((found.mass_Lh, "row sum after the mask"))
-    canvas = Canvas(figsize=(3.5 * len(panels), 3.4), layout=ConstrainedLayoutEngine(w_pad=0.1))
-    layers = range(1, len(found.rank_Lh) + 1)
-    axes = canvas.subplots(1, len(panels))
+        panels.append((numbers.mass_Lh, "row sum after the mask"))
+    figure = canvas(3.5 * len(panels), 3.4, ConstrainedLayoutEngine(w_pad=0.1))
+    axes = figure.subplots(1, len(panels))
     for ax, (numbers_Lh, label), even in zip(axes, panels, indifferent, strict=False):
+        layers = layers_along(ax, len(numbers_Lh))
         for head_L in numbers_Lh.T:
             ax.plot(layers, head_L, color=BLUE, marker="o", markersize=4, linestyle="none", alpha=0.55)
         ax.plot(layers, numbers_Lh.nanmean(1), color=ORANGE, linewidth=1.6, label="mean of the heads")
         ax.axhline(even, color=GREY, linestyle="--", linewidth=1, label="equal scores")
-        ax.set_xticks(list(layers)[:: max(1, len(layers) // 12)])
         top = 1.08 * max(even, float(numbers_Lh.nan_to_num().max()))
-        ax.set(xlabel="layer", ylabel=label, ylim=(0, top or 1), xlim=(0.5, len(layers) + 0.5))
+        ax.set(ylabel=label, ylim=(0, top or 1))
     handles = axes[-1].get_legend_handles_labels()
-    canvas.legend(*handles, loc="outside lower left", ncols=2, fontsize=8, frameon=False)
+    figure.legend(*handles, loc="outside lower left", ncols=2, fontsize=8, frameon=False)
     caption = (
         "Dots are heads; below the dashed line a head attends to nearer patches (left) or to fewer tokens "
         f"({'middle' if mass else 'right'}) than attention with equal scores"
@@ -153,7 +146,7 @@ def draw_rows(found: AttentionNumbers, indifferent: Sequence[float], *, mass: bo
         )
     )
     alt = f"Attention distance{', entropy and row sums' if mass else ' and entropy'} of every head by layer"
-    return Figure("attention_rows", svg_bytes(canvas), alt, caption)
+    return Figure("attention_rows", svg_bytes(figure), alt, caption)
 
 
 # Of a picture, and of the veil that lies over each map: all their bytes stand in the page.
@@ -183,35 +176,36 @@ class Pictures:
         longest = max(pixels.shape[-2:])
         if longest > LONGEST_PX:
             pixels = F.interpolate(pixels, scale_factor=LONGEST_PX / longest, mode="area")
-        labels = [_name(subject, int(label)) for label in sample.labels[:count]]
+        names = subject.source.classes
+        labels = [names[i] if 0 <= i < len(names) else str(i) for i in sample.labels[:count].tolist()]
         channels_last = pixels.permute(0, 2, 3, 1).numpy()
         return cls(channels_last if channels_last.shape[-1] == 3 else channels_last[..., 0], tuple(labels))
 
 
-def draw_maps(pictures: Pictures, found: AttentionNumbers, config: ModelConfig) -> Figure:
+def draw_maps(pictures: Pictures, numbers: AttentionNumbers, config: ModelConfig) -> Figure:
     """First, middle and last layer and the rollout of some images, each beside its image.
 
     Args:
         pictures: The images.
-        found: Rows and rollout of the same images.
+        numbers: Rows and rollout of the same images.
         config: The network's, which knows the grid.
     """
-    from matplotlib.figure import Figure as Canvas
-
     layers = sorted({0, config.depth // 2, config.depth - 1})
-    columns = [(f"layer {layer + 1}", found.rows_LsN[layer]) for layer in layers]
-    columns.append((f"rollout, {config.depth} layers", found.rollout_sN))
+    columns = [(f"layer {layer + 1}", numbers.rows_LsN[layer]) for layer in layers]
+    columns.append((f"rollout, {config.depth} layers", numbers.rollout_sN))
     count, (height, width) = len(pictures.titles), config.height_width
     cell = CELL * min(2.0, max(0.5, height / width))
-    canvas = Canvas(figsize=((1 + len(columns)) * CELL + 1.0, count * (cell + 0.32) + 0.4), layout="constrained")
-    axes = canvas.subplots(count, 1 + len(columns), squeeze=False)
+    figure = canvas((1 + len(columns)) * CELL + 1.0, count * (cell + 0.32) + 0.4)
+    axes = figure.subplots(count, 1 + len(columns), squeeze=False)
     for row, title in enumerate(pictures.titles):
-        _draw_picture(axes[row, 0], pictures.pixels[row], title)
+        axes[row, 0].imshow(pictures.pixels[row], cmap="gray", vmin=0, vmax=1, interpolation="none")
+        axes[row, 0].set(xticks=[], yticks=[])
+        axes[row, 0].set_xlabel(title if len(title) <= 20 else f"{title[:19]}…", fontsize=8, parse_math=False)
         for ax, (name, rows_sN) in zip(axes[row, 1:], columns, strict=True):
             shown = _draw_map(ax, pictures.pixels[row], rows_sN[row : row + 1], config)
             if row == 0:
                 ax.set_title(name, fontsize=9)
-    bar = canvas.colorbar(shown, ax=axes, shrink=min(1.0, 3 / count), fraction=0.03)
+    bar = figure.colorbar(shown, ax=axes, shrink=min(1.0, 3 / count), fraction=0.03)
     bar.set_label("weight on a patch / largest of the picture", fontsize=8)
     bar.ax.tick_params(labelsize=8)
     reads = {"token": "the class token", "avg": "the mean of the patches", "": "the mean of all tokens"}
@@ -226,13 +220,7 @@ def draw_maps(pictures: Pictures, found: AttentionNumbers, config: ModelConfig) 
         "map: the share of the row's weight that falls on patches, and that largest weight as a multiple of an even "
         f"spread. Layers are means of the heads. Rollout follows weights and residuals through all layers{gathers}."
     )
-    return Figure("attention_maps", svg_bytes(canvas), f"What {reader} looks at in {count} images", caption)
-
-
-def _draw_picture(ax: Axes, pixels: npt.NDArray[np.float32], title: str) -> None:
-    ax.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="none")
-    ax.set(xticks=[], yticks=[])
-    ax.set_xlabel(title if len(title) <= 20 else f"{title[:19]}…", fontsize=8, parse_math=False)
+    return Figure("attention_maps", svg_bytes(figure), f"What {reader} looks at in {count} images", caption)
 
 
 def _draw_map(ax: Axes, pixels: npt.NDArray[np.float32], row_1N: torch.Tensor, config: ModelConfig) -> AxesImage:
@@ -258,9 +246,3 @@ def _draw_map(ax: Axes, pixels: npt.NDArray[np.float32], row_1N: torch.Tensor, c
     times = f", {largest * weights.size / on_patches:.1f} x" if seen and math.isfinite(largest) else ""
     ax.set_xlabel(f"{share}{times}" if seen else "no weight on patches", fontsize=8)
     return colored
-
-
-def _name(subject: Subject, label: int) -> str:
-    """A label for people: the class's name in the data, or its number."""
-    names = subject.source.classes
-    return names[label] if 0 <= label < len(names) else str(label)

@@ -13,18 +13,24 @@ import numpy as np
 import torch
 
 from illama.analysis.causality.sensitivity import changes_before_cuts, exchanged, followed_tokens
-from illama.analysis.result import AnalysisResult, Measure
+from illama.analysis.drawing import canvas, layers_along
+from illama.analysis.report import AnalysisResult, Measure
 from illama.console.progress import WorkProgress
 from illama.errors import UserError
-from illama.report import Block, Section, Table, Text, csv_text
+from illama.report import Block, Figure, Section, Table, Text, csv_text, svg_bytes
+from illama.report.formats import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:
-    from illama.analysis.options import CausalityOptions
+    from matplotlib.axes import Axes
+
+    from illama.analysis.registry import CausalityOptions
     from illama.evaluation.subject import Subject
     from illama.models import ILlama
 
 # Above this many parameters the copy in double precision would take more than a gigabyte.
 MOST_DOUBLE = 1 << 27
+FLOOR, CEILING = -16, 0  # decades shown where nothing moved
+ZERO_COLOR, EXCHANGED_COLOR = "#D6EAF8", "#EEEEEE"
 
 
 @dataclass(frozen=True)
@@ -69,14 +75,6 @@ def causality(subject: Subject, options: CausalityOptions, workspace: Path | Non
     A strictly causal network keeps every earlier token to the last bit, in every precision. How much others move is
     measured on a copy in double precision, with the backend that serves it fastest (in float32 above `MOST_DOUBLE`
     parameters), for a leak may be fainter than what float32 resolves.
-
-    Args:
-        subject: Any network, looked at with its own softness.
-        options: How many images, how many cuts.
-        workspace: Nothing is kept in it.
-
-    Raises:
-        UserError: `why_not` has a reason, the images are all alike, or tokens are not finite.
     """
     reason = why_not(subject, options)
     if reason is not None:
@@ -93,21 +91,55 @@ def causality(subject: Subject, options: CausalityOptions, workspace: Path | Non
             f"{subject.source.description}: the images chosen are the same; causality needs images that differ"
         )
     with WorkProgress("exchanging later patches", len(cuts) * len(images), "exchanges") as progress:
-        found = changes_before_cuts(model, images.to(exact), cuts, progress.advance)
-    if not all(changes_LBt.isfinite().all() for changes_LBt in found):
+        changes = changes_before_cuts(model, images.to(exact), cuts, progress.advance)
+    if not all(changes_LBt.isfinite().all() for changes_LBt in changes):
         raise UserError("some tokens are not finite; use weights from before the training diverged")
     alike = int((~differs).sum())
-    found = [changes_LBt[:, pairs] for changes_LBt, pairs in zip(found, differs, strict=True) if pairs.any()]
+    changes = [changes_LBt[:, pairs] for changes_LBt, pairs in zip(changes, differs, strict=True) if pairs.any()]
     cuts = [cut for cut, pairs in zip(cuts, differs, strict=True) if pairs.any()]
-    layers = [LayerLeak.of(torch.cat([change[layer].flatten() for change in found])) for layer in range(len(found[0]))]
+    layers = [
+        LayerLeak.of(torch.cat([changes_LBt[layer].flatten() for changes_LBt in changes]))
+        for layer in range(len(changes[0]))
+    ]
     verdict = describe(model, layers)
     how = _How(len(images), alike, "double precision" if exact.dtype == torch.float64 else "float32")
+    by_layer = [
+        (cut, index, leak.earlier, leak.moved, leak.median, leak.largest)
+        for cut, changes_LBt in zip(cuts, changes, strict=True)
+        for index, leak in enumerate(map(LayerLeak.of, changes_LBt), start=1)
+    ]
+    by_token = [
+        (cut, token, change)
+        for cut, changes_LBt in zip(cuts, changes, strict=True)
+        for token, change in enumerate(changes_LBt[-1].mean(0).tolist())
+    ]
     return AnalysisResult(
         name="causality",
         summary=(Measure("dependence of earlier tokens on later patches", verdict),),
-        section=Section("Causality", _blocks(found, cuts, layers, verdict, how)),
-        values=_values(model, cuts, layers, verdict, how),
-        tables={"causality.csv": _csv(found, cuts), "causality_tokens.csv": _tokens_csv(found, cuts)},
+        section=Section("Causality", _blocks(changes, cuts, layers, verdict, how)),
+        values={
+            "verdict": verdict,
+            "strictly_causal": not any(layer.moved for layer in layers),
+            "mask": model.config.mask,
+            "mask_mode": model.config.mask_mode,
+            "softness": float(model.softness),
+            "precision": how.precision,
+            "images": how.images,
+            "exchanges_left_out": how.alike,
+            "cuts": list(cuts),
+            "layers": [
+                {"layer": index, **dataclasses.asdict(layer), "quantiles": list(layer.quantiles)}
+                for index, layer in enumerate(layers, start=1)
+            ],
+        },
+        tables={
+            "causality.csv": csv_text(
+                ("cut_token", "layer", "earlier_tokens", "moved", "median_of_moved", "largest"), by_layer
+            ),
+            "causality_tokens.csv": csv_text(
+                ("cut_token", "token", "mean_relative_change_after_the_last_layer"), by_token
+            ),
+        },
     )
 
 
@@ -170,14 +202,12 @@ def percent(change: float) -> str:
 
 
 def _blocks(
-    found: Sequence[torch.Tensor],
+    changes: Sequence[torch.Tensor],
     cuts: Sequence[int],
     layers: Sequence[LayerLeak],
     verdict: str,
     how: _How,
 ) -> tuple[Block, ...]:
-    from illama.analysis.causality.figures import draw_leak
-
     rows = tuple(
         (str(index), f"{layer.moved:,} of {layer.earlier:,}", percent(layer.median), percent(layer.largest))
         for index, layer in enumerate(layers, start=1)
@@ -193,41 +223,72 @@ def _blocks(
     return (
         Text(f"**{verdict[0].upper()}{verdict[1:]}.**"),
         Text(what),
-        draw_leak(found, cuts, layers),
+        draw_leak(changes, cuts, layers),
         Table(header, rows, "Relative change (change / the token's norm) of earlier tokens, over images and cuts."),
     )
 
 
-def _values(model: ILlama, cuts: Sequence[int], layers: Sequence[LayerLeak], verdict: str, how: _How) -> dict[str, Any]:
-    return {
-        "verdict": verdict,
-        "strictly_causal": not any(layer.moved for layer in layers),
-        "mask": model.config.mask,
-        "mask_mode": model.config.mask_mode,
-        "softness": float(model.softness),
-        "precision": how.precision,
-        "images": how.images,
-        "exchanges_left_out": how.alike,
-        "cuts": list(cuts),
-        "layers": [
-            {"layer": index, **dataclasses.asdict(layer), "quantiles": list(layer.quantiles)}
-            for index, layer in enumerate(layers, start=1)
-        ],
-    }
+def draw_leak(changes: Sequence[torch.Tensor], cuts: Sequence[int], layers: Sequence[LayerLeak]) -> Figure:
+    """How earlier tokens move by layer, and each of them behind the last layer, of changes (L, n, cut + 1) by cut."""
+    figure = canvas(10.5, 4.1)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    _draw_layers(left, layers)
+    _draw_tokens(right, changes, cuts)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=8, frameon=False)
+    strict = not any(layer.moved for layer in layers)
+    caption = (
+        "Left: the lower a point, the less do earlier tokens change when later patches are exchanged; at the bottom "
+        "they do not change by a single bit. Right: each row is one cut, and its cells are the relative changes of the "
+        "earlier tokens after the last layer, mean of the images."
+    )
+    alt = "No earlier token changes" if strict else f"Earlier tokens change by up to {layers[-1].largest:.2g}"
+    return Figure("causality", svg_bytes(figure), f"{alt} when later patches are exchanged", caption)
 
 
-def _csv(found: Sequence[torch.Tensor], cuts: Sequence[int]) -> str:
-    rows: list[tuple[object, ...]] = []
-    for cut, changes_LBt in zip(cuts, found, strict=True):
-        for index, layer in enumerate(map(LayerLeak.of, changes_LBt), start=1):
-            rows.append((cut, index, layer.earlier, layer.moved, layer.median, layer.largest))
-    return csv_text(("cut_token", "layer", "earlier_tokens", "moved", "median_of_moved", "largest"), rows)
+def _draw_layers(ax: Axes, layers: Sequence[LayerLeak]) -> None:
+    largest = [layer.largest for layer in layers]
+    nonzero = [value for layer in layers for value in (*layer.quantiles, layer.largest) if value > 0]
+    low = int(np.floor(np.log10(min(nonzero)))) if nonzero else FLOOR
+    high = int(np.ceil(np.log10(max(nonzero)))) if nonzero else CEILING
+    zero = low - max(1.0, 0.08 * (high - low))
+
+    def height(values: Sequence[float]) -> list[float]:
+        return [float(np.log10(value)) if value > 0 else zero for value in values]
+
+    numbers = layers_along(ax, len(layers))
+    below, middle, above = (height(column) for column in zip(*(layer.quantiles for layer in layers), strict=True))
+    ax.fill_between(numbers, below, above, color=BLUE, alpha=0.2, linewidth=0, label="10 to 90 % of the tokens")
+    ax.plot(numbers, middle, color=BLUE, marker="o", markersize=4, label="median")
+    ax.plot(numbers, height(largest), color=ORANGE, marker="^", markersize=4, linestyle="--", label="largest")
+    ax.axhline(zero, color=GREY, linewidth=0.8, zorder=0)
+    step = max(1, -(-(high - low) // 6))
+    decades = list(range(high, low - 1, -step))
+    ax.set_yticks([zero, *decades], ["exactly 0", *(f"$10^{{{decade}}}$" for decade in decades)])
+    ax.set(ylim=(zero - 0.06 * (high - zero), high + 0.03 * (high - zero)), ylabel="relative change (change / norm)")
+    ax.set_title("later patches exchanged: earlier tokens by layer", fontsize=10)
 
 
-def _tokens_csv(found: Sequence[torch.Tensor], cuts: Sequence[int]) -> str:
-    rows = [
-        (cut, token, change)
-        for cut, changes_LBt in zip(cuts, found, strict=True)
-        for token, change in enumerate(changes_LBt[-1].mean(0).tolist())
-    ]
-    return csv_text(("cut_token", "token", "mean_relative_change_after_the_last_layer"), rows)
+def _draw_tokens(ax: Axes, changes: Sequence[torch.Tensor], cuts: Sequence[int]) -> None:
+    from matplotlib.colors import ListedColormap, LogNorm
+    from matplotlib.patches import Patch
+
+    cells = np.full((len(cuts), cuts[-1] + 2), np.nan)
+    for row, changes_LBt in zip(cells, changes, strict=True):
+        row[: changes_LBt.shape[2]] = changes_LBt[-1].mean(0).numpy()
+    ax.set_facecolor(EXCHANGED_COLOR)
+    zeros = np.where(cells == 0, 1.0, np.nan)
+    moved = np.where(cells > 0, cells, np.nan)
+    ax.imshow(zeros, cmap=ListedColormap([ZERO_COLOR]), aspect="auto", interpolation="none")
+    if np.isfinite(moved).any():
+        low, high = np.nanmin(moved), np.nanmax(moved)
+        scale = LogNorm(low if low < high else high / 10, high)
+        image = ax.imshow(moved, cmap="viridis", norm=scale, aspect="auto", interpolation="none")
+        assert ax.figure is not None
+        ax.figure.colorbar(image, ax=ax, label="relative change after the last layer")
+    ax.set_yticks(range(len(cuts)), [str(cut) for cut in cuts])
+    ax.set(xlabel="token in sequence order (0 = first)", ylabel="cut: last token that is kept")
+    ax.set_title("every earlier token", fontsize=10)
+    kinds = [Patch(color=EXCHANGED_COLOR, label="exchanged")]
+    if np.isfinite(zeros).any():
+        kinds.insert(0, Patch(color=ZERO_COLOR, label="exactly 0"))
+    ax.legend(handles=kinds, fontsize=8, loc="upper right", framealpha=0.9)

@@ -13,24 +13,26 @@ import numpy as np
 
 from illama import native
 from illama.analysis.capture import batch_size
-from illama.analysis.landscape.figures import landscape_figure
+from illama.analysis.drawing import canvas
 from illama.analysis.landscape.measures import (
     MovableWeights,
     coordinates,
-    description,
     fill_grid,
     filter_normalized_directions,
 )
-from illama.analysis.options import LandscapeOptions
-from illama.analysis.result import AnalysisResult, Measure
+from illama.analysis.registry import LandscapeOptions
+from illama.analysis.report import AnalysisResult, Measure
 from illama.device.linear import keep_linear_kernels, linear_kernels
 from illama.errors import UserError
 from illama.evaluation import Scores, evaluating
+from illama.evaluation.cache import Journal
 from illama.evaluation.origin import data_id, network_id, short_name
 from illama.evaluation.saved_logits import class_mismatch
-from illama.report import Section, Table, Text, csv_text
+from illama.report import Figure, Section, Table, Text, csv_text, svg_bytes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Normalize
     from torch import Tensor
 
     from illama.evaluation.subject import Sample, Subject
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 RADII = (0.25, 0.5, 1.0)
 ANGLES = 360  # of a circle that a mean is taken on
 STEPS = 100  # of the radius, from the middle to the edge
+LEVELS = 16
+LOGARITHMIC_FROM = 20.0  # times the lowest loss is the highest: levels at equal ratios, else all lie in the steep part
+COLORS = "viridis"
 
 
 def why_not(subject: Subject, options: LandscapeOptions) -> str | None:
@@ -52,15 +57,9 @@ def why_not(subject: Subject, options: LandscapeOptions) -> str | None:
 def landscape(subject: Subject, options: LandscapeOptions, workspace: Path | None = None) -> AnalysisResult:
     """Mean cross-entropy of fixed images on a grid of weights around the network's own.
 
-    Args:
-        subject: Which network, on which images. Its weights are moved and come back bit for bit, also after an error.
-        options: Grid, images and directions.
-        workspace: Where every point is kept as soon as it is known, in a file of its own for each network, image set,
-            kind of device and set of options; a later call computes only what is missing. None keeps nothing.
-
-    Raises:
-        UserError: `why_not`, no readable image, no finite loss at the weights, or a file of the workspace that cannot
-            be used.
+    The network's weights are moved and come back bit for bit, also after an error. The workspace keeps every point as
+    soon as it is known, in a file of its own for each network, image set, kind of device and set of options; a later
+    call computes only what is missing.
     """
     problem = why_not(subject, options)
     if problem is not None:
@@ -115,10 +114,10 @@ def _loss_at(model: ILlama, sample: Sample, size: int, seed: int) -> Callable[[f
 
     def loss(a: float, b: float) -> float:
         with weights.moved(a, b):
-            found = mean_loss(model, sample, size)
-        if not (a or b or math.isfinite(found)):
+            value = mean_loss(model, sample, size)
+        if not (a or b or math.isfinite(value)):
             raise UserError("the loss at the weights is not finite; use weights from before the training diverged")
-        return found
+        return value
 
     return loss
 
@@ -137,7 +136,7 @@ def _identity(subject: Subject, options: LandscapeOptions, positions: Tensor, si
 
 def _with_kernel(identity: dict[str, Any], file: Path | None, model: ILlama) -> dict[str, Any]:
     """The identity, and which library multiplies: another one rounds differently, so a file goes on with its own."""
-    begun = None if file is None else description(file)
+    begun = Journal.begun(file)
     if begun is not None and "linear_kernel" in begun:
         keep_linear_kernels(begun["linear_kernel"])
         native.keep(bool(begun.get("native")))  # earlier versions had none
@@ -153,8 +152,8 @@ def circle_mean(grid: np.ndarray, axis: list[float], radius: float) -> float | N
         return None
     angles = 2 * math.pi * np.arange(ANGLES) / ANGLES
     places = np.clip(radius * np.stack((np.sin(angles), np.cos(angles)), axis=1), axis[0], axis[-1])
-    found = float(RegularGridInterpolator((axis, axis), grid)(places).mean())
-    return found if math.isfinite(found) else None
+    mean = float(RegularGridInterpolator((axis, axis), grid)(places).mean())
+    return mean if math.isfinite(mean) else None
 
 
 def radius_below(grid: np.ndarray, axis: list[float], limit: float) -> float | None:
@@ -207,20 +206,15 @@ def _how(values: dict[str, Any]) -> str:
 
 
 def _summary(values: dict[str, Any]) -> tuple[Measure, ...]:
-    measures = [Measure(f"loss at the weights ({values['images']:,} images)", _at_the_weights(values))]
+    loss, error = f"{_number(values['loss'])} nats", values["loss_standard_error"]
+    if error is not None:
+        sign = "\N{PLUS-MINUS SIGN}"
+        loss = f"{_number(values['loss'])} {sign} {_number(error)} nats (mean {sign} standard error)"
+    measures = [Measure(f"loss at the weights ({values['images']:,} images)", loss)]
     if circles := values["circles"]:
         name = f"mean loss at radius {', '.join(circles)} (1: every filter is moved by its own norm)"
         measures.append(Measure(name, f"{', '.join(map(_number, circles.values()))} nats"))
     return tuple(measures)
-
-
-def _at_the_weights(values: dict[str, Any]) -> str:
-    error = values["loss_standard_error"]
-    if error is None:
-        return f"{_number(values['loss'])} nats"
-    return (
-        f"{_number(values['loss'])} \N{PLUS-MINUS SIGN} {_number(error)} nats (mean \N{PLUS-MINUS SIGN} standard error)"
-    )
 
 
 def _table(values: dict[str, Any]) -> Table:
@@ -240,3 +234,87 @@ def _table(values: dict[str, Any]) -> Table:
 
 def _number(loss: float | None) -> str:
     return "not finite" if loss is None else f"{loss:.3f}" if loss < 100 else f"{loss:.4g}"
+
+
+def landscape_figure(grid: np.ndarray, axis: list[float]) -> Figure:
+    """Filled contours with the network's own place marked, and the same as a surface.
+
+    Args:
+        grid: Losses (points, points), row = second coordinate; NaN is drawn as a hole.
+        axis: Coordinates along both sides.
+    """
+    from matplotlib.colors import LogNorm
+    from matplotlib.colors import Normalize as LinearNorm
+
+    finite = grid[np.isfinite(grid)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    high = high if high > low else low + 1.0
+    logarithmic = low > 0 and high / low > LOGARITHMIC_FROM
+    norm = (LogNorm if logarithmic else LinearNorm)(low, high)
+    figure = canvas(10, 4.4)
+    _contours(figure.add_subplot(1, 2, 1), grid, axis, norm, _levels(low, high, logarithmic))
+    _surface(figure.add_subplot(1, 2, 2, projection="3d"), grid, axis, norm, logarithmic)
+    scale = " Colours and heights are spaced by equal ratios of the loss." if logarithmic else ""
+    return Figure(
+        "landscape",
+        svg_bytes(figure),
+        "Contours and surface of the loss over two random directions in the space of the weights",
+        "The cross is the network itself, and the wider the dark valley around it, the further its weights can move "
+        f"before the loss rises; 1 on an axis moves every filter by its own norm.{scale}",
+    )
+
+
+def _levels(low: float, high: float, logarithmic: bool) -> np.ndarray:
+    return np.geomspace(low, high, LEVELS) if logarithmic else np.linspace(low, high, LEVELS)
+
+
+def _contours(axes: Axes, grid: np.ndarray, axis: list[float], norm: Normalize, levels: np.ndarray) -> None:
+    losses = np.ma.masked_invalid(grid)
+    levels = np.concatenate((levels[:1] - abs(levels[0]) * 1e-6 - 1e-12, levels[1:-1], levels[-1:] * (1 + 1e-6)))
+    filled = axes.contourf(axis, axis, losses, levels=levels, norm=norm, cmap=COLORS)
+    axes.contour(axis, axis, losses, levels=levels[1:-1], colors="white", linewidths=0.5, alpha=0.6)
+    for color, width in (("black", 4), ("white", 2)):  # seen on every colour
+        axes.plot(0, 0, marker="x", color=color, markersize=9, markeredgewidth=width)
+    axes.set_aspect("equal")
+    _name_directions(axes, axis)
+    ticks = levels[:: (LEVELS - 1) // 5]
+    bar = axes.figure.colorbar(filled, ax=axes, shrink=0.85, ticks=ticks)
+    bar.ax.set_yticklabels(_short(ticks))
+    bar.ax.minorticks_off()
+    bar.set_label("loss, nats")
+
+
+def _surface(axes: Any, grid: np.ndarray, axis: list[float], norm: Normalize, logarithmic: bool) -> None:
+    import matplotlib
+
+    a, b = np.meshgrid(axis, axis)
+    heights = np.log10(grid) if logarithmic else grid
+    # A patch takes the mean of its corners' losses; one with a hole at a corner is left out.
+    patches = (grid[:-1, :-1] + grid[1:, :-1] + grid[:-1, 1:] + grid[1:, 1:]) / 4
+    colors = matplotlib.colormaps[COLORS](norm(np.ma.masked_invalid(patches)))
+    surface = axes.plot_surface(a, b, heights, facecolors=colors, rstride=1, cstride=1, linewidth=0, shade=False)
+    surface.set_rasterized(True)
+    _name_directions(axes, axis)
+    axes.set_title("height: loss, nats", fontsize=10)
+    axes.view_init(elev=32, azim=-60)
+    if logarithmic:
+        ticks = _levels(float(np.nanmin(grid)), float(np.nanmax(grid)), True)[:: (LEVELS - 1) // 5]
+        axes.set_zticks(np.log10(ticks), _short(ticks))
+
+
+def _name_directions(axes: Any, axis: list[float]) -> None:
+    ticks = [share * axis[-1] for share in (-1, -0.5, 0, 0.5, 1)]
+    axes.set_xticks(ticks)
+    axes.set_yticks(ticks)
+    axes.set_xlabel("first direction")
+    axes.set_ylabel("second direction")
+
+
+def _short(losses: np.ndarray) -> list[str]:
+    """Losses with as few digits as tell them apart, three at least."""
+    texts: list[str] = []
+    for digits in range(3, 9):
+        texts = [f"{loss:.0f}" if abs(loss) >= 10**digits / 10 else f"{loss:.{digits}g}" for loss in losses]
+        if len(set(texts)) == len(texts):
+            break
+    return texts

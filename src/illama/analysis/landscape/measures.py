@@ -7,9 +7,7 @@ position embedding and the class token. Parameters with one axis (biases, norms,
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from illama.console.json_text import parse_json
 from illama.console.progress import WorkProgress
-from illama.errors import UserError
-from illama.evaluation.cache import make_workspace
-from illama.system.files import open_regular, own_file, write_file
+from illama.evaluation.cache import Journal
 
 TOKEN_VECTORS = ("pos_embed", "cls_token")  # (1, tokens, D): their first axis is none of outputs
 
@@ -87,9 +82,6 @@ class MovableWeights:
                     parameter.copy_(self._home[name])
 
 
-Point = tuple[int, int]  # row (second coordinate) and column (first coordinate)
-
-
 def coordinates(extent: float, points: int) -> list[float]:
     """`points` coordinates from -extent to extent, symmetric in every bit; the middle one of an odd number is 0."""
     return [extent * (2 * i - (points - 1)) / (points - 1) for i in range(points)]
@@ -114,63 +106,24 @@ def fill_grid(
         UserError: The file is about something else, or cannot be written.
     """
     grid = np.full((len(axis), len(axis)), math.nan)
-    known = {} if file is None else _read(file, about)
-    for (row, column), found in known.items():
-        grid[row, column] = found
-    wanted = [(row, column) for row in range(len(axis)) for column in range(len(axis)) if (row, column) not in known]
+    journal = None if file is None else Journal(file, about)
+    done: set[tuple[int, int]] = set()  # row (second coordinate) and column (first coordinate)
+    for entry in [] if journal is None else journal.entries:
+        try:
+            point, value_there = (int(entry["row"]), int(entry["column"])), entry["value"]
+            grid[point] = math.nan if value_there is None else float(value_there)
+        except (ValueError, TypeError, KeyError, IndexError):
+            assert journal is not None
+            raise journal.damaged() from None
+        done.add(point)
+    points = [(row, column) for row in range(len(axis)) for column in range(len(axis)) if (row, column) not in done]
     middle = len(axis) // 2, len(axis) // 2
-    wanted.sort(key=lambda point: point != middle)
-    with WorkProgress("loss landscape", len(wanted), "points") as progress:
-        for row, column in wanted:
-            found = value(axis[column], axis[row])
-            grid[row, column] = found if math.isfinite(found) else math.nan
-            if file is not None:
-                _append(file, {"row": row, "column": column, "value": found if math.isfinite(found) else None})
+    points.sort(key=lambda point: point != middle)
+    with WorkProgress("loss landscape", len(points), "points") as progress:
+        for row, column in points:
+            computed = value(axis[column], axis[row])
+            grid[row, column] = computed if math.isfinite(computed) else math.nan
+            if journal is not None:
+                journal.add({"row": row, "column": column, "value": computed if math.isfinite(computed) else None})
             progress.advance(1)
     return grid
-
-
-def description(file: Path) -> dict[str, Any] | None:
-    """What a file of `fill_grid` is about; None where there is none yet, or nothing that can be read."""
-    try:
-        with open(file, encoding="utf-8", opener=open_regular) as lines:
-            found = parse_json(lines.readline())
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _read(file: Path, about: Mapping[str, Any]) -> dict[Point, float]:
-    """Points that are known. A new file is begun; a last line that was cut short by a crash is taken away."""
-    if not os.path.lexists(file):
-        make_workspace(file.parent)
-        _append(file, about)
-        return {}
-    try:
-        with open(file, "rb", opener=open_regular) as opened:
-            content = opened.read()
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}; delete it to compute the grid anew") from None
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        write_file(file, whole)
-    lines = whole.decode(errors="replace").splitlines()
-    if not lines:
-        _append(file, about)
-        return {}
-    try:
-        first, *rest = map(parse_json, lines)
-        points = {(int(each["row"]), int(each["column"])): each["value"] for each in rest}
-    except (ValueError, TypeError, KeyError):
-        raise UserError(f"{file} is damaged; delete it to compute the grid anew") from None
-    if first != json.loads(json.dumps(about)):
-        raise UserError(f"{file} belongs to another network, other images or options; give another folder")
-    return {point: math.nan if value is None else float(value) for point, value in points.items()}
-
-
-def _append(file: Path, line: Mapping[str, Any]) -> None:
-    try:
-        with open(file, "a", encoding="utf-8", opener=own_file) as open_file:
-            open_file.write(json.dumps(line, allow_nan=False) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from None

@@ -5,14 +5,15 @@ Letters: n training images, N test images, D width, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from illama.analysis.options import ProbeOptions
-from illama.analysis.probe.figures import layer_figure, scatter_figure
+from illama.analysis.drawing import GRID, canvas, open_frame, short
 from illama.analysis.probe.measures import (
     LinearProbe,
     ProbeSplit,
@@ -22,15 +23,22 @@ from illama.analysis.probe.measures import (
     linear_probe,
     split_for_probe,
 )
-from illama.analysis.result import AnalysisResult, Measure
+from illama.analysis.registry import ProbeOptions
+from illama.analysis.report import AnalysisResult, Measure
 from illama.evaluation.features import Features, cached_features
+from illama.evaluation.scores import percent
 from illama.evaluation.statistics import wilson
-from illama.report import Block, Section, Table, Text, csv_text
+from illama.report import Block, Figure, Section, Table, Text, csv_text, svg_bytes
+from illama.report.formats import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, YELLOW
 
 if TYPE_CHECKING:
     from illama.evaluation.subject import Subject
 
 FEW = 1000  # test images; of fewer the summary says how many
+SHOWN = 2000  # images in the scatter plot
+COLORED = 10  # classes told apart in it
+_COLORS = (BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW)
+_MARKERS = "o^"
 
 
 def why_not(subject: Subject, options: ProbeOptions) -> str | None:
@@ -43,10 +51,7 @@ def why_not(subject: Subject, options: ProbeOptions) -> str | None:
 def probe(subject: Subject, options: ProbeOptions, workspace: Path | None = None) -> AnalysisResult:
     """Classify the subject's images by those of the training split, on features that stay as they are.
 
-    Args:
-        subject: Which network, on which images. Their classes need not be the network's.
-        options: Whose features, and how many neighbours.
-        workspace: Where features are kept for a later call; None keeps nothing.
+    The images' classes need not be the network's. The workspace keeps the features.
 
     Raises:
         UserError: No such block, more neighbours than training images, images of one class, ...
@@ -59,10 +64,10 @@ def probe(subject: Subject, options: ProbeOptions, workspace: Path | None = None
     classes, at = train[0].classes, blocks.index(block)
     labels = in_numbers_of(classes, test[0].labels, test[0].classes)
     neighbors = {
-        each: _knn_predictions(train[i], test[i].values, options, subject) for i, each in enumerate(blocks)
+        block: _knn_predictions(train[i], test[i].values, options, subject) for i, block in enumerate(blocks)
     }  # before the slower fits: it refuses what is asked wrongly
     linear = linear_probe(train[at].values, train[at].labels, test[at].values, seed=options.seed)
-    by_block = {each: _percent(predicted, labels) for each, predicted in neighbors.items()}
+    by_block = {number: percent(predictions == labels) for number, predictions in neighbors.items()}
     values: dict[str, Any] = {
         "block": block,
         "tokens": options.tokens,
@@ -70,20 +75,22 @@ def probe(subject: Subject, options: ProbeOptions, workspace: Path | None = None
         "images": len(labels),
         "skipped": len(train[0].skipped) + len(test[0].skipped),
         "test_images_of_unseen_classes": len(labels) - covered(labels, train[0].labels),
-        "linear_top1": _percent(linear.predictions, labels),
-        "linear_interval": _interval(linear.predictions, labels),
+        "linear_top1": percent(linear.predictions == labels),
+        "linear_interval": _interval(linear.predictions == labels),
         "linear_strength": linear.strength,
         "linear_tried": {str(strength): accuracy for strength, accuracy in linear.tried.items()},
         "linear_converged": linear.converged,
         "knn_top1": by_block[block],
-        "knn_interval": _interval(neighbors[block], labels),
+        "knn_interval": _interval(neighbors[block] == labels),
         "knn_neighbors": options.neighbors,
         "knn_temperature": options.temperature,
-        "knn_top1_by_block": {str(each): accuracy for each, accuracy in by_block.items()},
+        "knn_top1_by_block": {str(number): accuracy for number, accuracy in by_block.items()},
     }
-    tables = {"probe_predictions.csv": _predictions_csv(test[at], classes, labels, linear, neighbors[block])}
+    predicted = ([classes[i] for i in column.tolist()] for column in (labels, linear.predictions, neighbors[block]))
+    rows = list(zip(test[at].positions.tolist(), *predicted, strict=True))
+    tables = {"probe_predictions.csv": csv_text(("position", "class", "linear_probe", "nearest_neighbours"), rows)}
     if options.every_block:
-        by_layer = [(each + 1, found) for each, found in by_block.items()]
+        by_layer = [(number + 1, accuracy) for number, accuracy in by_block.items()]
         tables["probe_layers.csv"] = csv_text(("layer", "knn_top1_percent"), by_layer)
     content = _report(values, split, linear, options)
     content.append(scatter_figure(test[at].values, labels, classes, options.seed))
@@ -109,13 +116,9 @@ def _knn_predictions(train: Features, values_ND: Tensor, options: ProbeOptions, 
     return votes_NC.argmax(dim=1).cpu()
 
 
-def _percent(predictions: Tensor, labels: Tensor) -> float:
-    return 100.0 * int((predictions == labels).sum()) / len(labels)
-
-
-def _interval(predictions: Tensor, labels: Tensor) -> list[float]:
+def _interval(hits: Tensor) -> list[float]:
     """95 % interval of the accuracy in percent by Wilson's score."""
-    return [100.0 * bound for bound in wilson(int((predictions == labels).sum()), len(labels))]
+    return list(wilson(int(hits.sum()), len(hits)).in_percent())
 
 
 def _shown(values: dict[str, Any], kind: str) -> str:
@@ -154,10 +157,80 @@ def _report(values: dict[str, Any], split: ProbeSplit, linear: LinearProbe, opti
     return [Text(how), Table(("classifier", "top-1", "how"), rows, caption)]
 
 
-def _predictions_csv(
-    test: Features, classes: tuple[str, ...], labels: Tensor, linear: LinearProbe, neighbors: Tensor
-) -> str:
-    columns = (labels, linear.predictions, neighbors)
-    named = ([classes[label] for label in column.tolist()] for column in columns)
-    rows = zip(test.positions.tolist(), *named, strict=True)
-    return csv_text(("position", "class", "linear_probe", "nearest_neighbours"), list(rows))
+def principal_plane(values_ND: Tensor) -> tuple[Tensor, tuple[float, float]]:
+    """The two directions of largest variance.
+
+    Each direction is turned so that its largest component is positive: the same picture every time.
+
+    Args:
+        values_ND: Features, two-dimensional or wider.
+
+    Returns:
+        Coordinates (N, 2) float64, and the share of the variance along each; shares are 0 where nothing varies.
+    """
+    centred_ND = (values_ND.double() - values_ND.double().mean(dim=0)).cpu()
+    variances_D, directions_DD = torch.linalg.eigh(centred_ND.T @ centred_ND)
+    plane_D2 = directions_DD[:, [-1, -2]]
+    largest = plane_D2.abs().argmax(dim=0)
+    plane_D2 = plane_D2 * plane_D2[largest, [0, 1]].sign()
+    shares = variances_D[[-1, -2]].clamp(min=0) / variances_D.clamp(min=0).sum().clamp(min=1e-300)
+    return centred_ND @ plane_D2, (float(shares[0]), float(shares[1]))
+
+
+def scatter_figure(values_ND: Tensor, labels: Tensor, classes: tuple[str, ...], seed: int) -> Figure:
+    """The features of at most `SHOWN` images on their principal plane; the most frequent classes are coloured."""
+    places_N2, shares = principal_plane(values_ND)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:SHOWN]
+    places_N2, labels = places_N2[order], labels[order]
+    counts = torch.bincount(labels, minlength=len(classes))
+    coloured = sorted(torch.argsort(counts, descending=True, stable=True)[:COLORED].tolist())
+    coloured = [label for label in coloured if counts[label]]
+    figure = canvas(8, 4.8)
+    axes = open_frame(figure.add_subplot())
+    others = ~torch.isin(labels, torch.tensor(coloured))
+    if others.any():
+        x, y = places_N2[others].T.tolist()
+        axes.scatter(x, y, s=5, color=GREY, alpha=0.3, linewidths=0, label="other classes", rasterized=True)
+    for i, label in enumerate(coloured):
+        x, y = places_N2[labels == label].T.tolist()
+        # Neighbours in the list differ in colour, and those of one colour in shape.
+        color, marker = _COLORS[i % len(_COLORS)], _MARKERS[i // len(_COLORS)]
+        name = short(classes[label])
+        name = f"\N{HAIR SPACE}{name}" if name.startswith("_") else name  # which matplotlib would leave out
+        axes.scatter(x, y, s=12, color=color, marker=marker, alpha=0.7, linewidths=0, label=name, rasterized=True)
+    axes.set_xlabel(f"first principal component, {100 * shares[0]:.0f} % of the variance")
+    axes.set_ylabel(f"second, {100 * shares[1]:.0f} % of the variance")
+    legend = figure.legend(loc="outside right upper", frameon=False, fontsize=9, markerscale=1.8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return Figure(
+        "features",
+        svg_bytes(figure),
+        "Scatter plot of image features on their two principal components, coloured by class",
+        "Each point is an image, near others with similar features; classes that lie apart here are easy to classify, "
+        "while those that overlap may still be apart along the other "
+        f"{values_ND.shape[1] - 2} dimensions. {len(labels):,} images chosen at random"
+        + (f"; the {len(coloured)} most frequent of {len(classes)} classes are coloured." if others.any() else "."),
+    )
+
+
+def layer_figure(by_block: Mapping[int, float], linear_top1: float, linear_block: int, neighbors: int) -> Figure:
+    """Accuracy of nearest neighbours after each layer, and of the linear probe where it was fitted."""
+    figure = canvas(7, 3.6)
+    axes = open_frame(figure.add_subplot())
+    layers = [block + 1 for block in by_block]
+    axes.plot(layers, list(by_block.values()), color=BLUE, marker="o", label=f"{neighbors} nearest neighbours")
+    axes.plot([linear_block + 1], [linear_top1], color=ORANGE, marker="D", linestyle="none", label="linear probe")
+    axes.set_xlabel("layer")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_xticks(layers)
+    axes.set_ylim(0, 100)
+    axes.grid(axis="y", color=GRID)
+    axes.legend(frameon=False, loc="best")
+    return Figure(
+        "features_by_layer",
+        svg_bytes(figure),
+        "Line of nearest-neighbour accuracy over the layers, with the linear probe as a single mark",
+        "The height of the line says how well images of a class lie together after each layer; the final norm, which "
+        "was trained for the last layer alone, is applied after every layer.",
+    )

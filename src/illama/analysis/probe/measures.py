@@ -18,6 +18,7 @@ from illama.console.progress import WorkProgress
 from illama.data.source import Source, SubsetSource
 from illama.data.sources.splits import is_training, stratified_choice
 from illama.errors import UserError
+from illama.evaluation.scores import percent
 
 if TYPE_CHECKING:
     from illama.evaluation.subject import Subject
@@ -54,7 +55,11 @@ def split_for_probe(subject: Subject, train_images: int, seed: int) -> ProbeSpli
         UserError: The training split cannot be opened, all its images are of one class, or none is of a class that
             is tested.
     """
-    train = subject.other_split("train") if _has_training_split(subject) else None
+    train = None
+    if subject.data is not None:
+        splits = subject.layout.splits
+        if subject.data.val_fraction > 0 or subject.data.train_split in splits or any(map(is_training, splits)):
+            train = subject.other_split("train")
     if train is None or _share_an_image(train.source, subject.source):
         why = "The data has no training split" if train is None else "These images are of the training split"
         train, test = _carved(subject, seed)
@@ -69,7 +74,12 @@ def split_for_probe(subject: Subject, train_images: int, seed: int) -> ProbeSpli
     if len(present) < 2:
         names = ", ".join(train.source.classes[label] for label in present)
         raise UserError(f"{train.source.description}: all are of one class ({names}), so there is nothing to classify")
-    _refuse_uncovered(train.source, test.source)
+    labels = in_numbers_of(train.source.classes, torch.tensor(test.source.labels), test.source.classes)
+    if not covered(labels, torch.tensor(train.source.labels)):
+        raise UserError(
+            f"{len(labels)} of {len(labels)} test images are of classes without a training image; every class needs at "
+            "least two images"
+        )
     return ProbeSplit(train, test, how)
 
 
@@ -95,22 +105,6 @@ def in_numbers_of(classes: tuple[str, ...], labels: Tensor, own: tuple[str, ...]
 def covered(labels: Tensor, train_labels: Tensor) -> int:
     """Test images (N,) whose class has a training image (n,)."""
     return int(torch.isin(labels, train_labels).sum())
-
-
-def _refuse_uncovered(train: Source, test: Source) -> None:
-    labels = in_numbers_of(train.classes, torch.tensor(test.labels), test.classes)
-    if not covered(labels, torch.tensor(train.labels)):
-        raise UserError(
-            f"{len(labels)} of {len(labels)} test images are of classes without a training image; every class needs at "
-            "least two images"
-        )
-
-
-def _has_training_split(subject: Subject) -> bool:
-    if subject.data is None:
-        return False
-    splits = subject.layout.splits
-    return subject.data.val_fraction > 0 or subject.data.train_split in splits or any(map(is_training, splits))
 
 
 def _share_an_image(one: Source, other: Source) -> bool:
@@ -207,7 +201,7 @@ def linear_probe(train_nD: Tensor, train_labels: Tensor, values_ND: Tensor, *, s
     Raises:
         UserError: One class only, or too few images to choose the strength on.
     """
-    x_nD, y_n, others_ND = (each.cpu().numpy() for each in (train_nD, train_labels, values_ND))
+    x_nD, y_n, others_ND = (values.cpu().numpy() for values in (train_nD, train_labels, values_ND))
     held = stratified_choice(y_n, round(CHOSEN_ON * len(y_n)), seed)
     kept = np.setdiff1d(np.arange(len(y_n)), held)
     if not len(held) or len(np.unique(y_n[kept])) < 2:
@@ -221,9 +215,9 @@ def linear_probe(train_nD: Tensor, train_labels: Tensor, values_ND: Tensor, *, s
         for number, strength in enumerate(STRENGTHS):
             if number - STRENGTHS.index(best) > PATIENCE:
                 break
-            said, _ = _fitted(x_nD[kept], y_n[kept], x_nD[held], strength)
-            tried[strength] = 100.0 * int((said == y_n[held]).sum()) / len(held)
-            best = max(tried, key=lambda each: tried[each])  # the first of equals
+            predicted, _ = _fitted(x_nD[kept], y_n[kept], x_nD[held], strength)
+            tried[strength] = percent(predicted == y_n[held])
+            best = max(tried, key=tried.__getitem__)  # the first of equals
             progress.advance(1)
         predictions, converged = _fitted(x_nD, y_n, others_ND, best)
     return LinearProbe(torch.from_numpy(predictions), best, len(held), tried, converged)

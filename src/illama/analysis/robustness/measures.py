@@ -89,17 +89,17 @@ def find_corrupted(path: Path) -> dict[tuple[str, int], Path]:
     unknown = next((folder for folder in named if folder.name not in CORRUPTIONS), None)
     if unknown is not None:
         raise UserError(f"folder {unknown} is none of ImageNet-C's corruptions: {', '.join(CORRUPTIONS)}")
-    found: dict[tuple[str, int], Path] = {}
+    sets: dict[tuple[str, int], Path] = {}
     for folder in sorted(named, key=lambda folder: list(CORRUPTIONS).index(folder.name)):
         for severity in _folders(folder):
             if severity.name not in map(str, SEVERITIES):
                 raise UserError(f"folder {severity} is no severity of ImageNet-C; they are called 1 to 5")
-            if (folder.name, int(severity.name)) in found:
+            if (folder.name, int(severity.name)) in sets:
                 raise UserError(f"{path} has the corruption {folder.name} twice; remove one of them")
-            found[folder.name, int(severity.name)] = severity
-    if not found:
+            sets[folder.name, int(severity.name)] = severity
+    if not sets:
         raise UserError(f"{path} has no image of ImageNet-C; they lie in folders such as gaussian_noise/1/n01440764")
-    return found
+    return sets
 
 
 def _folders(path: Path) -> list[Path]:
@@ -125,8 +125,8 @@ def corruption_error(name: str, errors: Mapping[int, float]) -> float | None:
 def mean_corruption_error(errors: Errors) -> float | None:
     """Mean of the 15 corruptions' relative errors (mCE); None unless all are there at all severities."""
     relative = [corruption_error(name, errors.get(name, {})) for name in COUNTED]
-    known = [value for value in relative if value is not None]
-    return sum(known) / len(known) if len(known) == len(COUNTED) else None
+    measured = [value for value in relative if value is not None]
+    return sum(measured) / len(measured) if len(measured) == len(COUNTED) else None
 
 
 VALIDATION_IMAGES = 50_000

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from illama.analysis.classes.figures import confusion_picture, recall_picture, shown
-from illama.analysis.options import ClassesOptions
-from illama.analysis.result import AnalysisResult, Measure
+from illama.analysis.drawing import canvas, open_frame, short, shown
+from illama.analysis.registry import ClassesOptions
+from illama.analysis.report import AnalysisResult, Measure
 from illama.errors import UserError
-from illama.evaluation.calibration import Answers
 from illama.evaluation.saved_logits import SavedLogits, class_mismatch, logits_for
-from illama.evaluation.scores import balanced_accuracy, confusion_counts, recalls
+from illama.evaluation.scores import Answers
 from illama.evaluation.statistics import Interval, balanced_accuracy_interval
 from illama.evaluation.subject import Subject
-from illama.report import Block, Figure, Section, Table, Text, csv_text
+from illama.report import Block, Figure, Section, Table, Text, csv_text, svg_bytes
+from illama.report.formats import BLUE, GREY
 
 MOST_BARS = 40  # with more classes the weakest and the strongest ones are drawn
+BAR_INCHES = 0.2
+LABEL_CELLS_UP_TO = 20  # classes; in a larger matrix numbers would not fit into the cells
 MOST_CELLS = 30  # classes of a confusion matrix that can be read
 FEWEST_IMAGES = 10  # of a class that is called the weakest or the strongest
 
@@ -32,13 +34,7 @@ def why_not(subject: Subject, options: ClassesOptions) -> str | None:
 def classes(subject: Subject, options: ClassesOptions, workspace: Path | None = None) -> AnalysisResult:
     """Accuracy of each class, confusions, and the most confident mistakes with the images' places.
 
-    Args:
-        subject: Network and images.
-        options: How much is shown.
-        workspace: Keeps the logits.
-
-    Raises:
-        UserError: No image can be read, all are of one class, or the logits are not finite.
+    The workspace keeps the logits.
     """
     saved = logits_for(subject, workspace, progress=True)
     return classes_of(saved, options, lambda position: Path(subject.source.location(position)).name)
@@ -61,7 +57,7 @@ def classes_of(
     if problem is not None:
         raise UserError(problem)
     answers = saved.answers()
-    balanced = balanced_accuracy(answers.targets, answers.hits, saved.num_classes)
+    balanced = answers.balanced_accuracy(saved.num_classes)
     interval = balanced_accuracy_interval(answers, saved.num_classes, options.resamples, options.seed)
     per_class = _per_class(answers, saved.class_names)
     mistakes = most_confident_mistakes(answers, options.shown)
@@ -136,7 +132,7 @@ def _per_class(answers: Answers, names: tuple[str, ...]) -> list[dict[str, Any]]
     images, predicted = (np.bincount(numbers, minlength=size) for numbers in (answers.targets, answers.predictions))
     correct = np.bincount(answers.targets[answers.hits], minlength=size)
     confidence = np.bincount(answers.targets, answers.confidences, minlength=size)
-    accuracy = recalls(answers.targets, answers.hits, size)
+    accuracy = answers.recalls(size)
     return [
         {
             "class": name,
@@ -171,35 +167,23 @@ def _blocks(
     wrong: list[dict[str, Any]],
     saved: SavedLogits,
 ) -> list[Block]:
-    known = [row for row in per_class if row["images"]]
+    with_images = [row for row in per_class if row["images"]]
     about = (
         "Accuracy of a class is the share of its images that are predicted correctly (its recall). The balanced "
         "accuracy is the mean over the classes, each of the same weight, however many images it has."
     )
-    few = sum(row["images"] < FEWEST_IMAGES for row in known)
+    few = sum(row["images"] < FEWEST_IMAGES for row in with_images)
     if few:
         about += f" {few} classes with fewer than {FEWEST_IMAGES} images are called neither weakest nor strongest."
-    if len(known) < len(per_class):
-        about += f" {len(per_class) - len(known)} classes of the network have no image here and are left out."
-    blocks: list[Block] = [Text(about), _recall_figure(known)]
+    if len(with_images) < len(per_class):
+        about += f" {len(per_class) - len(with_images)} classes of the network have no image here and are left out."
+    blocks: list[Block] = [Text(about), _recall_figure(with_images)]
     if saved.num_classes <= MOST_CELLS:
-        blocks.append(
-            _confusion_figure(confusion_counts(answers.targets, answers.predictions, saved.num_classes), saved)
-        )
+        blocks.append(confusion_figure(answers.confusion(saved.num_classes), saved.class_names))
     if confused:
         blocks.append(_confusion_table(confused))
     blocks.append(_mistake_table(wrong) if wrong else Text("There is no mistake."))
     return blocks
-
-
-def _confusion_figure(confusion: np.ndarray, saved: SavedLogits) -> Figure:
-    return Figure(
-        "confusion",
-        confusion_picture(confusion, saved.class_names),
-        "Confusion matrix in percent of each true class's images",
-        "Read along a row: of the images of the class at its left, what percentage got which prediction. Shaded cells "
-        "off the diagonal are classes that are mistaken for another.",
-    )
 
 
 def _confusion_table(confused: list[dict[str, Any]]) -> Table:
@@ -213,7 +197,12 @@ def _confusion_table(confused: list[dict[str, Any]]) -> Table:
 
 def _mistake_table(wrong: list[dict[str, Any]]) -> Table:
     rows = (
-        (_one_line(row["image"]), shown(row["truth"]), shown(row["prediction"]), f"{100 * row['confidence']:.2f} %")
+        (
+            " ".join(row["image"].split()),
+            shown(row["truth"]),
+            shown(row["prediction"]),
+            f"{100 * row['confidence']:.2f} %",
+        )
         for row in wrong
     )
     return Table(
@@ -223,8 +212,8 @@ def _mistake_table(wrong: list[dict[str, Any]]) -> Table:
     )
 
 
-def _recall_figure(known: list[dict[str, Any]]) -> Figure:
-    rising = sorted(known, key=lambda row: row["accuracy"])
+def _recall_figure(with_images: list[dict[str, Any]]) -> Figure:
+    rising = sorted(with_images, key=lambda row: row["accuracy"])
     left_out = 0
     if len(rising) > MOST_BARS:
         left_out = len(rising) - MOST_BARS
@@ -240,6 +229,58 @@ def _recall_figure(known: list[dict[str, Any]]) -> Figure:
     )
 
 
-def _one_line(name: str) -> str:
-    """A name on one line."""
-    return " ".join(name.split())
+def recall_picture(bars: Sequence[tuple[str, float, int]], gap_after: int | None) -> bytes:
+    """Horizontal bars, as SVG.
+
+    Args:
+        bars: Class, percent, images; drawn from the top down.
+        gap_after: Bars before a gap, where classes between the weakest and the strongest are left out.
+    """
+    places = np.arange(len(bars), dtype=float)
+    if gap_after is not None:
+        places[gap_after:] += 1.5
+    figure = canvas(8, 0.9 + BAR_INCHES * (places[-1] + 1))
+    axes = open_frame(figure.subplots())
+    axes.barh(places, [percent for _, percent, _ in bars], 0.8, color=BLUE)
+    for place, (_, percent, images) in zip(places, bars, strict=True):
+        text = f"{percent:.1f} % of {images:,}"
+        axes.annotate(text, (percent, place), (3, 0), textcoords="offset points", va="center", fontsize=7)
+    if gap_after is not None:
+        axes.text(1, gap_after + 0.25, "...", va="center", color=GREY)
+    axes.set_yticks(places, [short(name) for name, _, _ in bars], fontsize=8, parse_math=False)
+    axes.set_ylim(places[-1] + 0.7, -0.7)
+    axes.set_xlim(0, 115)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("accuracy, % of the class's images")
+    return svg_bytes(figure)
+
+
+def confusion_figure(confusion: np.ndarray, names: Sequence[str]) -> Figure:
+    """Percent of each row as shades, and as numbers where they fit; a class without images is a white row."""
+    counts = confusion.sum(axis=1, keepdims=True)
+    percent = 100.0 * np.divide(confusion, counts, out=np.full(confusion.shape, np.nan), where=counts > 0)
+    side = min(9.5, 3.2 + 0.42 * len(names))
+    figure = canvas(side + 1, side, "compressed")
+    axes = figure.subplots()
+    # Shades rise with the square root: a few percent off the diagonal must be seen beside ninety on it.
+    shades = axes.imshow(np.sqrt(percent), cmap="Blues", vmin=0, vmax=10)
+    labels = [short(name) for name in names]
+    axes.set_xticks(range(len(names)), labels, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(range(len(names)), labels, fontsize=8, parse_math=False)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("true class")
+    if len(names) <= LABEL_CELLS_UP_TO:
+        for (row, column), value in np.ndenumerate(percent):
+            if value >= 0.05:  # else "0.0", or the NaN of a class without images
+                color = "white" if value > 40 else "black"
+                text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
+                axes.text(column, row, text, ha="center", va="center", color=color, fontsize=7)
+    scale = figure.colorbar(shades, ax=axes, shrink=0.8, label="% of the true class's images")
+    scale.set_ticks(np.sqrt([0, 1, 5, 20, 50, 100]).tolist(), labels=["0", "1", "5", "20", "50", "100"])
+    return Figure(
+        "confusion",
+        svg_bytes(figure),
+        "Confusion matrix in percent of each true class's images",
+        "Read along a row: of the images of the class at its left, what percentage got which prediction. Shaded cells "
+        "off the diagonal are classes that are mistaken for another.",
+    )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from illama.analysis.calibration.figures import ReliabilityPanel, reliability_picture
-from illama.analysis.options import CalibrationOptions
-from illama.analysis.result import AnalysisResult, Measure
+from illama.analysis.drawing import canvas, open_frame
+from illama.analysis.registry import CalibrationOptions
+from illama.analysis.report import AnalysisResult, Measure
 from illama.evaluation.calibration import (
     TEMPERATURES,
-    Answers,
     Reliability,
     adaptive_calibration_error,
     classwise_calibration_error,
@@ -20,10 +20,16 @@ from illama.evaluation.calibration import (
     reliability,
 )
 from illama.evaluation.saved_logits import SavedLogits, class_mismatch, logits_for
+from illama.evaluation.scores import Answers
 from illama.evaluation.statistics import Interval, intervals, measure_rows, measures
 from illama.evaluation.subject import Subject
-from illama.report import Block, Figure, Section, Table, Text, csv_text
+from illama.report import Block, Figure, Section, Table, Text, csv_text, svg_bytes
+from illama.report.formats import BLUE, GREY, ORANGE
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+PLACES = {"top1": 2, "top5": 2, "nll": 3}  # decimals; of the other measures four
 PUBLISHED = "0.0335 (iLLaMA-B, ImageNet-1K)"
 ABOUT = (
     "The confidence of a prediction is its softmax probability: of the predictions made with a confidence of 0.8 a "
@@ -33,6 +39,10 @@ ABOUT = (
     "that class's probability, the maximum is the worst bin, however few images are in it. The Brier score is the "
     "squared distance of the probabilities from the one-hot label, summed over the classes (0 to 2). Published ECE of "
     "base models on ImageNet-1K: ConvNeXt-B 0.0281, DeiT3-B 0.0415, iLLaMA-B 0.0335."
+)
+READING = (
+    "A blue bar that ends on the dashed diagonal is a calibrated bin; gap above the bar: overconfident; gap inside the "
+    "bar: underconfident. Below: how many images are in each bin"
 )
 RESAMPLING = (
     "Intervals hold the middle 95 % of {resamples:,} bootstrap samples of the images. The calibration error of a "
@@ -66,16 +76,7 @@ def why_not(subject: Subject, options: CalibrationOptions) -> str | None:
 
 
 def calibration(subject: Subject, options: CalibrationOptions, workspace: Path | None = None) -> AnalysisResult:
-    """Accuracy, likelihood and calibration of a network, with intervals.
-
-    Args:
-        subject: Network and images.
-        options: Bins, and how to resample.
-        workspace: Keeps the logits.
-
-    Raises:
-        UserError: No image can be read, or the logits are not finite.
-    """
+    """Accuracy, likelihood and calibration of a network, with intervals; the workspace keeps the logits."""
     return calibration_of(logits_for(subject, workspace, progress=True), options)
 
 
@@ -87,7 +88,7 @@ def calibration_of(saved: SavedLogits, options: CalibrationOptions) -> AnalysisR
     """
     answers = saved.answers()
     bins = reliability(answers.confidences, answers.hits, options.bins)
-    found = all_measures(saved.logits, answers, options.bins)
+    measured = all_measures(saved.logits, answers, options.bins)
     ranges = intervals(measure_rows(answers, options.bins), measures, options.resamples, options.seed)
     scaling = scale_temperature(saved, options) if len(saved) > 1 else None
     values: dict[str, Any] = {
@@ -98,17 +99,21 @@ def calibration_of(saved: SavedLogits, options: CalibrationOptions) -> AnalysisR
         "skipped": len(saved.skipped),
         "classes": saved.num_classes,
         "bins": options.bins,
-        "measures": found,
+        "measures": measured,
         "intervals": {name: list(interval) for name, interval in ranges.items()},
-        "temperature_scaling": None if scaling is None else _plain(scaling),
+        "temperature_scaling": None if scaling is None else scaling._asdict() | {"bins": _rows(scaling.bins)},
         "reliability": _rows(bins),
     }
+    of_bins = [(1.0, *row.values()) for row in _rows(bins)]
+    of_bins += [] if scaling is None else [(scaling.temperature, *row.values()) for row in _rows(scaling.bins)]
     return AnalysisResult(
         name="calibration",
-        summary=_summary(saved, found, ranges, scaling, options.bins),
-        section=Section("Calibration", tuple(_blocks(saved, found, ranges, bins, scaling, options))),
+        summary=_summary(saved, measured, ranges, scaling, options.bins),
+        section=Section("Calibration", tuple(_blocks(saved, measured, ranges, bins, scaling, options))),
         values=values,
-        tables={"reliability.csv": _csv(bins, scaling)},
+        tables={
+            "reliability.csv": csv_text(("temperature", "low", "high", "images", "confidence", "accuracy"), of_bins)
+        },
     )
 
 
@@ -122,8 +127,8 @@ def all_measures(logits: np.ndarray, answers: Answers, bins: int, temperature: f
         temperature: What the logits are divided by.
     """
     of_bins = reliability(answers.confidences, answers.hits, bins)
-    found = {name: float(value) for name, value in measures(measure_rows(answers, bins).mean(axis=0)).items()}
-    return found | {
+    measured = {name: float(value) for name, value in measures(measure_rows(answers, bins).mean(axis=0)).items()}
+    return measured | {
         "adaptive_ece": adaptive_calibration_error(answers, bins),
         "classwise_ece": classwise_calibration_error(logits, answers.targets, bins, temperature),
         "maximum_ce": of_bins.maximum_error(),
@@ -164,24 +169,23 @@ def measure_names(num_classes: int, bins: int) -> dict[str, str]:
 
 def number(name: str, value: float) -> str:
     """A measure with its unit."""
-    if name in ("top1", "top5"):
-        return f"{value:.2f} %"
-    return f"{value:.3f} nats" if name == "nll" else f"{value:.4f}"
+    unit = " %" if name in ("top1", "top5") else " nats" if name == "nll" else ""
+    return f"{value:.{PLACES.get(name, 4)}f}{unit}"
 
 
 def bare_range(name: str, interval: Interval) -> str:
     """An interval without its unit: "74.1 to 75.6"."""
-    places = {"top1": 2, "top5": 2, "nll": 3}.get(name, 4)
+    places = PLACES.get(name, 4)
     return f"{interval.low:.{places}f} to {interval.high:.{places}f}"
 
 
 def _summary(
-    saved: SavedLogits, found: dict[str, float], ranges: dict[str, Interval], scaling: Scaling | None, bins: int
+    saved: SavedLogits, measured: dict[str, float], ranges: dict[str, Interval], scaling: Scaling | None, bins: int
 ) -> tuple[Measure, ...]:
     lines = []
     for name, words in measure_names(saved.num_classes, bins).items():
         if name in ranges:
-            text = f"{number(name, found[name])} ({bare_range(name, ranges[name])})"
+            text = f"{number(name, measured[name])} ({bare_range(name, ranges[name])})"
             lines.append(Measure(words, text, PUBLISHED if name == "ece" and bins == 15 else ""))
     if scaling is not None:
         how = f"T = {scaling.temperature:.3f}, {scaling.tested_on:,} held-out images"
@@ -192,32 +196,25 @@ def _summary(
 
 def _blocks(
     saved: SavedLogits,
-    found: dict[str, float],
+    measured: dict[str, float],
     ranges: dict[str, Interval],
     bins: Reliability,
     scaling: Scaling | None,
     options: CalibrationOptions,
 ) -> list[Block]:
-    panels = [ReliabilityPanel(f"as it is, {len(saved):,} images", bins)]
+    panels = {f"as it is, {len(saved):,} images": bins}
+    more = ", and accuracy and mean confidence of all."
     if scaling is not None:
-        panels.append(
-            ReliabilityPanel(f"logits / {scaling.temperature:.3f}, {scaling.tested_on:,} held-out images", scaling.bins)
-        )
-    picture = Figure(
-        "reliability",
-        reliability_picture(panels),
-        "Reliability diagrams: accuracy over confidence in bins, with a histogram of the confidences",
-        "A blue bar that ends on the dashed diagonal is a calibrated bin; gap above the bar: overconfident; gap inside "
-        "the bar: underconfident. Below: how many images are in each bin, and accuracy and mean confidence of all."
-        + ("" if scaling is None else f" Right: after temperature scaling, fitted on {scaling.fitted_on:,} images."),
-    )
+        panels[f"logits / {scaling.temperature:.3f}, {scaling.tested_on:,} held-out images"] = scaling.bins
+        more += f" Right: after temperature scaling, fitted on {scaling.fitted_on:,} images."
+    alt = "Reliability diagrams: accuracy over confidence in bins, with a histogram of the confidences"
     blocks: list[Block] = [
         Text(ABOUT.format(bins=options.bins)),
-        picture,
-        _table(saved, found, ranges, scaling, options),
+        reliability_figure("reliability", panels, alt, more),
+        _table(saved, measured, ranges, scaling, options.bins),
+        Text(RESAMPLING.format(resamples=options.resamples)),
+        Text(_about_scaling(scaling)),
     ]
-    blocks.append(Text(RESAMPLING.format(resamples=options.resamples)))
-    blocks.append(Text(_about_scaling(scaling)))
     if len(np.unique(saved.targets)) == 1:
         name = saved.class_names[saved.targets[0]]
         blocks.append(Text(f"All images are of one class, {name}: the numbers say nothing of the other classes."))
@@ -242,28 +239,24 @@ def _about_scaling(scaling: Scaling | None) -> str:
 
 
 def _table(
-    saved: SavedLogits,
-    found: dict[str, float],
-    ranges: dict[str, Interval],
-    scaling: Scaling | None,
-    options: CalibrationOptions,
+    saved: SavedLogits, measured: dict[str, float], ranges: dict[str, Interval], scaling: Scaling | None, bins: int
 ) -> Table:
     header = ["measure", f"all {len(saved):,} images", "95 % interval"]
     if scaling is not None:
         header += [f"{scaling.tested_on:,} of them", f"the same, logits / {scaling.temperature:.3f}"]
     rows = []
-    for name, words in measure_names(saved.num_classes, options.bins).items():
-        row = [words, _cell(name, found), bare_range(name, ranges[name]) if name in ranges else ""]
+    for name, words in measure_names(saved.num_classes, bins).items():
+        row = [words, _cell(name, measured), bare_range(name, ranges[name]) if name in ranges else ""]
         if scaling is not None:
             row += [_cell(name, scaling.before), _cell(name, scaling.after)]
         rows.append(tuple(row))
     return Table(tuple(header), tuple(rows))
 
 
-def _cell(name: str, found: dict[str, float]) -> str:
+def _cell(name: str, measured: dict[str, float]) -> str:
     """A measure; where it is one bin's, with the images of that bin."""
-    images = f" (images in the bin: {found['maximum_ce_images']:,})" if name == "maximum_ce" else ""
-    return number(name, found[name]) + images
+    images = f" (images in the bin: {measured['maximum_ce_images']:,})" if name == "maximum_ce" else ""
+    return number(name, measured[name]) + images
 
 
 def _rows(bins: Reliability) -> list[dict[str, float | int | None]]:
@@ -281,11 +274,66 @@ def _rows(bins: Reliability) -> list[dict[str, float | int | None]]:
     ]
 
 
-def _plain(scaling: Scaling) -> dict[str, Any]:
-    return scaling._asdict() | {"bins": _rows(scaling.bins)}
+def reliability_figure(name: str, panels: Mapping[str, Reliability], alt: str, more: str) -> Figure:
+    """Diagrams above histograms: bars = accuracy, shaded = gap to the mean confidence, ECE in the picture (Fig. 7).
+
+    Args:
+        name: Of the file.
+        panels: Of which images -> bins of equal width.
+        alt: What the picture shows.
+        more: Goes on with the caption.
+    """
+    figure = canvas(4.6 * len(panels), 5.6)
+    axes = figure.subplots(2, len(panels), squeeze=False, height_ratios=(3, 1), sharex=True, sharey="row")
+    for (title, bins), (diagram, histogram) in zip(panels.items(), axes.T, strict=True):
+        _draw_bins(diagram, bins)
+        diagram.set_title(title, parse_math=False, fontsize="medium")
+        _draw_histogram(histogram, bins)
+    axes[0, 0].set_ylabel("accuracy in the bin")
+    axes[1, 0].set_ylabel("images, %")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    for drawn in axes[1, 0].get_legend_handles_labels()[0]:
+        handles.append(drawn)
+        labels.append(drawn.get_label())
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles), frameon=False, fontsize="small")
+    return Figure(name, svg_bytes(figure), alt, READING + more)
 
 
-def _csv(bins: Reliability, scaling: Scaling | None) -> str:
-    parts = [(1.0, bins)] + ([] if scaling is None else [(scaling.temperature, scaling.bins)])
-    rows = [(temperature, *row.values()) for temperature, part in parts for row in _rows(part)]
-    return csv_text(("temperature", "low", "high", "images", "confidence", "accuracy"), rows)
+def _draw_bins(axes: Axes, bins: Reliability) -> None:
+    from matplotlib.colors import to_rgba
+
+    filled = bins.counts > 0
+    left, width = bins.edges[:-1][filled], np.diff(bins.edges)[filled]
+    accuracy, confidence = bins.accuracy[filled], bins.confidence[filled]
+    axes.bar(left, accuracy, width, align="edge", color=BLUE, edgecolor="white", label="accuracy")
+    axes.bar(
+        left,
+        np.abs(accuracy - confidence),
+        width,
+        bottom=np.minimum(accuracy, confidence),
+        align="edge",
+        facecolor=to_rgba(ORANGE, 0.35),
+        edgecolor=ORANGE,
+        hatch="///",
+        linewidth=0.8,
+        label="gap to the mean confidence",
+    )
+    axes.plot([0, 1], [0, 1], linestyle="--", color="black", linewidth=1)
+    error = f"ECE {bins.expected_error():.4f}"
+    box = {"facecolor": "white", "edgecolor": GREY, "boxstyle": "round"}
+    axes.text(0.05, 0.93, error, transform=axes.transAxes, va="top", bbox=box)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    open_frame(axes)
+
+
+def _draw_histogram(axes: Axes, bins: Reliability) -> None:
+    filled = bins.counts > 0
+    share = bins.counts / bins.counts.sum()
+    axes.bar(bins.edges[:-1], 100 * share, width=np.diff(bins.edges), align="edge", color=GREY, edgecolor="white")
+    for values, style, color, label in (
+        (bins.accuracy, "-", BLUE, "accuracy of all"),
+        (bins.confidence, ":", ORANGE, "mean confidence of all"),
+    ):
+        axes.axvline(float((share * values)[filled].sum()), linestyle=style, color=color, linewidth=2, label=label)
+    axes.set_xlabel("confidence (largest softmax probability)")
+    open_frame(axes)
