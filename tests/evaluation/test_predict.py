@@ -13,10 +13,10 @@ from PIL import Image
 
 import illama
 from illama.checkpoint import save_weights
-from illama.checkpoint.format import find_weights
 from illama.errors import UserError
 from illama.evaluation.predict import BATCH, find_images, predict
 from illama.weights.foreign import read_weights
+from illama.weights.locate import locate
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_the_messy_set(digits_run: Path, shared_data: Path) -> None:
     "data", ["x", None, [], {"max_image_pixels": "x"}, {"max_image_pixels": 10**30}, {"max_image_pixels": -1}]
 )
 def test_a_recipe_in_the_weights_that_is_none_is_refused(digits_run: Path, tmp_path: Path, data: object) -> None:
-    state, meta = read_weights(find_weights(digits_run))
+    state, meta = read_weights(locate(digits_run).file)
     assert meta is not None
     assert meta.recipe is not None
     save_weights(tmp_path / "w.safetensors", state, dataclasses.replace(meta, recipe=meta.recipe | {"data": data}))

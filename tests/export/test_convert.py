@@ -206,7 +206,7 @@ def test_a_full_disk_leaves_nothing(plain: Path, tmp_path: Path, monkeypatch: py
         (["plain.pth", "OUT", "model.mask=some"], "model.mask: Input should be 'causal', 'none' or 'modified_causal'"),
         (["plain.pth", "OUT", "model.img_size=big"], 'model.img_size: Input should be a valid integer; given "big"'),
         (["plain.pth", "OUT", "model.layer_scale=big"], "model.layer_scale: Input should be a valid number"),
-        (["plain.pth", "OUT", "model.depth=3"], "missing blocks.2.norm1.weight"),
+        (["plain.pth", "OUT", "model.depth=3"], "blocks.2.norm1.weight is absent in the file"),
         (["plain.pth", "OUT", "--img-size", "100"], "img_size: 100 is not a positive multiple of patch_size (16)"),
         (["plain.pth", "OUT", "--img-size", "big"], "image size 'big' is neither pixels"),
         (["plain.pth", "OUT", "--num-classes", "-1"], "--num-classes -1 is no number of classes"),

@@ -15,7 +15,7 @@ from illama.models import ILlama
 from illama.models.variants import VARIANTS
 from illama.weights import load_model
 from illama.weights.load import load_weights
-from illama.weights.published import PUBLISHED, REPOSITORY, fetch, published_by_file
+from illama.weights.published import PUBLISHED, REPOSITORY, fetch, find_published
 from tests.weights.foreign_files import cheap_state, random_state, save_like_the_authors
 
 TINY_384 = dataclasses.replace(PUBLISHED["illama_base.in1k_384"], variant="tiny", file="tiny-384.pth")
@@ -39,12 +39,13 @@ def test_rows_are_those_of_the_specification() -> None:
         assert f"-{row.top1:.1f}.pth" in row.file
         assert ("384" in row.file) == (row.img_size == 384)
         assert max(row.best_log, row.top1) - row.top1_log < 0.15
-        assert published_by_file(row.file) is row
-    assert published_by_file("model.pth") is None
+        assert find_published(row.file) is row
+    assert find_published("model.pth") is None
 
 
-@pytest.mark.parametrize("layout", ["training", "plain"])
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    ("name", "layout"), [*((name, "training") for name in PUBLISHED), ("illama_tiny.in1k", "plain")]
+)
 def test_every_published_file_is_known_for_what_it_is(tmp_path: Path, name: str, layout: str) -> None:
     """In full size; `load_model` does no more than to give these tensors to an `ILlama` of this configuration."""
     row = PUBLISHED[name]
@@ -74,8 +75,9 @@ def test_the_largest_loads_whole(tmp_path: Path) -> None:
     assert all(torch.equal(found[key][:1], tensor[:1]) for key, tensor in state.items())
 
 
-@pytest.mark.parametrize("layout", ["training", "plain"])
-@pytest.mark.parametrize("row", [PUBLISHED["illama_tiny.in1k"], TINY_384], ids=["224", "384"])
+@pytest.mark.parametrize(
+    ("row", "layout"), [(PUBLISHED["illama_tiny.in1k"], "training"), (TINY_384, "plain")], ids=["224", "384"]
+)
 def test_logits_are_those_of_the_weights(tmp_path: Path, row: Any, layout: str) -> None:
     state = random_state(row.config)
     direct = ILlama(row.config).eval()

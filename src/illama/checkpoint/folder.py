@@ -40,10 +40,16 @@ from illama.console.json_text import read_json
 from illama.errors import UserError
 from illama.system.files import make_folder, remove, to_disk
 
+CHECKPOINTS = "checkpoints"  # the folder of them in a run's
+LAST, PREVIOUS, BEST = "last", "previous", "best"
+# Beside `checkpoints`: what the run was begun with, see illama.evaluation.origin.
+ORIGIN_FILE, HELD_OUT_FILE = "origin.json", "held_out.csv"
 META_FILE = "meta.json"
 _SUMMED = (".safetensors", ".pt")  # endings of files that have to have a sum
 _SUM = re.compile(r"[0-9a-f]{64}")
 FILE_SUMS, FILE_BYTES, OWN_SUM = "sha256", "bytes", "sha256_of_meta"  # keys of meta.json
+_OLD, _DAMAGED, _NEW = "old", "damaged", "new"  # endings of the folders beside, above
+_SWAPS = 3  # a run that is training may replace the folder while it is read; more than once is no coincidence
 Writer = Callable[[Path], None]
 
 
@@ -66,7 +72,7 @@ def current(folder: Path) -> Path | None:
     """The folder that holds the checkpoint at this moment, or None if there is none. Changes nothing."""
     if folder.is_dir():  # first: "." has no name that another folder's could be made of
         return folder
-    return _aside(folder) if folder.name and _aside(folder).is_dir() else None
+    return aside if folder.name and (aside := _beside(folder, _OLD)).is_dir() else None
 
 
 def replace_folder(
@@ -127,22 +133,28 @@ def read_meta(folder: Path, *, verify: bool = True) -> dict[str, Any]:
     sums = meta[FILE_SUMS]
     if not sums or not all(_SUM.fullmatch(str(one)) and "/" not in name for name, one in sums.items()):
         raise DamagedError(folder / META_FILE, "does not list the files with their checksums")
-    for file in _files(folder):
-        if file.suffix in _SUMMED and file.name not in sums:
-            raise DamagedError(file, f"has no checksum in {META_FILE}")
+    try:
+        unlisted = [file for file in sorted(folder.iterdir()) if file.suffix in _SUMMED and file.name not in sums]
+    except OSError as error:
+        raise DamagedError(folder, f"cannot be read ({error.strerror or error})") from None
+    if unlisted:
+        raise DamagedError(unlisted[0], f"has no checksum in {META_FILE}")
     for name, expected in sums.items():
-        file = folder / name
+        file, bytes_before = folder / name, meta[FILE_BYTES].get(name)
         try:
-            found = file.stat()
+            status = file.stat()
         except OSError:  # also one that a run which trains has just replaced
             raise DamagedError(file, "is missing") from None
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             raise DamagedError(file, "is missing")
-        bytes_before, bytes_now = meta[FILE_BYTES].get(name), found.st_size
-        if bytes_before not in (None, bytes_now):  # a sparse file of any size would be read for hours
-            raise DamagedError(file, f"differs from what was saved: {bytes_now} bytes instead of {bytes_before!s:.20}")
-        if verify:
-            _compare(file, expected)
+        if bytes_before not in (None, status.st_size):  # a sparse file of any size would be read for hours
+            sizes = f"{status.st_size} bytes instead of {bytes_before!s:.20}"
+            raise DamagedError(file, f"differs from what was saved: {sizes}")
+        try:
+            if verify and sha256(file) != expected:
+                raise DamagedError(file, "differs from the checksum taken when it was saved")
+        except OSError as error:
+            raise DamagedError(file, f"cannot be read ({error.strerror or error})") from None
     return meta
 
 
@@ -172,7 +184,7 @@ def sha256(path: Path) -> str:
 @contextmanager
 def _replaced(folder: Path, needed_bytes: int, previous: Path | None = None) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `folder` at the end; errors are told as the user's."""
-    new = folder.with_name(f"{_new(folder)}-{secrets.token_hex(8)}")
+    new = _beside(folder, f"{_NEW}-{secrets.token_hex(8)}")
     try:
         make_folder(folder.parent)
         _tidy(folder, previous)
@@ -188,44 +200,46 @@ def _replaced(folder: Path, needed_bytes: int, previous: Path | None = None) -> 
         if cause is None:
             raise
         raise UserError(_cannot_save(folder, cause, needed_bytes)) from error
-    for gone in (_aside(folder), _convicted(folder), *([] if previous is None else [_aside(previous)])):
+    for gone in (_beside(folder, _OLD), _beside(folder, _DAMAGED), _beside(previous or folder, _OLD)):
         with suppress(OSError):
             remove(gone)
 
 
 def _tidy(folder: Path, previous: Path | None) -> None:
     """Undo a save that was cut short: drop what was being written, put back what was set aside."""
+    unfinished = (_beside(folder, _NEW).name, _beside(folder, _DAMAGED).name)
     for path in list(folder.parent.iterdir()):
-        if path.name.startswith(_new(folder)) or path.name == _convicted(folder).name:
+        if path.name.startswith(unfinished):
             remove(path)
-    _put_back(folder)
+    _put_back(_beside(folder, _OLD), folder)
     if previous is not None:
         if previous.exists() and not folder.exists():
-            remove(folder)  # a link that leads nowhere
-            previous.rename(folder)
-        _put_back(previous)
+            _put_back(previous, folder)
+        _put_back(_beside(previous, _OLD), previous)
 
 
-def _put_back(folder: Path) -> None:
-    if folder.exists() or not _aside(folder).exists():
-        remove(_aside(folder))
+def _put_back(aside: Path, folder: Path) -> None:
+    """Move what was set aside to its place; where that is taken, it goes."""
+    if folder.exists() or not aside.exists():
+        remove(aside)
     else:
-        remove(folder)
-        _aside(folder).rename(folder)
+        remove(folder)  # a link that leads nowhere
+        aside.rename(folder)
 
 
 def _swap(new: Path, folder: Path, previous: Path | None) -> None:
     """Put the new folder into its place; if a rename fails, those before it are undone."""
     moves = [(new, folder)]
-    if os.path.lexists(folder) and previous is None:
-        moves.insert(0, (folder, _aside(folder)))
-    elif os.path.lexists(folder) and previous is not None:
-        if not _is_whole(folder):  # the one before may be all that is left: it must not make way for a ruin
-            moves.insert(0, (folder, _convicted(folder)))
-        else:
-            moves.insert(0, (folder, previous))
-            if os.path.lexists(previous):
-                moves.insert(0, (previous, _aside(previous)))
+    if os.path.lexists(folder):
+        away = _beside(folder, _OLD) if previous is None else previous
+        if previous is not None:
+            try:
+                read_meta(folder)
+            except DamagedError:  # the one before may be all that is left: it must not make way for a ruin
+                away = _beside(folder, _DAMAGED)
+        moves.insert(0, (folder, away))
+        if away == previous and os.path.lexists(previous):
+            moves.insert(0, (previous, _beside(previous, _OLD)))
     done: list[tuple[Path, Path]] = []
     try:
         for source, target in moves:
@@ -238,46 +252,14 @@ def _swap(new: Path, folder: Path, previous: Path | None) -> None:
     to_disk(folder.parent)
 
 
-def _files(folder: Path) -> list[Path]:
-    try:
-        return sorted(folder.iterdir())
-    except OSError as error:
-        raise DamagedError(folder, f"cannot be read ({error.strerror or error})") from None
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        read_meta(folder)
-    except DamagedError:
-        return False
-    return True
-
-
-def _compare(file: Path, expected: str) -> None:
-    try:
-        found = sha256(file)
-    except OSError as error:
-        raise DamagedError(file, f"cannot be read ({error.strerror or error})") from None
-    if found != expected:
-        raise DamagedError(file, "differs from the checksum taken when it was saved")
+def _beside(folder: Path, ending: str) -> Path:
+    """A folder of which nobody else knows, for a while."""
+    return folder.with_name(f".{folder.name}.{ending}")
 
 
 def _sum_of(content: Mapping[str, Any]) -> str:
     """SHA-256 of values, however they are laid out in a file."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _new(folder: Path) -> str:
-    """How the names of folders that are being written begin."""
-    return f".{folder.name}.new"
-
-
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.old")
-
-
-def _convicted(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.damaged")
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
@@ -301,13 +283,6 @@ def _cannot_save(folder: Path, cause: OSError, needed_bytes: int) -> str:
         f"(it needs {needed_bytes / 1e6:.1f} MB, {free / 1e6:.1f} MB are free){kept}; "
         "make room or allow writing there, then run the same command again"
     )
-
-
-CHECKPOINTS = "checkpoints"  # the folder of them in a run's
-LAST, PREVIOUS, BEST = "last", "previous", "best"
-# Beside `checkpoints`: what the run was begun with, see illama.evaluation.origin.
-ORIGIN_FILE, HELD_OUT_FILE = "origin.json", "held_out.csv"
-_SWAPS = 3  # a run that is training may replace the folder while it is read; more than once is no coincidence
 
 
 class Newest(NamedTuple):
@@ -356,50 +331,56 @@ def newest_checkpoint(run_dir: Path) -> Newest | None:
     Raises:
         UserError: What there is, is damaged.
     """
-    damage: dict[str, DamagedError] = {}
-    for tag in (LAST, PREVIOUS):
-        if current(checkpoint_folder(run_dir, tag)) is None:
+    damage: list[DamagedError] = []
+    last, previous = (checkpoint_folder(run_dir, tag) for tag in (LAST, PREVIOUS))
+    for folder in (last, previous):
+        if current(folder) is None:
             continue
-        found = _damage(checkpoint_folder(run_dir, tag))
-        if found is None:
-            return Newest(tag, _warning(run_dir, damage[LAST]) if damage else None)
-        damage[tag] = found
+        error = _damage(folder)
+        if error is None and not damage:
+            return Newest(folder.name, None)
+        if error is None:
+            warning = (
+                f"{damage[0].file} {damage[0].what}: the checkpoint of {_step(damage[0].file.parent)} is damaged, "
+                f"taking the one before it, of {_step(previous)} ({previous})"
+            )
+            return Newest(folder.name, warning)
+        damage.append(error)
     if len(damage) == 2:
-        raise UserError(_nothing_left(run_dir, damage[LAST], damage[PREVIOUS]))
-    for found in damage.values():
-        raise found
+        others = [tag for tag in (BEST, *kept_tags(run_dir)) if checkpoint_folder(run_dir, tag).is_dir()]
+        rename = f"rename {run_dir}/checkpoints/{others[-1]} to last" if others else ""
+        raise UserError(
+            f"both checkpoints that {run_dir} could go on from are damaged: {damage[0].file} {damage[0].what}, "
+            f"{damage[1].file} {damage[1].what}; restore one of them from a copy, or "
+            f"{rename or 'start anew in another folder (--out)'}"
+        )
+    if damage:
+        raise damage[0]
     return None
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """Tells a file or folder from another one that took its name; None where there is none at this instant."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _damage(folder: Path) -> DamagedError | None:
     """What is wrong with a checkpoint, which another process may be replacing."""
     for _ in range(_SWAPS):
-        before = _identity(folder)
+        before = identity(current(folder) or folder)
         try:
             read_meta(current(folder) or folder)
         except DamagedError as error:
-            found = error
+            damage = error
         else:
             return None
-        if before is not None and _identity(folder) == before:
+        if before is not None and identity(current(folder) or folder) == before:
             break
-    return found
-
-
-def _identity(folder: Path) -> int | None:
-    """Tells a folder from another one that took its name."""
-    try:
-        return (current(folder) or folder).stat().st_ino
-    except OSError:
-        return None
-
-
-def _warning(run_dir: Path, damage: DamagedError) -> str:
-    back = checkpoint_folder(run_dir, PREVIOUS)
-    return (
-        f"{damage.file} {damage.what}: the checkpoint of {_step(damage.file.parent)} is damaged, "
-        f"taking the one before it, of {_step(back)} ({back})"
-    )
+    return damage
 
 
 def _step(folder: Path) -> str:
@@ -408,12 +389,3 @@ def _step(folder: Path) -> str:
         return f"step {stated_meta(current(folder) or folder)['step']}"
     except (DamagedError, KeyError):
         return "an unknown step"
-
-
-def _nothing_left(run_dir: Path, last: DamagedError, previous: DamagedError) -> str:
-    others = [tag for tag in (BEST, *kept_tags(run_dir)) if checkpoint_folder(run_dir, tag).is_dir()]
-    instead = f"rename {run_dir}/checkpoints/{others[-1]} to last" if others else "start anew in another folder (--out)"
-    return (
-        f"both checkpoints that {run_dir} could go on from are damaged: {last.file} {last.what}, "
-        f"{previous.file} {previous.what}; restore one of them from a copy, or {instead}"
-    )

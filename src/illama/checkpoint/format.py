@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,9 +32,8 @@ from illama.checkpoint.folder import (
     Writer,
     checkpoint_folder,
     current,
-    has_checkpoint,
+    identity,
     link_folder,
-    newest_checkpoint,
     read_meta,
     replace_folder,
 )
@@ -102,8 +101,8 @@ class Meta:
         version = plain.get("format_version")
         if version != FORMAT_VERSION:
             raise UserError(f"{origin}: weights format {version!r}, this illama reads {FORMAT_VERSION}; update illama")
-        known = {field.name for field in fields(cls)}  # what a later version adds may be left out
-        values = {key: plain[key] for key in known if key in plain}
+        # what a later version adds may be left out
+        values = {field.name: plain[field.name] for field in fields(cls) if field.name in plain}
         try:
             text = json.dumps(values, allow_nan=False)
         except (ValueError, RecursionError):  # 1e999 is infinite, too
@@ -122,7 +121,6 @@ STATE_FILE = "training_state.pt"
 META_KEY = "illama"  # of the safetensors header
 _TRIES, _PAUSE_S = 20, 0.01  # of a read that a save comes between; it takes two renames
 LONGEST_REASON = 160  # characters of what a library says of a file
-_log = logging.getLogger("illama.checkpoint")
 
 
 @dataclass(frozen=True)
@@ -162,17 +160,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Meta | None]:
         UserError: Not a safetensors file, or cut short.
     """
     for left in reversed(range(_TRIES if is_of_a_run(path) else 1)):
-        before, problem = _identity(path), None
+        before, problem = identity(path), None
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError, RuntimeError) as error:  # the last one of torch, which maps the file
             problem = error
-        if left and (before is None or _identity(path) != before):  # a training run put another in its place
-            time.sleep(_PAUSE_S)
-            continue
-        break
+        if not left or (before is not None and identity(path) == before):
+            break
+        time.sleep(_PAUSE_S)  # a training run put another in its place
     if problem is not None:
         reason = str(problem).splitlines()[0][:LONGEST_REASON]
         reason = reason if reason.isprintable() else type(problem).__name__  # it may quote the file's bytes
@@ -184,15 +181,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], Meta | None]:
 def is_of_a_run(path: Path) -> bool:
     """Whether a weights file lies in a run's checkpoint, which a run that trains replaces as a whole."""
     return path.absolute().parent.parent.name == CHECKPOINTS
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file it is; None where there is none at this instant."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
 
 
 def save_checkpoint(
@@ -225,14 +213,12 @@ def save_checkpoint(
         TypeError: `training_state` holds something that would not load again.
     """
     folder = checkpoint_folder(run_dir, tag)
-    weights = {MODEL_FILE: (model_state, dataclasses.replace(meta, ema=False))}
-    if ema_state is not None:
-        weights[EMA_FILE] = (ema_state, dataclasses.replace(meta, ema=True))
     writers: dict[str, Writer] = {
-        name: lambda path, state=state, about=about: save_weights(path, state, about)  # type: ignore[misc]
-        for name, (state, about) in weights.items()
+        MODEL_FILE: partial(save_weights, state=model_state, meta=dataclasses.replace(meta, ema=False))
     }
-    writers[STATE_FILE] = lambda path: _save_state(path, training_state)
+    if ema_state is not None:
+        writers[EMA_FILE] = partial(save_weights, state=ema_state, meta=dataclasses.replace(meta, ema=True))
+    writers[STATE_FILE] = partial(_save_state, training_state=training_state)
     needed = tensor_bytes([model_state, ema_state or {}, training_state])
     previous = checkpoint_folder(run_dir, PREVIOUS) if tag == LAST else None
     replace_folder(folder, writers, {"step": meta.step, "epoch": meta.epoch}, needed, previous)
@@ -291,33 +277,6 @@ def load_checkpoint(run_dir: Path, tag: str, *, verify: bool = True) -> Checkpoi
         meta=meta,
         ema_state=read_safetensors(folder / EMA_FILE)[0] if EMA_FILE in sums else None,
     )
-
-
-def find_weights(path: Path) -> Path:
-    """The weights file that a path stands for; of a run the last checkpoint's.
-
-    The last weights are what the run reports. The best ones are chosen by the evaluation split, so their accuracy on
-    it flatters; RUN/checkpoints/best names them. Where the last checkpoint is damaged, a run stands for the one before
-    it, which is logged as a warning.
-
-    Raises:
-        UserError: Nothing there, or a checkpoint that differs from its checksums.
-    """
-    if path.is_file():
-        return path
-    newest = newest_checkpoint(path) if has_checkpoint(path) else None
-    if newest is not None:
-        if newest.warning is not None:
-            _log.warning(newest.warning)
-        folder = checkpoint_folder(path, newest.tag)
-        return (current(folder) or folder) / MODEL_FILE
-    found = current(path)
-    if found is None:
-        raise UserError(f"there is no run, checkpoint or weights file {path}")
-    if not (found / MODEL_FILE).is_file():
-        raise UserError(f"{path} holds neither a run (checkpoints/last) nor a checkpoint ({MODEL_FILE})")
-    read_meta(found)
-    return found / MODEL_FILE
 
 
 def _order_header(path: Path) -> None:

@@ -41,6 +41,22 @@ def demand_finite(state: Mapping[str, Tensor]) -> None:
             raise UserError(f"{name} has values that are NaN or infinite; choose weights from before that happened")
 
 
+def shape_difference(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """The first tensor that is absent, left over or of another shape, and how many others are; None for no one."""
+    wrong = [
+        f"{name} is {shape_in(given, name)} in the file and {shape_in(expected, name)} in the model"
+        for name in [*expected, *(name for name in given if name not in expected)]
+        if name not in given or name not in expected or given[name].shape != expected[name].shape
+    ]
+    more = f", and {len(wrong) - 1} other tensors differ" if len(wrong) > 1 else ""
+    return f"{wrong[0]}{more}" if wrong else None
+
+
+def shape_in(state: Mapping[str, Tensor], name: str) -> str:
+    """A tensor's shape for people."""
+    return str(tuple(state[name].shape)) if name in state else "absent"
+
+
 def snapshot(value: T) -> T:
     """Copy nested containers with every tensor in contiguous CPU memory of its own.
 
@@ -75,7 +91,28 @@ def map_tensors(value: T, convert: Callable[[Tensor], Tensor]) -> T:
 
     What stands in two places of the original stands in the same two places of the copy: a pickle of it is as long.
     """
-    return _mapped(value, convert, {})
+    copies: dict[int, Any] = {}
+
+    def copied(part: Any) -> Any:
+        if isinstance(part, Tensor | dict | list | tuple) and id(part) not in copies:
+            copies[id(part)] = copy_of(part)
+        return copies.get(id(part), part)
+
+    def copy_of(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            return convert(part)
+        if isinstance(part, dict):
+            changed = copy.copy(part)  # of the same type: an OrderedDict stays one
+            changed.update({key: copied(inner) for key, inner in part.items()})
+            return changed
+        parts = [copied(inner) for inner in part]
+        if isinstance(part, list):
+            return parts
+        same = all(new is old for new, old in zip(parts, part, strict=True))
+        return part if same else type(part)(parts)
+
+    result: T = copied(value)
+    return result
 
 
 def tensor_bytes(value: Any) -> int:
@@ -85,28 +122,6 @@ def tensor_bytes(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(map(tensor_bytes, value.values()))
     return sum(map(tensor_bytes, value)) if isinstance(value, list | tuple) else 0
-
-
-def _mapped(value: Any, convert: Callable[[Tensor], Tensor], known: dict[int, Any]) -> Any:
-    if not isinstance(value, Tensor | dict | list | tuple):
-        return value
-    if id(value) not in known:
-        known[id(value)] = _converted(value, convert, known)
-    return known[id(value)]
-
-
-def _converted(value: Any, convert: Callable[[Tensor], Tensor], known: dict[int, Any]) -> Any:
-    if isinstance(value, Tensor):
-        return convert(value)
-    if isinstance(value, dict):
-        changed = copy.copy(value)  # of the same type: an OrderedDict stays one
-        changed.update({key: _mapped(part, convert, known) for key, part in value.items()})
-        return changed
-    parts = [_mapped(part, convert, known) for part in value]
-    if isinstance(value, list):
-        return parts
-    same = all(new is old for new, old in zip(parts, value, strict=True))
-    return value if same else type(value)(parts)
 
 
 def _type_name(dtype: torch.dtype) -> str:

@@ -17,6 +17,7 @@ from illama.data.decode.images import as_seen, check_channels
 from illama.data.loading.staging import constant
 from illama.errors import UserError
 from illama.models.config import LEAST_CROP, LEAST_STD, MOST_PIXELS, SMALL_PX, WARP_PX
+from illama.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 
 if TYPE_CHECKING:
     from illama.recipes.schema import Recipe
@@ -52,8 +53,8 @@ class EvalTransform:
 
     img_size: tuple[int, int]
     crop_pct: float = 0.875
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     mode: EvalMode = "crop"
     in_chans: int = 3
     interpolation: Interpolation = "bicubic"

@@ -17,8 +17,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,11 +39,16 @@ if TYPE_CHECKING:
     from torch import nn
 
     from illama.data.eval_transform import EvalTransform
-    from illama.data.source import Source
     from illama.models import ILlama
     from illama.recipes import Recipe
 
 SAMPLED = 16  # images whose content counts, evenly spaced
+_FORMAT = 1
+_RUN_FILES = ("recipe.yaml", "environment.json")  # of the runs of every version
+_HEAD = 1 << 16  # bytes of an image that its mark is made of, with its size
+_HEADER = ("name", "bytes", "blake2b of the first 64 KiB")
+T = TypeVar("T")
+Mark = tuple[str, int, str]  # name, size in bytes, digest of the first bytes
 
 
 def data_id(source: Source) -> str:
@@ -52,13 +58,8 @@ def data_id(source: Source) -> str:
     for all, since reading all would take as long as what the name is to save: another version of the images under the
     same names (a corruption, another size) has another name, an exchange of single images need not.
     """
-    found = hashlib.sha256(json.dumps(list(source.classes)).encode())
-    found.update(source.labels.astype("<i8").tobytes())
-    for i in range(len(source)):
-        found.update(_name(source, i) + b"\0")
-    for i in _sampled(source):
-        found.update(_content(source, i))
-    return found.hexdigest()
+    classes = json.dumps(list(source.classes)).encode()
+    return _sha256(chain([classes, _labels(source)], _names(source), _contents(source)))
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,7 @@ class DataIdentity:
     @classmethod
     def of(cls, source: Source) -> DataIdentity:
         """That of a source; reads `SAMPLED` images."""
-        names = hashlib.sha256()
-        for i in range(len(source)):
-            names.update(_name(source, i) + b"\0")
-        labels = hashlib.sha256(source.labels.astype("<i8").tobytes()).hexdigest()
-        return cls(len(source), labels, names.hexdigest(), content_id(source))
+        return cls(len(source), _sha256([_labels(source)]), _sha256(_names(source)), content_id(source))
 
     def difference(self, now: DataIdentity) -> str | None:
         """What is different in other images, in a few words; None where nothing is."""
@@ -103,18 +100,12 @@ class DataIdentity:
 
 def names_id(source: Source) -> str:
     """SHA-256, hexadecimal, of label and file name of every image."""
-    found = hashlib.sha256(source.labels.astype("<i8").tobytes())
-    for i in range(len(source)):
-        found.update(_name(source, i) + b"\0")
-    return found.hexdigest()
+    return _sha256(chain([_labels(source)], _names(source)))
 
 
 def content_id(source: Source) -> str:
     """SHA-256, hexadecimal, of the content of `SAMPLED` images."""
-    found = hashlib.sha256()
-    for i in _sampled(source):
-        found.update(_content(source, i))
-    return found.hexdigest()
+    return _sha256(_contents(source))
 
 
 def image_name(source: Source, i: int) -> str:
@@ -122,23 +113,32 @@ def image_name(source: Source, i: int) -> str:
     return os.path.basename(source.location(i))
 
 
-def _name(source: Source, i: int) -> bytes:
-    return image_name(source, i).encode(errors="surrogateescape")
+def _sha256(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
-def _sampled(source: Source) -> list[int]:
-    """Positions of the images whose content counts, evenly spaced."""
+def _labels(source: Source) -> bytes:
+    return source.labels.astype("<i8").tobytes()
+
+
+def _names(source: Source) -> Iterator[bytes]:
+    """What each image is called wherever it lies."""
+    return (image_name(source, i).encode(errors="surrogateescape") + b"\0" for i in range(len(source)))
+
+
+def _contents(source: Source) -> Iterator[bytes]:
+    """SHA-256 of `SAMPLED` images, evenly spaced, as they are stored, or of their pixels where a source keeps no files;
+    b"" of a broken one."""
     count = min(SAMPLED, len(source))
-    return [part * len(source) // count for part in range(count)]
-
-
-def _content(source: Source, i: int) -> bytes:
-    """SHA-256 of an image as it is stored, or of its pixels where a source keeps no files; b"" where it is broken."""
-    try:
-        stored = source.encoded(i)
-        return hashlib.sha256(source.read(i).tobytes() if stored is None else stored).digest()
-    except BrokenImage:
-        return b""
+    for i in (part * len(source) // count for part in range(count)):
+        try:
+            stored = source.encoded(i)
+            yield hashlib.sha256(source.read(i).tobytes() if stored is None else stored).digest()
+        except BrokenImage:
+            yield b""
 
 
 def weights_id(model: nn.Module) -> str:
@@ -148,12 +148,12 @@ def weights_id(model: nn.Module) -> str:
 
 def tensors_id(state: Mapping[str, torch.Tensor]) -> str:
     """SHA-256, hexadecimal, of name, dtype, shape and bytes of every tensor, on any device."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         plain = tensor.detach().cpu().contiguous()
-        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}\0".encode())
-        found.update(plain.flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\0".encode())
+        digest.update(plain.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def network_id(model: ILlama, transform: EvalTransform) -> str:
@@ -164,20 +164,17 @@ def network_id(model: ILlama, transform: EvalTransform) -> str:
         "transform": transform.to_dict(),
         "softness": float(model.softness),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return _plain_id(parts)
 
 
 def short_name(identity: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that stand for plain values in a file's name."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return _plain_id(identity)[:12]
 
 
-_FORMAT = 1
-_RUN_FILES = ("recipe.yaml", "environment.json")  # of the runs of every version
-_HEAD = 1 << 16  # bytes of an image that its mark is made of, with its size
-_HEADER = ("name", "bytes", "blake2b of the first 64 KiB")
-T = TypeVar("T")
-Mark = tuple[str, int, str]  # name, size in bytes, digest of the first bytes
+def _plain_id(values: Any) -> str:
+    """SHA-256, hexadecimal, of plain values."""
+    return _sha256([json.dumps(values, sort_keys=True).encode()])
 
 
 @dataclass(frozen=True)
@@ -224,8 +221,7 @@ class Origin:
             *(train.classes, *(one.to_dict() for one in identities)),
             None if start is None else start.tensors,
         ]
-        run = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-        return cls(*identities, held_out, start, run)
+        return cls(*identities, held_out, start, _plain_id(decides))
 
     def files(self) -> dict[str, bytes]:
         """What stands in the run's folder, by name."""
@@ -236,12 +232,12 @@ class Origin:
             "start": None if self.start is None else asdict(self.start),
             "run": self.run,
         }
-        found = {ORIGIN_FILE: utf8(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")}
+        files = {ORIGIN_FILE: utf8(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")}
         if self.held_out:
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows([_HEADER, *self.held_out])
-            found[HELD_OUT_FILE] = text.getvalue().encode(errors="surrogateescape")
-        return found
+            files[HELD_OUT_FILE] = text.getvalue().encode(errors="surrogateescape")
+        return files
 
     @classmethod
     def read(cls, run_dir: Path) -> Origin | None:
@@ -267,23 +263,23 @@ class Origin:
             ) from None
 
 
-def _of_its_types(found: T) -> T:
+def _of_its_types(values: T) -> T:
     """The same; text in the place of a number is damage.
 
     Raises:
         ValueError: A field is of another type than is stated.
     """
-    for field in fields(found):  # type: ignore[arg-type]
-        value = getattr(found, field.name)
+    for field in fields(values):  # type: ignore[arg-type]
+        value = getattr(values, field.name)
         if type(value).__name__ != field.type:
             raise ValueError(f"{field.name}: allowed: {field.type}, given {shown(str(value), 40)}")
-    return found
+    return values
 
 
 def run_of(weights: Path) -> Path | None:
     """The folder of the run that a weights file lies in; None where it lies in none."""
     folders = weights.resolve().parents[:4]
-    return next((one for one in folders if all((one / name).is_file() for name in _RUN_FILES)), None)
+    return next((folder for folder in folders if all((folder / name).is_file() for name in _RUN_FILES)), None)
 
 
 def marks(source: Source) -> list[Mark]:
@@ -298,16 +294,12 @@ def held_out_again(source: Source, held_out: Sequence[Mark]) -> SubsetSource | N
         source: Where they may be, among others.
         held_out: Their marks.
     """
-    wanted: dict[str, set[Mark]] = {}
-    for mark in held_out:
-        wanted.setdefault(mark[0], set()).add(mark)
-    found = [
-        i for i in range(len(source)) if (name := image_name(source, i)) in wanted and _mark(source, i) in wanted[name]
-    ]
-    if not found:
+    wanted, names = set(held_out), {name for name, _, _ in held_out}
+    positions = [i for i in range(len(source)) if image_name(source, i) in names and _mark(source, i) in wanted]
+    if not positions:
         return None
-    why = f"the {len(found)} of them that the run held out ({len(held_out)} in all), found by name and content"
-    return SubsetSource(source, np.array(found, dtype=np.int64), why)
+    why = f"the {len(positions)} of them that the run held out ({len(held_out)} in all), found by name and content"
+    return SubsetSource(source, np.array(positions, dtype=np.int64), why)
 
 
 def _mark(source: Source, i: int) -> Mark:

@@ -18,11 +18,11 @@ from illama.console.json_text import read_json
 from illama.console.text import shown
 from illama.distributed import ALONE, World
 from illama.errors import UserError
-from illama.evaluation.origin import Origin, run_of
+from illama.evaluation.origin import DataIdentity, Origin, held_out_again, run_of
 from illama.recipes import DataConfig, Recipe, parse_recipe
 from illama.system.given_file import at_home
 from illama.weights import load_model
-from illama.weights.resolve import resolve
+from illama.weights.locate import locate
 
 if TYPE_CHECKING:
     from illama.data import EvalTransform, Layout
@@ -100,22 +100,19 @@ class Subject:
         """
         if self.given is not None:
             return self.given
-        own = self._own_images(self.trained_on) if self.trained_on is not None and self.split == "eval" else None
-        source = self._open(self.layout, self.split) if own is None else own
-        if self.trained_on is None and self.data is not None and self.data.val_fraction == 0 and self._held_out_share():
+        source = None
+        if self.trained_on is not None and self.split == "eval":
+            source = self._own_images(self.trained_on)
+        if source is None:
+            source = self._open(self.layout, self.split)
+        held_out_share = (self.meta.recipe or {}).get("data", {}).get("val_fraction")
+        if self.trained_on is None and self.data is not None and self.data.val_fraction == 0 and held_out_share:
             source.description += "; ATTENTION: if the network was trained on this data, it saw most of these images"
         if self.split == "train" and self.origin is not None and self.data == self.trained_on:
-            from illama.evaluation.origin import DataIdentity
-
             changed = self.origin.train.difference(DataIdentity.of(source))
             if changed is not None:
                 source.description += f"; ATTENTION: not the images that the run was trained on: {changed}"
         return source
-
-    def _held_out_share(self) -> float:
-        """The share that the recipe of the weights held out of its own data."""
-        recipe = self.meta.recipe or {}
-        return float(recipe.get("data", {}).get("val_fraction") or 0)
 
     def _open(self, layout: Layout, split: str) -> Source:
         classes: Sequence[str] | None = (self.meta.classes or None) if self.numbering == "model" else None
@@ -127,35 +124,34 @@ class Subject:
         They are the run's own where its recipe chooses the same ones there, or where those that it held out are found.
         What the run trained on must not be counted among them without a word.
         """
-        from illama.evaluation.origin import DataIdentity, held_out_again
-
         layout, moved = self.layout.asked_for(trained_on), self.data != trained_on
-        if self.origin is None and not (moved and trained_on.val_fraction > 0 and not layout.splits):
+        origin, source = self.origin, None
+        if origin is None and (not moved or trained_on.val_fraction == 0 or layout.splits):
             return None
-        changed = None
         with contextlib.suppress(UserError):
             source = self._open(layout, "eval")
-            if self.origin is None:
+        if origin is None:  # a run of an earlier version
+            if source is not None:
                 source.description += "; ATTENTION: right only if this is the data that the run was trained on"
-                return source
-            changed = self.origin.eval.difference(DataIdentity.of(source))
+            return source
+        if source is not None:
+            changed = origin.eval.difference(DataIdentity.of(source))
             if changed is None:
                 source.description += "; the images that the run was judged by" if moved else ""
                 return source
-            if not self.origin.held_out and not moved:
+            if not origin.held_out and not moved:
                 source.description += f"; ATTENTION: not the images that the run was judged by: {changed}"
                 return source
-        if self.origin is None or not self.origin.held_out:
+        if not origin.held_out:
             return None
         with contextlib.suppress(UserError):
-            whole_of = self.layout.data.model_copy(update=_WHOLE)
-            whole = self._open(self.layout.asked_for(whole_of), "train" if layout.splits else "auto")
-            found = held_out_again(whole, self.origin.held_out)
-            if found is not None:
-                return found
+            whole = self.layout.asked_for(self.layout.data.model_copy(update=_WHOLE))
+            again = held_out_again(self._open(whole, "train" if layout.splits else "auto"), origin.held_out)
+            if again is not None:
+                return again
         source = self._open(self.layout, "eval")
         source.description += (
-            f"; ATTENTION: none of the {len(self.origin.held_out)} images that the run held out is among them, so they "
+            f"; ATTENTION: none of the {len(origin.held_out)} images that the run held out is among them, so they "
             "may include what it was trained on"
         )
         return source
@@ -178,8 +174,8 @@ class Subject:
         from illama.data import EvalLoader
 
         config = self.data or DataConfig()
-        how = config.workers, config.worker_timeout_s, world
-        return EvalLoader(self.source, self.transform, self.batch_size, self.device, *how)
+        workers, timeout_s = config.workers, config.worker_timeout_s
+        return EvalLoader(self.source, self.transform, self.batch_size, self.device, workers, timeout_s, world)
 
     def sample(self, count: int, seed: int = 0) -> Sample:
         """Images chosen at random without repetition, in the order of the source; all where there are no more.
@@ -194,18 +190,16 @@ class Subject:
         if count < 1:
             raise UserError(f"the number of images must be at least 1; got {count}")
         order = torch.randperm(len(self.source), generator=torch.Generator().manual_seed(seed)).tolist()
-        found: dict[int, Tensor] = {}
+        views: dict[int, Tensor] = {}
         for position in order:
-            if len(found) == count:
+            if len(views) == count:
                 break
-            try:
-                found[position] = self.transform(self.source.read(position))
-            except BrokenImage:
-                continue
-        if not found:
+            with contextlib.suppress(BrokenImage):
+                views[position] = self.transform(self.source.read(position))
+        if not views:
             raise UserError(f"{self.source.description}: none of the images can be read")
-        positions = sorted(found)
-        images = self.transform.normalize(torch.stack([found[position] for position in positions]), self.device)
+        positions = sorted(views)
+        images = self.transform.normalize(torch.stack([views[position] for position in positions]), self.device)
         labels = torch.from_numpy(self.source.labels)[positions]
         return Sample(images, labels, torch.tensor(positions))
 
@@ -250,31 +244,34 @@ def open_subject(
     if batch_size is not None and batch_size < 1:
         raise UserError(f"the batch size must be at least 1; got {batch_size}")
     target = device if isinstance(device, torch.device) else resolve_device(device)
-    file = resolve(checkpoint)
+    file = locate(checkpoint).file
     model, meta = load_model(file, target)
-    run = run_of(file)
     if softness is not None:
         model.set_softness(softness)
+    run = run_of(file)
     recipe = None if meta.recipe is None else parse_recipe(meta.recipe, f"the recipe in {checkpoint}")
+    own = recipe  # what it says of the data
     if recipe is not None and run is not None:
-        recipe = _where_it_was(recipe, run)
-    own = recipe if run is not None or recipe is None else _without_places(recipe)
-    if recipe is not None and own is not recipe and data is None:
-        raise UserError(
-            f"{checkpoint} belongs to no run here, and what its recipe names ({shown(recipe.data.path, 80)}) is not "
-            "opened; give the data with --data"
-        )
+        own = _where_it_was(recipe, run)
+    elif recipe is not None:
+        own = _without_places(recipe)
+        if own is not recipe and data is None:
+            raise UserError(
+                f"{checkpoint} belongs to no run here, and what its recipe names ({shown(recipe.data.path, 80)}) is "
+                "not opened; give the data with --data"
+            )
     chosen = None if recipe is None and data is None else choose_data(own, data)
     if data is None and chosen is not None and is_gone(chosen):
         raise UserError(
             f"the data of {checkpoint} lay in {shown(chosen.path)}, which is not there; give it with --data"
         )
-    has_run = run is not None and recipe is not None and chosen is not None
+    of_a_run = run is not None and own is not None and chosen is not None
+    step = f", step {meta.step}" if meta.recipe is not None or meta.step else ""  # those of others have none
     return Subject(
         model=model,
         meta=meta,
         name=meta.source or Path(checkpoint).stem if recipe is None else recipe.name,
-        weights=_named(file, meta),
+        weights=f"{file}{step}" + (", averaged" if meta.ema else ""),
         transform=needed_transform(meta, checkpoint),
         device=target,
         batch_size=batch_size or (256 if recipe is None else recipe.train.eval_batch),
@@ -282,7 +279,7 @@ def open_subject(
         split=split or "eval",
         seed=0 if recipe is None else recipe.seed,
         numbering=numbering,
-        trained_on=recipe.data.model_copy(update={"path": chosen.path}) if has_run and recipe and chosen else None,
+        trained_on=own.data.model_copy(update={"path": chosen.path}) if of_a_run and own and chosen else None,
         origin=None if run is None else Origin.read(run),
     )
 
@@ -307,12 +304,6 @@ def _where_it_was(recipe: Recipe, run: Path) -> Recipe:
         folder = read_json(run / "environment.json")["working_folder"]
         return recipe.with_data_path(str(Path(folder) / path))
     return recipe
-
-
-def _named(file: Path, meta: Meta) -> str:
-    """Weights for people; those of others have no step."""
-    step = f", step {meta.step}" if meta.recipe is not None or meta.step else ""
-    return f"{file}{step}" + (", averaged" if meta.ema else "")
 
 
 def choose_data(recipe: Recipe | None, given: str | None) -> DataConfig:

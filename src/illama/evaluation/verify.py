@@ -12,8 +12,8 @@ from illama.evaluation.classify import EvalResult, evaluate_subject
 from illama.evaluation.statistics import wilson
 from illama.evaluation.subject import open_subject
 from illama.weights.load import load_weights
-from illama.weights.published import PUBLISHED, PublishedWeights, published_as, published_by_file
-from illama.weights.resolve import resolve
+from illama.weights.locate import locate
+from illama.weights.published import PUBLISHED, PublishedWeights, find_published
 
 VALIDATION_IMAGES = 50_000
 IMAGES_PER_CLASS = 50
@@ -107,10 +107,10 @@ def verify(
     Raises:
         UserError: The weights are no published ones, or checkpoint, data or device cannot be used.
     """
-    file = resolve(checkpoint)
-    if published_by_file(file.name) is None:  # before the data is opened: it fits no other network
-        published_row(load_weights(file).meta, checkpoint)
-    subject = open_subject(file, data=data, split=split, batch_size=batch_size, device=device)
+    place = locate(checkpoint)
+    if place.published is None:  # before the data is opened: it fits no other network
+        published_row(load_weights(place.file).meta, checkpoint)
+    subject = open_subject(place.file, data=data, split=split, batch_size=batch_size, device=device)
     row = published_row(subject.meta, checkpoint)
     return judge(row, evaluate_subject(subject, progress=progress))
 
@@ -121,7 +121,7 @@ def published_row(meta: Meta, checkpoint: Path | str) -> PublishedWeights:
     Raises:
         UserError: It is none of them, or changed since.
     """
-    row = published_as(meta.source)
+    row = find_published(meta.source)
     if row is None:
         raise UserError(
             f"{checkpoint} is none of the published weights, so there is nothing to compare with; "

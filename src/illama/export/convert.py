@@ -21,7 +21,7 @@ from illama.recipes.load import parse_overrides
 from illama.registry import closest
 from illama.system.files import replacing, write_file
 from illama.weights.adapt import LoadReport, adapt_state_dict
-from illama.weights.load import as_height_width, load_weights, standard_transform
+from illama.weights.load import load_weights, standard_transform
 
 Transform = Literal["imagenet", "half"]
 HEAD_SEED = 0  # the same command makes the same file, a new head included
@@ -159,7 +159,7 @@ def _check_target(target: Path, card: Path) -> None:
 
 def _resized(old: ModelConfig, img_size: int | tuple[int, int] | None, num_classes: int | None) -> ModelConfig:
     changes: dict[str, Any] = {}
-    if img_size is not None and as_height_width(img_size) != old.height_width:
+    if img_size is not None and dataclasses.replace(old, img_size=img_size).height_width != old.height_width:
         changes["img_size"] = img_size
     if num_classes is not None:
         changes["num_classes"] = num_classes

@@ -13,7 +13,7 @@ from illama.models import ILlama, ModelConfig
 from illama.report.inline import to_markdown
 from illama.weights.adapt import LoadReport
 from illama.weights.load import Weights
-from illama.weights.published import HUB, LICENCE_NOTE, REPOSITORY, PublishedWeights, published_as
+from illama.weights.published import HUB, LICENCE_NOTE, REPOSITORY, PublishedWeights, find_published
 
 SHOWN_CLASSES = 20
 
@@ -27,7 +27,7 @@ def model_card(target: Path, weights: Weights, meta: Meta, report: LoadReport) -
         meta: What travels with it.
         report: What became of each tensor.
     """
-    row = published_as(weights.meta.source)
+    row = find_published(weights.meta.source)
     parts = [f"# {to_markdown(target.stem)}", _what(meta, row)]
     parts += ["## Network", _network(meta.config, meta.softness)]
     parts += ["## Origin", _origin(weights, row)]

@@ -23,7 +23,7 @@ from illama.models.variants import PEERS, VARIANTS, roadmap_config
 from illama.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from illama.weights.adapt import adapt_state_dict
 from illama.weights.load import load_weights
-from illama.weights.published import LICENCE_NOTE, PUBLISHED, REPOSITORY, PublishedWeights, fetch, published_by_file
+from illama.weights.published import LICENCE_NOTE, PUBLISHED, REPOSITORY, PublishedWeights, fetch, find_published
 
 _CONVOLUTION = "patch_embed.proj.weight"
 _log = logging.getLogger("illama")
@@ -111,7 +111,7 @@ def _weights_file(chosen: PretrainedCfg, cache_dir: Path | str | None) -> Path |
         return None
     if chosen.file:
         return Path(chosen.file)
-    row = published_by_file(chosen.hf_hub_filename or "")
+    row = find_published(chosen.hf_hub_filename)
     return None if row is None or chosen.hf_hub_id != REPOSITORY else fetch(row.name, cache_dir)
 
 

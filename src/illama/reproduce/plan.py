@@ -19,7 +19,7 @@ from illama.recipes.rules import flatten
 from illama.reproduce.study import Study, StudyRow, resolve_edits
 from illama.system.given_file import at_home
 from illama.training.runs import read_run
-from illama.weights.resolve import resolve
+from illama.weights.locate import locate
 
 # Which recipe a study edits when none is named: that of the data set, by the name of its folder.
 RECIPE_OF_DATA = {
@@ -235,7 +235,7 @@ def _identity(recipe: Recipe, weights: str | None) -> str:
 
 def _digest(weights: Path) -> str:
     """Which weights a file holds: others under the same name make another run."""
-    with resolve(weights).open("rb") as file:
+    with locate(weights).file.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -28,8 +28,7 @@ from illama.training.schedules import Schedules
 from illama.training.state import TrainState, WeightAverage
 from illama.weights.adapt import LoadReport, adapt_weights
 from illama.weights.foreign import read_weights
-from illama.weights.published import published_by_file
-from illama.weights.resolve import resolve
+from illama.weights.locate import locate
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,7 @@ def start_from(
     """Read the weights that a run starts from.
 
     Args:
-        weights: As `illama.weights.resolve`.
+        weights: As `illama.weights.locate`.
         model: Gets them; None only tells them apart.
         classes: The model's class names, for its head.
 
@@ -159,9 +158,9 @@ def start_from(
     Raises:
         UserError: They cannot be read, or do not fit.
     """
-    file = resolve(weights)
-    state, meta = read_weights(file)
-    published, run = published_by_file(file.name), run_of(file)
+    place = locate(weights)
+    state, meta = read_weights(place.file)
+    published, run = place.published, run_of(place.file)
     stated = meta.source if meta is not None and meta.source else published.name if published is not None else None
     name = stated or (Path(weights) if run is None else run).name
     start = Start(str(weights), name, tensors_id(state))

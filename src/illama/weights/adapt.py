@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from illama.checkpoint.format import Meta
-from illama.checkpoint.tensors import demand_finite
+from illama.checkpoint.tensors import demand_finite, shape_difference, shape_in
 from illama.data.sources.class_names import composed, difference
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.models.position import resize_position
 from illama.weights.dialects import translate
 from illama.weights.foreign import read_weights
-from illama.weights.resolve import resolve
+from illama.weights.locate import locate
 
 POSITION = "pos_embed"
 HEAD = "head."
@@ -63,7 +63,7 @@ def initialize_from(path: Path | str, model: ILlama, classes: Sequence[str] | No
     """Start a new run from weights of any origin, published names and a run's last checkpoint included.
 
     Args:
-        path: As `resolve`.
+        path: As `locate`.
         model: Changed in place.
         classes: Names of the model's classes in index order. Where those of the weights are known as well, rows of the
             head follow the names; for other classes the head stays new. None takes the head as it is.
@@ -71,7 +71,7 @@ def initialize_from(path: Path | str, model: ILlama, classes: Sequence[str] | No
     Raises:
         UserError: As `read_weights` and `adapt_state_dict`.
     """
-    return adapt_weights(*read_weights(resolve(path)), path, model, classes)
+    return adapt_weights(*read_weights(locate(path).file), path, model, classes)
 
 
 def adapt_weights(
@@ -80,17 +80,13 @@ def adapt_weights(
     """`initialize_from` for weights that were read; `path` names them in messages."""
     try:
         if meta is None:
-            return adapt_state_dict(_in_our_names(state, model), model)
+            # a position embedding with as many rows as the model's needs no more
+            position, own = state.get(POSITION), model.pos_embed
+            fits = position is not None and own is not None and position.shape == own.shape
+            return adapt_state_dict(translate(state, model.config.height_width if fits else None).state, model)
         return adapt_state_dict(state, model, meta.config, (meta.classes, classes) if classes else None)
     except UserError as error:
         raise UserError(f"{path} does not fit: {error}") from None
-
-
-def _in_our_names(state: dict[str, Tensor], model: ILlama) -> dict[str, Tensor]:
-    """The weights of other projects as ours; a position embedding with as many rows as the model's needs no more."""
-    position, own = state.get(POSITION), model.pos_embed
-    fits = position is not None and own is not None and position.shape == own.shape
-    return translate(state, model.config.height_width if fits else None).state
 
 
 @torch.no_grad()
@@ -118,11 +114,8 @@ def adapt_state_dict(
             tensors that are no finite numbers.
     """
     own = model.state_dict()
-    old_head = state.get(HEAD + "weight")
-    new_head = own.get(HEAD + "weight")
-    other_head = (old_head is None) != (new_head is None) or (
-        old_head is not None and new_head is not None and len(old_head) != len(new_head)
-    )
+    old_head, new_head = state.get(HEAD + "weight"), own.get(HEAD + "weight")
+    other_head = (None if old_head is None else len(old_head)) != (None if new_head is None else len(new_head))
     order = None if other_head or classes is None or old_head is None else _rows_by_name(*classes)
     if order is not None:
         other_head = not order
@@ -130,14 +123,28 @@ def adapt_state_dict(
     adapted = {name: tensor for name, tensor in state.items() if not (other_head and name.startswith(HEAD))}
     expected = {name: tensor for name, tensor in own.items() if not (other_head and name.startswith(HEAD))}
     resized = _resize_position(adapted, expected, model.config, source)
-    demand_same_shapes(adapted, expected)
+    wrong = shape_difference(adapted, expected)
+    if wrong is not None:
+        raise UserError(f"weights of another architecture: {wrong}; choose the model that the weights belong to")
     demand_finite(adapted)
     model.load_state_dict(adapted, strict=False)
+
+    matched = tuple(name for name in expected if name not in resized)
     new = tuple(name for name in own if name not in expected)
     unexpected = tuple(name for name in state if name not in adapted and name not in new)
-    matched = tuple(name for name in expected if name not in resized)
-    differences = _differences(source, model.config)
-    text = _describe(state, own, matched, resized, new, unexpected, differences)
+    differences = () if source is None else _differences(source, model.config)
+    types = {(str(state[name].dtype), str(own[name].dtype)) for name in matched}
+    changed = sorted(f"{old} to {new}".replace("torch.", "") for old, new in types if old != new)
+    parts = [f"{len(matched)} tensors taken as they are" + (f" (from {'; '.join(changed)})" if changed else "")]
+    parts += [f"{name} resized from {shape_in(state, name)} to {shape_in(own, name)}" for name in resized]
+    if new:
+        shapes = f"{shape_in(state, HEAD + 'weight')} in the file, {shape_in(own, HEAD + 'weight')} in the model"
+        parts.append(f"head newly initialised ({shapes})")
+    if unexpected:
+        parts.append(f"not used: {', '.join(unexpected)}")
+    if differences:
+        parts.append(f"the file's model differs in {'; '.join(differences)}")
+    text = ", ".join(parts)
     if order:
         text += ", rows of the head put into the order of the data's classes"
     elif order is not None and classes is not None:
@@ -165,83 +172,27 @@ def _resize_position(
     old, new = adapted.get(POSITION), expected.get(POSITION)
     if old is None or new is None or old.dim() != 3 or old.shape[-1] != new.shape[-1]:
         return ()
+    patches = old.shape[1] - 1
     if source is not None:
         grid, cls_position = source.grid, source.cls_position
+    elif patches == config.num_patches:
+        return ()
     else:
-        grid, cls_position = _assumed_grid(old.shape[1] - 1, config), config.cls_position
+        side = math.isqrt(max(patches, 0))
+        if side * side != patches or side == 0:
+            raise UserError(
+                f"its {POSITION} has {patches} patch rows, which is no square grid, and the file "
+                f"does not say which it is; convert it to a .safetensors file that carries its model configuration"
+            )
+        grid, cls_position = (side, side), config.cls_position
     if grid == config.grid:
         return ()
     adapted[POSITION] = resize_position(old, grid, config.grid, cls_position)
     return (POSITION,)
 
 
-def _assumed_grid(patches: int, config: ModelConfig) -> tuple[int, int]:
-    """The grid behind a number of patches: the model's own if it has as many, else a square."""
-    if patches == config.num_patches:
-        return config.grid
-    side = math.isqrt(max(patches, 0))
-    if side * side != patches or side == 0:
-        raise UserError(
-            f"its {POSITION} has {patches} patch rows, which is no square grid, and the file "
-            f"does not say which it is; convert it to a .safetensors file that carries its model configuration"
-        )
-    return side, side
-
-
-def demand_same_shapes(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that are absent, left over or of another shape; name the first, count the others."""
-    wrong = [
-        f"{name} is {_shape(given, name)} in the file and {_shape(expected, name)} in the model"
-        for name in [*expected, *(name for name in given if name not in expected)]
-        if _shape(given, name) != _shape(expected, name)
-    ]
-    if wrong:
-        more = f", and {len(wrong) - 1} other tensors differ" if len(wrong) > 1 else ""
-        raise UserError(
-            f"weights of another architecture: {wrong[0]}{more}; choose the model that the weights belong to"
-        )
-
-
-def _shape(state: Mapping[str, Tensor], name: str) -> str:
-    return str(tuple(state[name].shape)) if name in state else "absent"
-
-
-def _differences(source: ModelConfig | None, config: ModelConfig) -> tuple[str, ...]:
-    if source is None:
-        return ()
-    pairs = (
-        (field.name, getattr(source, field.name), getattr(config, field.name))
-        for field in dataclasses.fields(ModelConfig)
-        if field.name not in _FREE
-    )
-    return tuple(f"{name}: {old} -> {new}" for name, old, new in pairs if old != new)
-
-
-def _describe(
-    state: Mapping[str, Tensor],
-    own: Mapping[str, Tensor],
-    matched: tuple[str, ...],
-    resized: tuple[str, ...],
-    new: tuple[str, ...],
-    unexpected: tuple[str, ...],
-    differences: tuple[str, ...],
-) -> str:
-    parts = [f"{len(matched)} tensors taken as they are{_converted(state, own, matched)}"]
-    parts += [f"{name} resized from {_shape(state, name)} to {_shape(own, name)}" for name in resized]
-    if new:
-        parts.append(
-            f"head newly initialised ({_shape(state, HEAD + 'weight')} in the file, "
-            f"{_shape(own, HEAD + 'weight')} in the model)"
-        )
-    if unexpected:
-        parts.append(f"not used: {', '.join(unexpected)}")
-    if differences:
-        parts.append(f"the file's model differs in {'; '.join(differences)}")
-    return ", ".join(parts)
-
-
-def _converted(state: Mapping[str, Tensor], own: Mapping[str, Tensor], names: tuple[str, ...]) -> str:
-    """Which types of numbers became which."""
-    types = {(str(state[name].dtype), str(own[name].dtype)) for name in names}
-    changed = sorted(f"{old} to {new}".replace("torch.", "") for old, new in types if old != new)
-    return f" (from {'; '.join(changed)})" if changed else ""
+def _differences(source: ModelConfig, config: ModelConfig) -> tuple[str, ...]:
+    """Fields of which another value is another function of the same tensors."""
+    names = [field.name for field in dataclasses.fields(ModelConfig) if field.name not in _FREE]
+    pairs = {name: (getattr(source, name), getattr(config, name)) for name in names}
+    return tuple(f"{name}: {old} -> {new}" for name, (old, new) in pairs.items() if old != new)

@@ -67,19 +67,20 @@ def translate(state: Mapping[str, Tensor], height_width: tuple[int, int] | None 
 
     Args:
         state: Parameter name -> tensor.
-        height_width: The network's image size where it is known (`with_class_row`).
+        height_width: The network's image size where it is known: tells whether a ViT's positions count the class token.
 
     Raises:
         UserError: One of q, k and v is missing, or they differ in shape; a network of transformers that is no ViT.
     """
     if any(name.endswith(_HF_PATCHES) for name in state):
-        return from_huggingface(state)
+        return _from_huggingface(state)
     if any(name.startswith("blocks.") and ".mlp.c_fc1." in name for name in state):
-        return Translated(from_visionllama(state), VISIONLLAMA)
-    return Translated(with_class_row(state, height_width), OURS)
+        # VisionLLaMA-plain as Meituan's code saves it (specification: model, section 5)
+        return Translated({_of_visionllama(name): tensor for name, tensor in state.items()}, VISIONLLAMA)
+    return Translated(_with_class_row(state, height_width), OURS)
 
 
-def from_huggingface(state: Mapping[str, Tensor]) -> Translated:
+def _from_huggingface(state: Mapping[str, Tensor]) -> Translated:
     """Weights of transformers' ViTForImageClassification or ViTModel; q, k and v become one tensor."""
     root = next((root for root in _HF_ROOTS if root + _HF_PATCHES in state), None)
     if root is None:
@@ -88,7 +89,7 @@ def from_huggingface(state: Mapping[str, Tensor]) -> Translated:
             f"{patches} is of transformers, but of neither ViTForImageClassification nor ViTModel, whose names begin "
             "with vit. or embeddings.; choose other weights"
         )
-    found: dict[str, Tensor] = {}
+    ours: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     unused = []
     for name, tensor in state.items():
@@ -97,47 +98,48 @@ def from_huggingface(state: Mapping[str, Tensor]) -> Translated:
         if bare.startswith(_HF_UNUSED):
             unused.append(name)
         elif layer is None:
-            found[_renamed(bare, _HF_NAMES)] = tensor
+            ours[_renamed(bare, _HF_NAMES)] = tensor
         elif qkv := _HF_QKV.fullmatch(layer[2]):
             part = next(part for part in _QKV if part[0] == qkv[1][0])
             parts.setdefault(f"blocks.{layer[1]}.attn.qkv.{qkv[2]}", {})[part] = tensor
         else:
-            found[f"blocks.{layer[1]}.{_renamed(layer[2], _HF_BLOCK)}"] = tensor
-    for name, three in parts.items():
-        found[name] = _joined(name, three)
-    return Translated(found, HUGGINGFACE, tuple(unused))
+            ours[f"blocks.{layer[1]}.{_renamed(layer[2], _HF_BLOCK)}"] = tensor
+    for name, given in parts.items():
+        missing = [part for part in _QKV if part not in given]
+        if missing:
+            raise UserError(f"{missing[0]} is missing, which is a part of {name}; fetch or copy the file again")
+        three = [given[part] for part in _QKV]
+        if len({tensor.shape for tensor in three}) > 1 or not three[0].dim():
+            shapes = ", ".join(str(tuple(tensor.shape)) for tensor in three)
+            raise UserError(f"query, key and value have shapes ({shapes}) that make no {name}")
+        ours[name] = torch.cat(three)
+    return Translated(ours, HUGGINGFACE, tuple(unused))
 
 
-def from_visionllama(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of VisionLLaMA-plain as Meituan's code saves them (specification: model, section 5)."""
-
-    def ours(name: str) -> str:
-        block = re.fullmatch(r"(blocks\.\d+\.)(.+)", name)
-        return name if block is None else block[1] + _VISIONLLAMA_NAMES.get(block[2], block[2])
-
-    return {ours(name): tensor for name, tensor in state.items()}
-
-
-def with_class_row(state: Mapping[str, Tensor], height_width: tuple[int, int] | None = None) -> dict[str, Tensor]:
+def _with_class_row(state: Mapping[str, Tensor], height_width: tuple[int, int] | None) -> dict[str, Tensor]:
     """A position embedding of a ViT's patches alone (DeiT-3) gets a row of zeros in front, for the class token.
 
     Such networks add the embedding before the class token joins, so zero is what the class token was given. As many
     rows as the image has patches tell them; where the size is unknown, a square number of rows does.
     """
-    found = dict(state)
     position, patches = state.get("pos_embed"), state.get("patch_embed.proj.weight")
     is_vit = "cls_token" in state and "blocks.0.mlp.fc3.weight" not in state
     if not is_vit or position is None or patches is None or position.dim() != 3 or patches.dim() != 4:
-        return found
+        return dict(state)
     rows = position.shape[1]
     if height_width is None or 0 in patches.shape:
         alone = rows > 1 and math.isqrt(rows) ** 2 == rows
     else:
         height, width = height_width
         alone = rows == (height // patches.shape[2]) * (width // patches.shape[3])
-    if alone:
-        found["pos_embed"] = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)
-    return found
+    if not alone:
+        return dict(state)
+    return dict(state) | {"pos_embed": torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)}
+
+
+def _of_visionllama(name: str) -> str:
+    block = re.fullmatch(r"(blocks\.\d+\.)(.+)", name)
+    return name if block is None else block[1] + _VISIONLLAMA_NAMES.get(block[2], block[2])
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:
@@ -146,15 +148,3 @@ def _renamed(name: str, table: Mapping[str, str]) -> str:
         if name == theirs or name.startswith(theirs + "."):
             return ours + name.removeprefix(theirs)
     return name
-
-
-def _joined(name: str, parts: Mapping[str, Tensor]) -> Tensor:
-    """q, k and v as the rows of one tensor."""
-    missing = [part for part in _QKV if part not in parts]
-    if missing:
-        raise UserError(f"{missing[0]} is missing, which is a part of {name}; fetch or copy the file again")
-    three = [parts[part] for part in _QKV]
-    if len({tensor.shape for tensor in three}) > 1 or not three[0].dim():
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in three)
-        raise UserError(f"query, key and value have shapes ({shapes}) that make no {name}")
-    return torch.cat(three)

@@ -23,6 +23,7 @@ from illama.checkpoint.format import Meta, is_of_a_run, read_safetensors
 from illama.errors import UserError
 
 PICKLE_ENDINGS = (".pth", ".pt", ".bin")
+WEIGHTS_ENDINGS = (".safetensors", *PICKLE_ENDINGS)
 # Where the weights stand in a dict that holds more, in the order of preference.
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "model_ema", "state_dict_ema", "net", "module")
 WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and torch.compile put these before every name
@@ -50,19 +51,19 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], Meta | None]:
     path = Path(path)
     if not path.is_file() and not is_of_a_run(path):
         raise UserError(f"there is no weights file {path}")
-    if path.suffix not in (".safetensors", *PICKLE_ENDINGS):
-        raise UserError(f"{path} does not end in .safetensors, {', '.join(PICKLE_ENDINGS)}: not a weights file")
+    if path.suffix not in WEIGHTS_ENDINGS:
+        raise UserError(f"{path} does not end in {', '.join(WEIGHTS_ENDINGS)}: not a weights file")
     state: dict[str, Tensor]
     meta: Meta | None
-    file_size = sys.maxsize if path.suffix == ".safetensors" else path.stat().st_size  # it compares them itself
     if path.suffix == ".safetensors":
-        state, meta = read_safetensors(path)
+        (state, meta), most_bytes = read_safetensors(path), sys.maxsize  # it compares them with the file itself
     else:
         state, meta = _state_dict(_unpickle(path), path), None
+        most_bytes = max(path.stat().st_size, MOST_REPEATED_BYTES)
     for name, tensor in state.items():
         if not name.isprintable() or len(name) > LONGEST_NAME:
             raise UserError(f"{path}: {name[:40]!a} is no parameter's name; fetch or copy the file again")
-        oddity = _oddity(tensor, file_size)
+        oddity = _oddity(tensor, most_bytes)
         if oddity is not None:
             raise UserError(f"{path}: {name} is {oddity}, but weights are plain arrays; save them dense, on the CPU")
     # Plain tensors: a pickle can give a parameter attributes that hide its methods.
@@ -94,15 +95,13 @@ def _unpickle(path: Path) -> Any:
 def _short(error: Exception) -> str:
     """The one informative line of a message that torch surrounds with advice."""
     text = str(error)
-    for pattern in (
-        r"weights_only=True`{0,2} with (files saved in the legacy \.tar format|TorchScript archives)",
-        r"(failed finding central directory)",
-        r"(Unsupported operand \d+)",
-        r"(unexpected EOF, expected \d+ more bytes)",
-    ):
-        found = re.search(pattern, text)
-        if found:
-            return found[1]
+    telling = re.search(
+        r"files saved in the legacy \.tar format|TorchScript archives|failed finding central directory"
+        r"|Unsupported operand \d+|unexpected EOF, expected \d+ more bytes",
+        text,
+    )
+    if telling:
+        return telling[0]
     line = text.splitlines()[0][:100] if text and len(text) < 200 else ""
     return line if line and line.isprintable() else type(error).__name__
 
@@ -128,7 +127,7 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _oddity(tensor: Tensor, file_size: int) -> str | None:
+def _oddity(tensor: Tensor, most_bytes: int) -> str | None:
     """Why a tensor cannot be taken as an array of numbers; None if it can."""
     if tensor.layout != torch.strided or tensor.is_nested:
         return "sparse or nested"
@@ -136,7 +135,7 @@ def _oddity(tensor: Tensor, file_size: int) -> str | None:
         return "quantized"
     if tensor.is_meta:
         return "without values (of the meta device)"
-    if tensor.nbytes > max(file_size, MOST_REPEATED_BYTES):
+    if tensor.nbytes > most_bytes:
         return "larger than the file"
     return None
 

@@ -15,20 +15,20 @@ from typing import TYPE_CHECKING, Any
 from illama.console.json_text import read_json
 from illama.errors import UserError
 from illama.models.config import ModelConfig
+from illama.recipes.schema import IMAGENET_MEAN, IMAGENET_STD
 from illama.registry import closest
 
 if TYPE_CHECKING:
     from illama.data import EvalTransform
 
-CONFIG_FILE, PREPROCESSOR_FILE = "config.json", "preprocessor_config.json"
-WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+PREPROCESSOR_FILE = "preprocessor_config.json"
 _INTERPOLATIONS = ("bicubic", "bilinear")
 _PILLOW_FILTERS = {2: "bilinear", 3: "bicubic"}
 _HF_EPS = 1e-12
 _TIMM_LAYERS = ("act_layer", "norm_layer", "mlp_layer", "attn_layer", "block_fn")  # arguments that change the function
 # What the files leave out means this: transformers' ViTImageProcessor, timm's PretrainedCfg.
 _HF_MEAN_STD = (0.5, 0.5, 0.5)
-_TIMM_MEAN, _TIMM_STD, _TIMM_CROP = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 0.875
+_TIMM_CROP = 0.875
 
 
 @dataclass(frozen=True)
@@ -46,42 +46,25 @@ class Described:
     transform: dict[str, Any] | None = None
 
 
-def weights_in(folder: Path) -> Path | None:
-    """The weights file of a hub folder; None for a folder that is none.
+def read_config(file: Path) -> Described:
+    """What a config.json says.
 
     Raises:
-        UserError: There is a config.json, but no weights file of the usual names.
+        UserError: It cannot be read, or describes something that illama does not have.
     """
-    if not (folder / CONFIG_FILE).is_file() or (folder / "meta.json").is_file():
-        return None
-    for name in WEIGHTS_FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"{folder} holds {CONFIG_FILE}, but none of {', '.join(WEIGHTS_FILES)}; give the weights file")
-
-
-def described(file: Path) -> Described | None:
-    """What the config.json beside a weights file says; None where there is none, or the file has another name.
-
-    Raises:
-        UserError: config.json cannot be read, or describes something that illama does not have.
-    """
-    config_file = file.parent / CONFIG_FILE
-    if file.name not in WEIGHTS_FILES or not config_file.is_file():
-        return None
-    config = _read(config_file)
+    config = _read(file)
     try:
         if "model_type" in config:
-            return _of_transformers(config, config_file)
+            return _of_transformers(config, file)
         if "architecture" in config:
-            return _of_timm(config, config_file)
+            return _of_timm(config, file)
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, OverflowError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
-            f"{config_file} does not read like a description of a network ({type(error).__name__}: {error})"
+            f"{file} does not read like a description of a network ({type(error).__name__}: {error})"
         ) from None
-    raise UserError(f"{config_file} names neither a model_type (transformers) nor an architecture (timm)")
+    raise UserError(f"{file} names neither a model_type (transformers) nor an architecture (timm)")
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -112,8 +95,8 @@ def _of_timm(config: Mapping[str, Any], file: Path) -> Described:
         file,
         img_size=(height, width),
         crop_pct=crop_pct,
-        mean=tuple(cfg.get("mean", _TIMM_MEAN)),
-        std=tuple(cfg.get("std", _TIMM_STD)),
+        mean=tuple(cfg.get("mean", IMAGENET_MEAN)),
+        std=tuple(cfg.get("std", IMAGENET_STD)),
         mode=squash if crop_mode == "squash" else "crop",
         interpolation=cfg.get("interpolation", "bicubic"),
     )

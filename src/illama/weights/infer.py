@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from illama.checkpoint.tensors import shape_difference
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.models.variants import PEERS, ROADMAP
@@ -56,14 +57,8 @@ def infer_config(state: Mapping[str, Tensor], edits: Mapping[str, Any] | None = 
         UserError: A tensor that does not fit any of these, is missing, or does not tell something; it is named.
     """
     given = dict(edits or {})
-    _refuse_foreign(state)
-    _demand(state)
-    fields = _family(state, given) | _sizes(state) | given
-    if "img_size" not in fields:
-        fields["img_size"] = _image_size(state, fields)
-    if "num_heads" not in fields:
-        fields["num_heads"] = _heads(fields["embed_dim"])
-    config = ModelConfig(**fields)
+    _refuse_others(state)
+    config = ModelConfig(**(_family(state, given) | _sizes(state, given) | given))
     check_shapes(state, config)
     return config
 
@@ -71,34 +66,10 @@ def infer_config(state: Mapping[str, Tensor], edits: Mapping[str, Any] | None = 
 def check_shapes(state: Mapping[str, Tensor], config: ModelConfig) -> None:
     """Compare every name and shape with those of the network.
 
+    A description of something enormous is refused before it takes time or memory to build.
+
     Raises:
         UserError: Names the first tensor that is missing, left over or of another shape, and counts the others.
-    """
-    demand_size(state, config)
-    with torch.device("meta"):
-        expected = ILlama(config).state_dict()
-    wrong = [f"missing {name}" for name in expected if name not in state]
-    wrong += [
-        f"{name} is {tuple(state[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    wrong += [f"unknown {name}" for name in state if name not in expected]
-    if wrong:
-        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise UserError(
-            f"{wrong[0]}{more}: the weights fit no network that illama knows, or the file is incomplete; "
-            f"compared with {_summary(config)}"
-        )
-
-
-def demand_size(state: Mapping[str, Tensor], config: ModelConfig) -> None:
-    """A description of something enormous is refused before it takes time or memory to build.
-
-    What is only somewhat larger than the tensors is left to `check_shapes`, which names the tensor.
-
-    Raises:
-        UserError: The tensors cannot be those of such a network.
     """
     largest = max((tensor.numel() for tensor in state.values()), default=0)
     positions = config.num_patches + 1 if "learned" in config.position else 0
@@ -108,28 +79,35 @@ def demand_size(state: Mapping[str, Tensor], config: ModelConfig) -> None:
             f"a network of depth {config.depth}, width {config.embed_dim}, {config.num_classes} classes and "
             f"{config.num_patches} patches has far more or larger tensors"
         )
+    with torch.device("meta"):
+        wrong = shape_difference(state, ILlama(config).state_dict())
+    if wrong is not None:
+        height, width = config.height_width
+        kind = "an iLLaMA" if (config.ffn, config.norm) == ("swiglu", "rms") else "a ViT"
+        kind = "a VisionLLaMA" if config.position == "rope2d" else kind
+        raise UserError(
+            f"{wrong}: the weights fit no network that illama knows, or the file is incomplete; compared with {kind} "
+            f"of width {config.embed_dim}, depth {config.depth}, {height}x{width} px in patches of {config.patch_size}"
+        )
 
 
-def _refuse_foreign(state: Mapping[str, Tensor]) -> None:
+def _refuse_others(state: Mapping[str, Tensor]) -> None:
+    """Tensors that none of our networks has, and those that everything else is read from."""
     for name in state:
         inside = re.fullmatch(r"blocks\.\d+\.(.+)", name)
         table, local = (_FOREIGN, name) if inside is None else (_FOREIGN_IN_BLOCK, inside[1])
         for beginning, what in table.items():
             if local.startswith(beginning):
                 raise UserError(f"{name}: {what}; choose other weights")
-
-
-def _demand(state: Mapping[str, Tensor]) -> None:
-    """The tensors that everything else is read from."""
     for name in _INDISPENSABLE:
         if name not in state:
-            known = ", ".join(list(state)[:3])
+            first = ", ".join(list(state)[:3])
             raise UserError(
                 f"missing {name}: these are weights of no network that illama knows, or a part of them; "
-                f"the first names are {known}"
+                f"the first names are {first}"
             )
-    if state["patch_embed.proj.weight"].dim() != 4:
-        shape = tuple(state["patch_embed.proj.weight"].shape)
+    shape = tuple(state["patch_embed.proj.weight"].shape)
+    if len(shape) != 4:
         raise UserError(f"patch_embed.proj.weight is {shape} instead of (D, in_chans, p, p); choose other weights")
 
 
@@ -162,23 +140,31 @@ def _family(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, 
     return fields
 
 
-def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def _sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every size, those that only a table or a square tells included."""
     width, in_chans, patch_size, _ = state["patch_embed.proj.weight"].shape
-    blocks = {int(found[1]) for name in state if (found := re.match(r"blocks\.(\d{1,4})\.", name))}
+    blocks = {int(block[1]) for name in state if (block := re.match(r"blocks\.(\d{1,4})\.", name))}
     absent = set(range(len(blocks))) - blocks
     if absent:
         raise UserError(f"missing blocks.{min(absent)}.norm1.weight, but not blocks.{max(blocks)}; copy the file again")
+    if "num_heads" not in given and width not in HEADS_OF_WIDTH:
+        raise UserError(
+            f"cls_token is {width} wide, which does not tell the number of heads; give it: "
+            "illama convert IN OUT model.num_heads=..."
+        )
     return {
+        "img_size": given.get("img_size") or _square_px(state, given.get("patch_size", patch_size)),
         "embed_dim": width,
         "in_chans": in_chans,
         "patch_size": patch_size,
         "depth": len(blocks),
+        "num_heads": HEADS_OF_WIDTH.get(width),
         "num_classes": state["head.weight"].shape[0] if "head.weight" in state and state["head.weight"].dim() else 0,
     }
 
 
-def _image_size(state: Mapping[str, Tensor], fields: Mapping[str, Any]) -> int:
-    """The square behind the position embedding."""
+def _square_px(state: Mapping[str, Tensor], patch_size: int) -> int:
+    """Side of the square image behind the position embedding."""
     if "pos_embed" not in state:
         return WITHOUT_POSITION_PX
     shape = tuple(state["pos_embed"].shape)
@@ -189,24 +175,4 @@ def _image_size(state: Mapping[str, Tensor], fields: Mapping[str, Any]) -> int:
             f"pos_embed is {shape}: {patches} patches are no square grid; say which image size they belong to: "
             "illama convert IN OUT model.img_size=[HEIGHT,WIDTH]"
         )
-    return side * int(fields["patch_size"])
-
-
-def _heads(width: int) -> int:
-    if width not in HEADS_OF_WIDTH:
-        raise UserError(
-            f"cls_token is {width} wide, which does not tell the number of heads; give it: "
-            "illama convert IN OUT model.num_heads=..."
-        )
-    return HEADS_OF_WIDTH[width]
-
-
-def _summary(config: ModelConfig) -> str:
-    """The network in a few words, for messages."""
-    height, width = config.height_width
-    kind = "an iLLaMA" if (config.ffn, config.norm) == ("swiglu", "rms") else "a ViT"
-    kind = "a VisionLLaMA" if config.position == "rope2d" else kind
-    return (
-        f"{kind} of width {config.embed_dim}, depth {config.depth}, "
-        f"{height}x{width} px in patches of {config.patch_size}"
-    )
+    return side * patch_size

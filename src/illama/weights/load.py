@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,15 +13,17 @@ from torch import Tensor
 
 from illama.checkpoint.format import Meta
 from illama.checkpoint.tensors import demand_finite
+from illama.data import EvalTransform
+from illama.data.eval_transform import standard_mode
+from illama.data.imagenet import NUM_CLASSES, is_imagenet_head, wnids
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
-from illama.weights.adapt import demand_same_shapes
 from illama.weights.dialects import HUGGINGFACE, VISIONLLAMA, translate
 from illama.weights.foreign import read_weights
-from illama.weights.hub_folder import Described, described
-from illama.weights.infer import demand_size, infer_config
-from illama.weights.published import PublishedWeights, announce, published_by_file
-from illama.weights.resolve import resolve
+from illama.weights.hub_folder import Described, read_config
+from illama.weights.infer import check_shapes, infer_config
+from illama.weights.locate import Place, locate
+from illama.weights.published import HUB, REPOSITORY
 
 _log = logging.getLogger("illama")
 
@@ -76,13 +78,13 @@ def load_weights(path: Path | str, edits: Mapping[str, Any] | None = None) -> We
     Raises:
         UserError: As `load_model`.
     """
-    file = resolve(path)
-    state, meta = read_weights(file)
+    place, edits = locate(path), edits or {}
+    state, meta = read_weights(place.file)
     try:
-        weights = _infer(state, file, edits or {}) if meta is None else _described(state, meta, file, edits or {})
+        weights = _of_others(state, place, edits) if meta is None else _of_ours(state, meta, place, edits)
         demand_finite(weights.state)
     except UserError as error:
-        raise UserError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
+        raise UserError(f"{place.file}: {str(error).removeprefix(f'{place.file}: ')}") from None
     return weights
 
 
@@ -92,9 +94,6 @@ def standard_transform(config: ModelConfig) -> dict[str, Any] | None:
     ImageNet's mean and deviation (halves for grey images), bicubic; up to 32 px nothing, from 384 px on a warp, a
     centre crop of 0.875 between.
     """
-    from illama.data import EvalTransform
-    from illama.data.eval_transform import standard_mode
-
     if config.in_chans not in (1, 3):
         return None
     grey = {} if config.in_chans == 3 else {"mean": (0.5,), "std": (0.5,), "in_chans": 1}
@@ -102,69 +101,55 @@ def standard_transform(config: ModelConfig) -> dict[str, Any] | None:
     return EvalTransform(config.height_width, mode=mode, **grey).to_dict()  # type: ignore[arg-type]
 
 
-def as_height_width(size: int | Sequence[int]) -> tuple[int, int]:
-    """An image size as `ModelConfig` takes it, as (height, width)."""
-    return (size, size) if isinstance(size, int) else (size[0], size[-1])
-
-
-def _described(state: dict[str, Tensor], meta: Meta, file: Path, edits: Mapping[str, Any]) -> Weights:
+def _of_ours(state: dict[str, Tensor], meta: Meta, place: Place, edits: Mapping[str, Any]) -> Weights:
     """Weights that brought their description."""
     config = dataclasses.replace(meta.config, **edits)
     try:
-        demand_size(state, config)
-        demand_same_shapes(state, _shapes(config))
+        check_shapes(state, config)
         if meta.classes and config.num_classes not in (0, len(meta.classes)):
             raise UserError(f"it names {len(meta.classes)} classes, the head has {config.num_classes}")
     except UserError as error:
         whose = "contradicts its own description" if not edits else "does not fit what is asked for"
         raise UserError(f"it {whose}: {error}") from None
-    return Weights(state, meta if config == meta.config else _altered(meta, config), file)
+    if config != meta.config:  # another function of the same tensors: neither a recipe's nor a published network's
+        meta = dataclasses.replace(meta, config=config, recipe=None, source=None)
+    return Weights(state, meta, place.file)
 
 
-def _infer(found: Mapping[str, Tensor], file: Path, edits: Mapping[str, Any]) -> Weights:
-    beside = described(file)
-    size = ((beside.edits if beside else {}) | dict(edits)).get("img_size")
-    state, dialect, unused = translate(found, as_height_width(size) if size else None)
-    if dialect == HUGGINGFACE and beside is None:
+def _of_others(state: Mapping[str, Tensor], place: Place, edits: Mapping[str, Any]) -> Weights:
+    """Weights whose description is read off their names, their shapes and what stands beside them."""
+    beside = Described() if place.config_file is None else read_config(place.config_file)
+    size = (beside.edits | dict(edits)).get("img_size")
+    height_width = (size, size) if isinstance(size, int) else (size[0], size[-1]) if size else None
+    state, dialect, unused = translate(state, height_width)
+    if dialect == HUGGINGFACE and place.config_file is None:
         raise UserError(
             "weights of transformers need the config.json that belongs to them (heads, epsilon of the norms); "
             "put it into the same folder and give the folder"
         )
-    beside = beside or Described()
-    config = infer_config(state, beside.edits | dict(edits))
-    row = published_by_file(file.name)
-    if row is not None:
-        _check_published(row, config, edits)
-        announce(row)
+    config, published = infer_config(state, beside.edits | dict(edits)), place.published
+    if published is not None:
+        if config != published.config and not edits:
+            raise UserError(
+                f"named like {published.name}, but it holds a network of width {config.embed_dim}, depth "
+                f"{config.depth}, {config.height_width[0]} px, {config.num_classes} classes; rename the file"
+            )
+        where = f"{published.file} of {HUB}/{REPOSITORY}"
+        _log.info("%s: %s; no licence is stated for these weights", published.name, where)
     transform = beside.transform
     if transform is not None and transform["in_chans"] != config.in_chans:
         raise UserError(f"its images are normalised in {transform['in_chans']} channels, it takes {config.in_chans}")
     if transform is None and dialect != HUGGINGFACE:
         transform = standard_transform(config)
-        if row is None:
-            _log.warning("%s: %s", file, _assumption(config, transform, dialect))
-    classes = _classes(config, beside.classes)
-    source = row.name if row is not None and not edits else None
-    return Weights(state, Meta(config=config, classes=classes, eval_transform=transform, source=source), file, unused)
-
-
-def _shapes(config: ModelConfig) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        return ILlama(config).state_dict()
-
-
-def _altered(meta: Meta, config: ModelConfig) -> Meta:
-    """The description of another function of the same tensors: neither a recipe's nor a published network's."""
-    return dataclasses.replace(meta, config=config, recipe=None, source=None)
-
-
-def _check_published(row: PublishedWeights, config: ModelConfig, edits: Mapping[str, Any]) -> None:
-    expected = row.config
-    if config != expected and not edits:
-        raise UserError(
-            f"named like {row.name}, but it holds a network of width {config.embed_dim}, depth {config.depth}, "
-            f"{config.height_width[0]} px, {config.num_classes} classes; rename the file"
-        )
+        if published is None:
+            _log.warning("%s: %s", place.file, _assumption(config, transform, dialect))
+    meta = Meta(
+        config=config,
+        classes=_classes(config, beside.classes),
+        eval_transform=transform,
+        source=published.name if published is not None and not edits else None,
+    )
+    return Weights(state, meta, place.file, unused)
 
 
 def _assumption(config: ModelConfig, transform: dict[str, Any] | None, dialect: str) -> str:
@@ -179,8 +164,6 @@ def _assumption(config: ModelConfig, transform: dict[str, Any] | None, dialect: 
 
 def _classes(config: ModelConfig, given: tuple[str, ...]) -> tuple[str, ...]:
     """Class names in index order; a head of 1000 classes without other names is ImageNet's."""
-    from illama.data.imagenet import NUM_CLASSES, is_imagenet_head, wnids
-
     if config.num_classes != len(given) and given:
         raise UserError(f"config.json names {len(given)} classes, the head has {config.num_classes}; correct it")
     ordered = bool(given) and given[0].startswith("tench") and given[-1].startswith("toilet")

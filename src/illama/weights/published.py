@@ -54,41 +54,33 @@ class PublishedWeights:
         return f"{HUB}/{REPOSITORY}/resolve/main/{self.file}"
 
 
-def _rows() -> list[PublishedWeights]:
-    def row(name: str, file: str, top1: float, top1_log: float, best_log: float) -> PublishedWeights:
-        return PublishedWeights(
-            name=name,
-            file=f"illama-{file}-{top1:.1f}.pth",
-            variant=name.removeprefix("illama_").partition(".")[0],
-            img_size=384 if name.endswith("_384") else 224,
-            top1=top1,
-            top1_log=top1_log,
-            best_log=best_log,
-        )
-
-    return [
-        row("illama_tiny.in1k", "tiny-in1k", 75.0, 75.000, 75.000),
-        row("illama_small.in1k", "small-in1k", 79.9, 79.832, 79.852),
-        row("illama_base.in1k", "base-in1k", 81.6, 81.612, 81.646),
-        row("illama_base.in1k_384", "base-in1k-384", 83.0, 82.998, 82.998),
-        row("illama_base.in21k_ft_in1k", "base-in21kin1k-224", 83.6, 83.564, 83.604),
-        row("illama_base.in21k_ft_in1k_384", "base-in21kin1k-384", 85.0, 84.984, 84.990),
-        row("illama_large.in21k_ft_in1k", "large-in21kin1k-224", 84.8, 84.786, 84.830),
-        row("illama_large.in21k_ft_in1k_384", "large-in21kin1k-384", 86.0, 85.864, 85.950),
-    ]
-
-
-PUBLISHED: Registry[PublishedWeights] = Registry("published weights", {row.name: row for row in _rows()})
+_TABLE = (  # name, the distinguishing part of the file's name, and the three accuracies
+    ("illama_tiny.in1k", "tiny-in1k", 75.0, 75.000, 75.000),
+    ("illama_small.in1k", "small-in1k", 79.9, 79.832, 79.852),
+    ("illama_base.in1k", "base-in1k", 81.6, 81.612, 81.646),
+    ("illama_base.in1k_384", "base-in1k-384", 83.0, 82.998, 82.998),
+    ("illama_base.in21k_ft_in1k", "base-in21kin1k-224", 83.6, 83.564, 83.604),
+    ("illama_base.in21k_ft_in1k_384", "base-in21kin1k-384", 85.0, 84.984, 84.990),
+    ("illama_large.in21k_ft_in1k", "large-in21kin1k-224", 84.8, 84.786, 84.830),
+    ("illama_large.in21k_ft_in1k_384", "large-in21kin1k-384", 86.0, 85.864, 85.950),
+)
+PUBLISHED: Registry[PublishedWeights] = Registry("published weights")
+for _name, _file, _top1, _top1_log, _best_log in _TABLE:
+    _row = PublishedWeights(
+        name=_name,
+        file=f"illama-{_file}-{_top1:.1f}.pth",
+        variant=_name.removeprefix("illama_").partition(".")[0],
+        img_size=384 if _name.endswith("_384") else 224,
+        top1=_top1,
+        top1_log=_top1_log,
+        best_log=_best_log,
+    )
+    PUBLISHED.add(_name, _row)
 
 
-def published_by_file(filename: str) -> PublishedWeights | None:
-    """The row of a file by its name; None where the authors published no such file."""
-    return next((row for row in PUBLISHED.values() if row.file == filename), None)
-
-
-def published_as(source: str | None) -> PublishedWeights | None:
-    """The row that `Meta.source` names; None for weights that are no published ones."""
-    return next((row for row in PUBLISHED.values() if row.name == source), None)
+def find_published(name: str | None) -> PublishedWeights | None:
+    """The row of a name, or of a file by its name; None for all that the authors did not publish."""
+    return next((row for row in PUBLISHED.values() if name in (row.name, row.file)), None)
 
 
 def fetch(name: str, cache_dir: Path | str | None = None) -> Path:
@@ -138,8 +130,3 @@ def _without_retry_lines() -> Iterator[None]:
         yield
     finally:
         hub_logging.set_verbosity(before)
-
-
-def announce(row: PublishedWeights) -> None:
-    """Say where published weights come from, and that nobody has said what may be done with them."""
-    _log.info("%s: %s of %s/%s; no licence is stated for these weights", row.name, row.file, HUB, REPOSITORY)
