@@ -223,23 +223,14 @@ def test_a_backend_that_cannot_serve_says_why() -> None:
         ({"softness": torch.zeros(2)}, "0-d tensor"),
         ({"mask": "diagonal"}, "mask must be one of"),
         ({"mask_mode": "after"}, "mask_mode must be one of"),
+        ({"q_BhNd": torch.zeros(2, 3, 3, 4), "query_start": 5}, "3 queries from token 5 on do not fit 7 tokens"),
+        ({"k_BhNd": torch.zeros(2, 3, 6, 4)}, r"share one shape.*\(2, 3, 6, 4\)"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:
+    given = dict(zip(("q_BhNd", "k_BhNd", "v_BhNd"), qkv(), strict=True))
     with pytest.raises(UserError, match=message):
-        soft_causal_attention(*qkv(), **({"softness": 0.0} | arguments))
-
-
-def test_queries_must_lie_among_the_tokens() -> None:
-    q, k, v = qkv()
-    with pytest.raises(UserError, match="3 queries from token 5 on do not fit 7 tokens"):
-        soft_causal_attention(q[:, :, :3], k, v, 0.0, query_start=5)
-
-
-def test_shapes_must_agree() -> None:
-    q, k, v = qkv()
-    with pytest.raises(UserError, match=r"share one shape.*\(2, 3, 6, 4\)"):
-        soft_causal_attention(q, k[:, :, :6], v, 0.0)
+        soft_causal_attention(**(given | {"softness": 0.0} | arguments))
 
 
 @pytest.mark.parametrize("rotate", [False, True])

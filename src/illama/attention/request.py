@@ -44,8 +44,8 @@ class AttentionRequest:
         q, k, v = self.q_BhNd, self.k_BhNd, self.v_BhNd
         first, rows, tokens = self.query_start, q.shape[-2], k.shape[-2]
         if q.dim() != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[-1] != k.shape[-1]:
-            found = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
-            raise UserError(f"q, k and v must share one shape (B, h, N, d), q may have fewer rows; got {found}")
+            shapes = ", ".join(str(tuple(t.shape)) for t in (q, k, v))
+            raise UserError(f"q, k and v must share one shape (B, h, N, d), q may have fewer rows; got {shapes}")
         if not 0 <= first <= tokens - rows:
             raise UserError(f"{rows} queries from token {first} on do not fit {tokens} tokens")
         if isinstance(self.softness, torch.Tensor):  # its value stays on the device: reading it would wait for it

@@ -23,9 +23,9 @@ def pays(request: AttentionRequest) -> bool:
 def run(request: AttentionRequest) -> torch.Tensor:
     """SDPA with the cheapest description of the mask."""
     (q, k), v, scale = request.rotated(), request.v_BhNd, request.scale
-    known = not isinstance(request.softness, torch.Tensor)
-    if request.sees_everything or (known and request.softness == 1.0):
+    is_number = not isinstance(request.softness, torch.Tensor)
+    if request.sees_everything or (is_number and request.softness == 1.0):
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    if known and request.softness == 0.0 and request.mask == "causal" and request.complete:
+    if is_number and request.softness == 0.0 and request.mask == "causal" and request.complete:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=request.additive_mask(q.dtype), scale=scale)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from illama.errors import UserError
 
@@ -80,9 +80,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if isinstance(self.img_size, list):  # yaml and json know no tuples
             object.__setattr__(self, "img_size", tuple(self.img_size))
-        found = self.problems()
-        if found:
-            raise UserError("; ".join(f"{field}: {text}" for field, text in found))
+        problems = self.problems()
+        if problems:
+            raise UserError("; ".join(f"{field}: {text}" for field, text in problems))
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -114,7 +114,11 @@ class ModelConfig:
 
     def problems(self) -> list[tuple[str, str]]:
         """All that is wrong, as (field, what is allowed); empty for a usable configuration."""
-        wrong = list(_wrong_choices(self))
+        wrong = []
+        for field, hint in get_type_hints(ModelConfig).items():
+            value, allowed = getattr(self, field), get_args(hint)
+            if get_origin(hint) is Literal and value not in allowed:
+                wrong.append((field, f"{value!r} is not one of {', '.join(map(repr, allowed))}"))
         for field, (least, most) in _RANGES.items():
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -138,22 +142,15 @@ class ModelConfig:
             wrong.append(("img_size", f"{self.img_size!r} has a side of more than {MOST_PIXELS} pixels"))
         elif len(sides) != 2 or any(not isinstance(s, int) or s < 1 or s % self.patch_size for s in sides):
             wrong.append(
-                (
-                    "img_size",
-                    f"{self.img_size!r} is not a positive multiple of patch_size ({self.patch_size})",
-                )
+                ("img_size", f"{self.img_size!r} is not a positive multiple of patch_size ({self.patch_size})")
             )
         if self.embed_dim % self.num_heads:
             wrong.append(("num_heads", f"{self.num_heads} does not divide embed_dim ({self.embed_dim})"))
         else:
             step = {"learned": 1, "rope2d": 4}.get(self.position, 2)
             if self.head_dim % step:
-                wrong.append(
-                    (
-                        "num_heads",
-                        f"head width {self.head_dim} must be divisible by {step} for position {self.position}",
-                    )
-                )
+                rule = f"must be divisible by {step} for position {self.position}"
+                wrong.append(("num_heads", f"head width {self.head_dim} {rule}"))
         return wrong
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,13 +174,3 @@ _RANGES = {
     "depth": (1, 1 << 12),
     "num_heads": (1, 1 << 12),
 }
-
-
-def _wrong_choices(config: ModelConfig) -> list[tuple[str, str]]:
-    wrong = []
-    for field, hint in get_type_hints(ModelConfig).items():
-        allowed = get_args(hint)
-        value = getattr(config, field)
-        if getattr(hint, "__origin__", None) is Literal and value not in allowed:
-            wrong.append((field, f"{value!r} is not one of {', '.join(map(repr, allowed))}"))
-    return wrong

@@ -36,18 +36,36 @@ class Attention(nn.Module):
         self.proj = Linear(config.embed_dim, config.embed_dim)
 
     def forward(self, x_BND: torch.Tensor, softness: Softness, rope: Tables | None) -> torch.Tensor:
-        qkv_BN3hd = self.qkv(x_BND).unflatten(2, (3, self.config.num_heads, -1))
-        attended_BhNd = soft_causal_attention_qkvpacked(qkv_BN3hd, softness, rope=rope, **self._options())
+        config = self.config
+        qkv_BN3hd = self.qkv(x_BND).unflatten(2, (3, config.num_heads, -1))
+        attended_BhNd = soft_causal_attention_qkvpacked(
+            qkv_BN3hd,
+            softness,
+            mask=config.mask,
+            mask_mode=config.mask_mode,
+            backend=config.attention_backend,
+            rope=rope,
+        )
         return self.proj(attended_BhNd.transpose(1, 2).flatten(2))
 
     def of_token(self, index: int, x_BND: torch.Tensor, softness: Softness, rope: Tables | None) -> torch.Tensor:
         """What `forward` gives for one token, (B, 1, D): keys and values of all tokens, one query."""
-        width, heads = self.config.embed_dim, self.config.num_heads
+        config, width, heads = self.config, self.config.embed_dim, self.config.num_heads
         q_B1D = project_rows(self.qkv, x_BND.narrow(1, index, 1), slice(0, width))
         kv_BN2D = project_rows(self.qkv, x_BND, slice(width, 3 * width))
         k, v = kv_BN2D.unflatten(2, (2, heads, -1)).permute(2, 0, 3, 1, 4)
         q = q_B1D.unflatten(2, (heads, -1)).transpose(1, 2)
-        attended_Bh1d = soft_causal_attention(q, k, v, softness, rope=rope, query_start=index, **self._options())
+        attended_Bh1d = soft_causal_attention(
+            q,
+            k,
+            v,
+            softness,
+            mask=config.mask,
+            mask_mode=config.mask_mode,
+            backend=config.attention_backend,
+            rope=rope,
+            query_start=index,
+        )
         return self.proj(attended_Bh1d.transpose(1, 2).flatten(2))
 
     def weights(self, x_BND: torch.Tensor, softness: Softness, rope: Tables | None) -> torch.Tensor:
@@ -55,10 +73,6 @@ class Attention(nn.Module):
         q, k, _ = self.qkv(x_BND).unflatten(2, (3, self.config.num_heads, -1)).permute(2, 0, 3, 1, 4)
         config = self.config
         return attention_weights(q, k, softness, mask=config.mask, mask_mode=config.mask_mode, rope=rope)
-
-    def _options(self) -> dict[str, Any]:
-        config = self.config
-        return {"mask": config.mask, "mask_mode": config.mask_mode, "backend": config.attention_backend}
 
 
 class Block(nn.Module):
@@ -285,10 +299,7 @@ class ILlama(TimmInterface, nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         exact = self.softness
         super()._apply(fn, recurse)
-        if self.softness.dtype in (
-            torch.float16,
-            torch.bfloat16,
-        ):  # 0.35 in bfloat16 is 0.3496: keep what was set
+        if self.softness.dtype in (torch.float16, torch.bfloat16):  # 0.35 in bfloat16 is 0.3496: keep what was set
             self.softness = exact.to(self.softness.device)
         return self
 

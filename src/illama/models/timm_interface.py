@@ -124,7 +124,7 @@ class TimmInterface:
         if output_fmt not in ("NCHW", "NLC"):
             raise UserError(f'output_fmt must be "NCHW" or "NLC"; got {output_fmt!r}')
         wanted = self._block_indices(indices)
-        found: list[Any] = []
+        intermediates: list[Any] = []
 
         def keep(index: int, x_BND: torch.Tensor) -> None:
             if index not in wanted:
@@ -132,10 +132,10 @@ class TimmInterface:
             x_BND = self.norm(x_BND) if norm else x_BND
             patches = self.patch_tokens(x_BND)
             patches = self._as_map(patches) if output_fmt == "NCHW" else patches
-            found.append((patches, x_BND[:, self.cls_index].unsqueeze(1)) if return_prefix_tokens else patches)
+            intermediates.append((patches, x_BND[:, self.cls_index].unsqueeze(1)) if return_prefix_tokens else patches)
 
         final = self.run_blocks(self.embed(x), after_block=keep, stop_after=max(wanted) if stop_early else None)
-        return found if intermediates_only else (self.norm(final), found)
+        return intermediates if intermediates_only else (self.norm(final), intermediates)
 
     def prune_intermediate_layers(
         self, indices: int | Sequence[int] = 1, prune_norm: bool = False, prune_head: bool = True
