@@ -244,7 +244,7 @@ def test_two_crashes_in_a_row_leave_one(
     tmp_path: Path, model: ILlama, meta: Meta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for first in range(1, 12):
-        for second in range(1, 12):
+        for second in range(1 + first % 2, 12, 2):
             run = tmp_path / f"{first}-{second}"
             save(run, model, meta, 1)
             save(run, model, meta, 2)
@@ -362,8 +362,7 @@ def test_a_full_disk_is_the_users_to_fix(
     assert step_of(tmp_path) == 1
 
 
-@pytest.mark.parametrize("big", ["model", "state"])
-def test_a_real_limit_on_the_file_size(tmp_path: Path, big: str) -> None:
+def test_a_real_limit_on_the_file_size(tmp_path: Path) -> None:
     """The operating system refuses to write on, in the middle of the weights or of the training state."""
     script = """
         import resource, sys
@@ -377,21 +376,22 @@ def test_a_real_limit_on_the_file_size(tmp_path: Path, big: str) -> None:
         small, large = {"weight": torch.zeros(10)}, {"weight": torch.zeros(100_000)}
         save_checkpoint(run, "last", model_state=small, training_state=small, meta=meta)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        model, state = (large, small) if sys.argv[2] == "model" else (small, large)
-        try:
-            save_checkpoint(run, "last", model_state=model, training_state=state, meta=meta)
-        except UserError as error:
-            print(error)
-        assert load_checkpoint(run, "last").meta.step == 1
-        assert [path.name for path in (run / "checkpoints").iterdir()] == ["last"]
+        for model, state in ((large, small), (small, large)):
+            try:
+                save_checkpoint(run, "last", model_state=model, training_state=state, meta=meta)
+            except UserError as error:
+                print(error)
+            assert load_checkpoint(run, "last").meta.step == 1
+            assert [path.name for path in (run / "checkpoints").iterdir()] == ["last"]
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), big], capture_output=True, text=True, check=False
+        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "File too large" in done.stdout
-    assert "the previous checkpoint is untouched" in done.stdout
-    assert done.stdout.count("\n") == 1
+    assert len(done.stdout.splitlines()) == 2
+    for line in done.stdout.splitlines():
+        assert "File too large" in line
+        assert "the previous checkpoint is untouched" in line
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, model: ILlama, meta: Meta) -> None:

@@ -228,7 +228,8 @@ def test_an_exception_in_the_loop_does_not_stop_the_save(
     assert "No space left on device" in caplog.text
 
 
-def test_an_interpreter_that_exits_finishes_the_file(tmp_path: Path) -> None:
+def test_the_thread_imports_nothing_and_an_interpreter_that_exits_finishes_the_file(tmp_path: Path) -> None:
+    """A module lock that is held at a fork would never be free in the child."""
     script = """
         import sys, time
         from pathlib import Path
@@ -236,13 +237,21 @@ def test_an_interpreter_that_exits_finishes_the_file(tmp_path: Path) -> None:
         from illama.checkpoint import Meta, Saver, saver
         from illama.models import ModelConfig
 
+        what = {"model_state": {"w": torch.ones(3)}, "training_state": {"t": torch.ones(2)}}
+        background = Saver(Path(sys.argv[1]))
+        before = set(sys.modules)
+        for step in range(2):
+            meta = Meta(config=ModelConfig(), step=step)
+            background.save([("best", meta), ("last", meta)], keep=["step-00000001"], **what)
+        background.close()
+        print(sorted(set(sys.modules) - before))
+
         original = saver.save_checkpoint
         def slowly(*args, **what):
             time.sleep(0.5)
             return original(*args, **what)
         saver.save_checkpoint = slowly
-        meta = Meta(config=ModelConfig(), step=4)
-        Saver(Path(sys.argv[1])).save([("last", meta)], model_state={"w": torch.ones(3)}, training_state={})
+        background.save([("last", Meta(config=ModelConfig(), step=4))], **what)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)],
@@ -252,6 +261,7 @@ def test_an_interpreter_that_exits_finishes_the_file(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout == "[]\n"
     found = load_checkpoint(tmp_path, "last")
     assert found is not None
     assert found.meta.step == 4
@@ -324,28 +334,3 @@ def test_processes_may_be_forked_while_it_writes(tmp_path: Path) -> None:
                 assert child.exitcode == 0
                 forked += 1
     assert newest_checkpoint(tmp_path) == ("last", None)
-
-
-def test_the_thread_imports_nothing(tmp_path: Path) -> None:
-    """A module lock that is held at a fork would never be free in the child."""
-    script = """
-        import sys, threading
-        from pathlib import Path
-        import torch
-        from illama.checkpoint import Meta, Saver, save_checkpoint
-        from illama.models import ModelConfig
-
-        what = {"model_state": {"w": torch.ones(3)}, "training_state": {"t": torch.ones(2)}}
-        meta, run = Meta(config=ModelConfig()), Path(sys.argv[1])
-        saver = Saver(run)
-        before = set(sys.modules)
-        for _ in range(2):
-            saver.save([("best", meta), ("last", meta)], keep=["step-00000001"], **what)
-        saver.close()
-        print(sorted(set(sys.modules) - before))
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "[]\n"

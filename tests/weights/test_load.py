@@ -34,21 +34,6 @@ def test_the_function_comes_back(tmp_path: Path, model: ILlama, meta: Meta) -> N
             assert torch.equal(loaded(images), expected)
 
 
-def test_a_run_stands_for_its_last_checkpoint(tmp_path: Path, model: ILlama, meta: Meta) -> None:
-    """The best one is chosen by the evaluation split; its accuracy there would flatter."""
-    save(tmp_path, "last", model, meta)
-    best = save(tmp_path, "best", model, dataclasses.replace(meta, step=3))
-    assert load_model(tmp_path)[1].step == meta.step
-    assert load_model(best)[1].step == 3
-
-
-def test_a_checkpoint_that_was_set_aside_is_found(tmp_path: Path, model: ILlama, meta: Meta) -> None:
-    folder = save(tmp_path, "last", model, meta)
-    folder.rename(folder.with_name(".last.old"))
-    assert load_model(tmp_path)[1] == meta
-    assert load_model(folder)[1] == meta
-
-
 def test_weights_alone_are_recognised_by_their_tensors(tmp_path: Path) -> None:
     config = ModelConfig(img_size=32, depth=1, num_classes=3)
     model = ILlama(config).eval()
@@ -133,19 +118,3 @@ def test_damage_is_noticed(tmp_path: Path, model: ILlama, meta: Meta) -> None:
     file.write_bytes(file.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match=r"damaged: .*model\.safetensors"):
         load_model(tmp_path)
-
-
-def test_the_folder_one_stands_in(tmp_path: Path, model: ILlama, meta: Meta, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for path in (".", tmp_path):
-        with pytest.raises(UserError, match="neither a run"):
-            load_model(path)
-    folder = save(tmp_path, "last", model, meta)
-    assert load_model(".")[1] == meta
-    monkeypatch.chdir(folder)
-    assert load_model(".")[1] == meta
-
-
-def test_a_name_that_is_too_long_is_one_line() -> None:
-    with pytest.raises(UserError, match=r"^cannot read aaa.*: File name too long$"):
-        load_model("a" * 5000)

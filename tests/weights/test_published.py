@@ -161,19 +161,6 @@ def test_no_network_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyP
     assert "give the path" in message
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("illama_tyny.in1k", "did you mean illama_tiny.in1k"),
-        ("illama_base", "illama_base.in1k"),
-        ("somewhere/illama_tiny.in1k", "there is no run, checkpoint or weights file"),
-    ],
-)
-def test_names_that_are_none(name: str, expected: str) -> None:
-    with pytest.raises(UserError, match=expected):
-        load_model(name)
-
-
 def test_a_file_with_a_published_name_and_other_weights_is_refused(tmp_path: Path) -> None:
     small = PUBLISHED["illama_small.in1k"]
     file = save_like_the_authors(tmp_path, small, cheap_state(VARIANTS["tiny"]))

@@ -32,7 +32,7 @@ _TIMM_CROP = 0.875
 
 
 @dataclass(frozen=True)
-class Described:
+class HubConfig:
     """What stands beside weights.
 
     Attributes:
@@ -46,7 +46,7 @@ class Described:
     transform: dict[str, Any] | None = None
 
 
-def read_config(file: Path) -> Described:
+def read_hub_config(file: Path) -> HubConfig:
     """What a config.json says.
 
     Raises:
@@ -77,7 +77,7 @@ def _read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _of_timm(config: Mapping[str, Any], file: Path) -> Described:
+def _of_timm(config: Mapping[str, Any], file: Path) -> HubConfig:
     """timm's config.json: the architecture's name, `model_args`, and the evaluation under `pretrained_cfg`."""
     cfg = config.get("pretrained_cfg", config)
     arguments = config.get("model_args", {})
@@ -101,10 +101,10 @@ def _of_timm(config: Mapping[str, Any], file: Path) -> Described:
         interpolation=cfg.get("interpolation", "bicubic"),
     )
     classes = config.get("label_names") or cfg.get("label_names") or ()
-    return Described(edits, tuple(map(str, classes)), transform.to_dict())
+    return HubConfig(edits, tuple(map(str, classes)), transform.to_dict())
 
 
-def _of_transformers(config: Mapping[str, Any], file: Path) -> Described:
+def _of_transformers(config: Mapping[str, Any], file: Path) -> HubConfig:
     """transformers' config.json of a ViT, and the preprocessor_config.json beside it."""
     kind = config["model_type"]
     if kind != "vit":
@@ -124,8 +124,8 @@ def _of_transformers(config: Mapping[str, Any], file: Path) -> Described:
         classes = ()
     preprocessor = file.with_name(PREPROCESSOR_FILE)
     if not preprocessor.is_file():
-        return Described(edits, classes, None)
-    return Described(edits, classes, _preprocessing(_read(preprocessor), preprocessor, target).to_dict())
+        return HubConfig(edits, classes, None)
+    return HubConfig(edits, classes, _preprocessing(_read(preprocessor), preprocessor, target).to_dict())
 
 
 def _preprocessing(given: Mapping[str, Any], file: Path, target: tuple[int, int]) -> EvalTransform:

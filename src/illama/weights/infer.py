@@ -57,7 +57,22 @@ def infer_config(state: Mapping[str, Tensor], edits: Mapping[str, Any] | None = 
         UserError: A tensor that does not fit any of these, is missing, or does not tell something; it is named.
     """
     given = dict(edits or {})
-    _refuse_others(state)
+    for name in state:
+        inside = re.fullmatch(r"blocks\.\d+\.(.+)", name)
+        table, local = (_FOREIGN, name) if inside is None else (_FOREIGN_IN_BLOCK, inside[1])
+        for beginning, what in table.items():
+            if local.startswith(beginning):
+                raise UserError(f"{name}: {what}; choose other weights")
+    for name in _INDISPENSABLE:
+        if name not in state:
+            first = ", ".join(list(state)[:3])
+            raise UserError(
+                f"missing {name}: these are weights of no network that illama knows, or a part of them; "
+                f"the first names are {first}"
+            )
+    shape = tuple(state["patch_embed.proj.weight"].shape)
+    if len(shape) != 4:
+        raise UserError(f"patch_embed.proj.weight is {shape} instead of (D, in_chans, p, p); choose other weights")
     config = ModelConfig(**(_family(state, given) | _sizes(state, given) | given))
     check_shapes(state, config)
     return config
@@ -89,26 +104,6 @@ def check_shapes(state: Mapping[str, Tensor], config: ModelConfig) -> None:
             f"{wrong}: the weights fit no network that illama knows, or the file is incomplete; compared with {kind} "
             f"of width {config.embed_dim}, depth {config.depth}, {height}x{width} px in patches of {config.patch_size}"
         )
-
-
-def _refuse_others(state: Mapping[str, Tensor]) -> None:
-    """Tensors that none of our networks has, and those that everything else is read from."""
-    for name in state:
-        inside = re.fullmatch(r"blocks\.\d+\.(.+)", name)
-        table, local = (_FOREIGN, name) if inside is None else (_FOREIGN_IN_BLOCK, inside[1])
-        for beginning, what in table.items():
-            if local.startswith(beginning):
-                raise UserError(f"{name}: {what}; choose other weights")
-    for name in _INDISPENSABLE:
-        if name not in state:
-            first = ", ".join(list(state)[:3])
-            raise UserError(
-                f"missing {name}: these are weights of no network that illama knows, or a part of them; "
-                f"the first names are {first}"
-            )
-    shape = tuple(state["patch_embed.proj.weight"].shape)
-    if len(shape) != 4:
-        raise UserError(f"patch_embed.proj.weight is {shape} instead of (D, in_chans, p, p); choose other weights")
 
 
 def _family(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,8 +147,19 @@ def _sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, A
             f"cls_token is {width} wide, which does not tell the number of heads; give it: "
             "illama convert IN OUT model.num_heads=..."
         )
+    img_size = given.get("img_size", WITHOUT_POSITION_PX)
+    if "img_size" not in given and "pos_embed" in state:  # the square behind the position embedding
+        shape = tuple(state["pos_embed"].shape)
+        patches = shape[1] - 1 if len(shape) == 3 else 0
+        side = math.isqrt(max(patches, 0))
+        if side == 0 or side * side != patches:
+            raise UserError(
+                f"pos_embed is {shape}: {patches} patches are no square grid; say which image size they belong to: "
+                "illama convert IN OUT model.img_size=[HEIGHT,WIDTH]"
+            )
+        img_size = side * given.get("patch_size", patch_size)
     return {
-        "img_size": given.get("img_size") or _square_px(state, given.get("patch_size", patch_size)),
+        "img_size": img_size,
         "embed_dim": width,
         "in_chans": in_chans,
         "patch_size": patch_size,
@@ -161,18 +167,3 @@ def _sizes(state: Mapping[str, Tensor], given: Mapping[str, Any]) -> dict[str, A
         "num_heads": HEADS_OF_WIDTH.get(width),
         "num_classes": state["head.weight"].shape[0] if "head.weight" in state and state["head.weight"].dim() else 0,
     }
-
-
-def _square_px(state: Mapping[str, Tensor], patch_size: int) -> int:
-    """Side of the square image behind the position embedding."""
-    if "pos_embed" not in state:
-        return WITHOUT_POSITION_PX
-    shape = tuple(state["pos_embed"].shape)
-    patches = shape[1] - 1 if len(shape) == 3 else 0
-    side = math.isqrt(max(patches, 0))
-    if side == 0 or side * side != patches:
-        raise UserError(
-            f"pos_embed is {shape}: {patches} patches are no square grid; say which image size they belong to: "
-            "illama convert IN OUT model.img_size=[HEIGHT,WIDTH]"
-        )
-    return side * patch_size

@@ -20,7 +20,7 @@ from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.weights.dialects import HUGGINGFACE, VISIONLLAMA, translate
 from illama.weights.foreign import read_weights
-from illama.weights.hub_folder import Described, read_config
+from illama.weights.hub_folder import HubConfig, read_hub_config
 from illama.weights.infer import check_shapes, infer_config
 from illama.weights.locate import Place, locate
 from illama.weights.published import HUB, REPOSITORY
@@ -118,7 +118,7 @@ def _of_ours(state: dict[str, Tensor], meta: Meta, place: Place, edits: Mapping[
 
 def _of_others(state: Mapping[str, Tensor], place: Place, edits: Mapping[str, Any]) -> Weights:
     """Weights whose description is read off their names, their shapes and what stands beside them."""
-    beside = Described() if place.config_file is None else read_config(place.config_file)
+    beside = HubConfig() if place.config_file is None else read_hub_config(place.config_file)
     size = (beside.edits | dict(edits)).get("img_size")
     height_width = (size, size) if isinstance(size, int) else (size[0], size[-1]) if size else None
     state, dialect, unused = translate(state, height_width)
