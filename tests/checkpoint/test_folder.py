@@ -27,6 +27,7 @@ from illama.checkpoint import format as io
 from illama.errors import UserError
 from illama.models import ILlama
 from illama.weights import load_model
+from tests.checkpoint.conftest import loaded
 
 FILES = ("model.safetensors", "training_state.pt", "ema.safetensors", "meta.json")
 
@@ -100,9 +101,8 @@ def test_the_one_before_a_damaged_one(run: Path, file: str, how: str) -> None:
     assert ("step 20" if file != "meta.json" else "unknown step") in newest.warning
     if named == file:
         assert str(run / "checkpoints" / "last" / file) in newest.warning
-    found = load_checkpoint(run, newest.tag, verify=False)
-    assert found is not None
-    assert (found.meta.step, found.training_state) == (10, {"step": 10})
+    checkpoint = loaded(run, newest.tag, verify=False)
+    assert (checkpoint.meta.step, checkpoint.training_state) == (10, {"step": 10})
 
 
 def test_no_flipped_bit_passes(run: Path) -> None:
@@ -250,9 +250,8 @@ def test_without_verification_no_file_is_hashed(run: Path, monkeypatch: pytest.M
         raise AssertionError(path)
 
     monkeypatch.setattr(folder, "sha256", never)
-    found = load_checkpoint(run, "last", verify=False)
-    assert found is not None
-    assert found.meta.step == 20
+    checkpoint = loaded(run, verify=False)
+    assert checkpoint.meta.step == 20
     damage(run / "checkpoints" / "last" / "training_state.pt", "cut")
     with pytest.raises(UserError, match=r"training_state\.pt differs from what was saved: \d+ bytes instead of \d+"):
         load_checkpoint(run, "last", verify=False)

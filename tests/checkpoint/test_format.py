@@ -25,6 +25,7 @@ from illama.errors import UserError
 from illama.models import ILlama
 from illama.system import files as disk
 from illama.weights import load_model
+from tests.checkpoint.conftest import loaded
 
 
 def save(run: Path, model: ILlama, meta: Meta, step: int, ema: bool = False) -> Path:
@@ -63,18 +64,17 @@ def names(run: Path) -> list[str]:
 def test_everything_comes_back(tmp_path: Path, model: ILlama, meta: Meta, ema: bool) -> None:
     assert load_checkpoint(tmp_path, "last") is None
     save(tmp_path, model, meta, 3, ema)
-    found = load_checkpoint(tmp_path, "last")
-    assert found is not None
-    assert found.meta == dataclasses.replace(meta, step=3)
-    assert found.meta.config == model.config
+    checkpoint = loaded(tmp_path)
+    assert checkpoint.meta == dataclasses.replace(meta, step=3)
+    assert checkpoint.meta.config == model.config
     for name, tensor in model.state_dict().items():
-        assert torch.equal(found.model_state[name], tensor)
-        assert found.ema_state is None or torch.equal(found.ema_state[name], 2 * tensor)
-    assert (found.ema_state is not None) == ema
-    assert found.training_state["optimizer"]["state"][0]["step"] == 3
-    assert torch.equal(found.training_state["rng"], torch.get_rng_state())
+        assert torch.equal(checkpoint.model_state[name], tensor)
+        assert checkpoint.ema_state is None or torch.equal(checkpoint.ema_state[name], 2 * tensor)
+    assert (checkpoint.ema_state is not None) == ema
+    assert checkpoint.training_state["optimizer"]["state"][0]["step"] == 3
+    assert torch.equal(checkpoint.training_state["rng"], torch.get_rng_state())
     if ema:
-        _, about = read_safetensors(found.path / "ema.safetensors")
+        _, about = read_safetensors(checkpoint.path / "ema.safetensors")
         assert about is not None
         assert about.ema
 

@@ -27,6 +27,7 @@ from illama.checkpoint import Meta, Saver, load_checkpoint, newest_checkpoint, s
 from illama.checkpoint.tensors import snapshot
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
+from tests.checkpoint.conftest import loaded
 
 
 def trained(model: ILlama) -> dict[str, Any]:
@@ -122,17 +123,16 @@ def test_what_changes_after_the_call_is_not_in_the_file(tmp_path: Path, model: I
         state["list"].append(2)
         assert gate.saved == []
         gate.open.set()
-    found = load_checkpoint(tmp_path, "last")
-    assert found is not None
-    assert found.ema_state is not None
-    for tensors, name in ((found.model_state, 0), (found.ema_state, 2)):
+    checkpoint = loaded(tmp_path)
+    assert checkpoint.ema_state is not None
+    for tensors, name in ((checkpoint.model_state, 0), (checkpoint.ema_state, 2)):
         assert all(torch.equal(tensors[key], tensor) for key, tensor in expected[name].items())
-    assert not torch.equal(found.model_state["head.weight"], model.state_dict()["head.weight"])
-    assert found.training_state["list"] == [1]
-    assert torch.equal(found.training_state["rng"], expected[1]["rng"])
+    assert not torch.equal(checkpoint.model_state["head.weight"], model.state_dict()["head.weight"])
+    assert checkpoint.training_state["list"] == [1]
+    assert torch.equal(checkpoint.training_state["rng"], expected[1]["rng"])
     for number, slots in expected[1]["optimizer"]["state"].items():
         for key, tensor in slots.items():
-            assert torch.equal(found.training_state["optimizer"]["state"][number][key], tensor)
+            assert torch.equal(checkpoint.training_state["optimizer"]["state"][number][key], tensor)
 
 
 def test_a_snapshot_shares_nothing_but_its_own_structure() -> None:
@@ -188,9 +188,8 @@ def test_the_threads_error_reaches_the_caller_once(
         thread = background._thread
         assert thread is not None
         thread.join()
-    found = load_checkpoint(tmp_path, "last")
-    assert found is not None
-    assert found.meta.step == 1
+    checkpoint = loaded(tmp_path)
+    assert checkpoint.meta.step == 1
     expected = r"No space left on device .*previous checkpoint is untouched"
     with pytest.raises(UserError, match=expected):  # noqa: PT012 - each way is one call
         if how == "save":
@@ -262,9 +261,8 @@ def test_the_thread_imports_nothing_and_an_interpreter_that_exits_finishes_the_f
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[]\n"
-    found = load_checkpoint(tmp_path, "last")
-    assert found is not None
-    assert found.meta.step == 4
+    checkpoint = loaded(tmp_path)
+    assert checkpoint.meta.step == 4
 
 
 def save_for_ever(run: Path) -> None:
@@ -299,12 +297,11 @@ def test_a_kill_in_the_background_write_leaves_the_old_or_the_new_one(tmp_path: 
         newest = newest_checkpoint(tmp_path)
         assert newest is not None
         assert newest.warning is None
-        found = load_checkpoint(tmp_path, newest.tag)
-        assert found is not None
-        assert found.meta.step >= step
-        step = found.meta.step
-        assert found.training_state == {"step": step}
-        assert all(bool((tensor == step).all()) for tensor in found.model_state.values())
+        checkpoint = loaded(tmp_path, newest.tag)
+        assert checkpoint.meta.step >= step
+        step = checkpoint.meta.step
+        assert checkpoint.training_state == {"step": step}
+        assert all(bool((tensor == step).all()) for tensor in checkpoint.model_state.values())
     assert step > 0
 
 

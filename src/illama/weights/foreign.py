@@ -58,7 +58,7 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], Meta | None]:
     if path.suffix == ".safetensors":
         (state, meta), most_bytes = read_safetensors(path), sys.maxsize  # it compares them with the file itself
     else:
-        state, meta = _state_dict(_unpickle(path), path), None
+        state, meta = _read_pickle(path), None
         most_bytes = max(path.stat().st_size, MOST_REPEATED_BYTES)
     for name, tensor in state.items():
         if not name.isprintable() or len(name) > LONGEST_NAME:
@@ -70,13 +70,14 @@ def read_weights(path: Path | str) -> tuple[dict[str, Tensor], Meta | None]:
     return {name: Tensor.detach(tensor) for name, tensor in state.items()}, meta
 
 
-def _unpickle(path: Path) -> Any:
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    """The state_dict in a PyTorch pickle; of what is in it nothing runs."""
     if path.stat().st_size == 0:
         raise UserError(f"{path} is not a checkpoint: the file is empty; fetch or copy it again")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to its own callers; what fails is reported below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # bytes that are no pickle can raise anything: KeyError, EOFError, struct.error, ...
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is a place outside a file cut short
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
@@ -90,24 +91,6 @@ def _unpickle(path: Path) -> Any:
             f"{path} is not a checkpoint or is damaged ({_short(error)}); expected a PyTorch weights file, "
             "fetch or copy it again"
         ) from error
-
-
-def _short(error: Exception) -> str:
-    """The one informative line of a message that torch surrounds with advice."""
-    text = str(error)
-    telling = re.search(
-        r"files saved in the legacy \.tar format|TorchScript archives|failed finding central directory"
-        r"|Unsupported operand \d+|unexpected EOF, expected \d+ more bytes",
-        text,
-    )
-    if telling:
-        return telling[0]
-    line = text.splitlines()[0][:100] if text and len(text) < 200 else ""
-    return line if line and line.isprintable() else type(error).__name__
-
-
-def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state_dict in an unpickled file."""
     if isinstance(content, Mapping) and not _is_state(content):
         for key in STATE_KEYS:
             if _is_state(content.get(key)):
@@ -125,6 +108,20 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     while prefix := next((prefix for prefix in WRAPPERS if all(name.startswith(prefix) for name in state)), None):
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
     return state
+
+
+def _short(error: Exception) -> str:
+    """The one informative line of a message that torch surrounds with advice."""
+    text = str(error)
+    telling = re.search(
+        r"files saved in the legacy \.tar format|TorchScript archives|failed finding central directory"
+        r"|Unsupported operand \d+|unexpected EOF, expected \d+ more bytes",
+        text,
+    )
+    if telling:
+        return telling[0]
+    line = text.splitlines()[0][:100] if text and len(text) < 200 else ""
+    return line if line and line.isprintable() else type(error).__name__
 
 
 def _oddity(tensor: Tensor, most_bytes: int) -> str | None:

@@ -143,9 +143,15 @@ def _of_others(state: Mapping[str, Tensor], place: Place, edits: Mapping[str, An
         transform = standard_transform(config)
         if published is None:
             _log.warning("%s: %s", place.file, _assumption(config, transform, dialect))
+    classes = beside.classes
+    if classes and config.num_classes != len(classes):
+        raise UserError(f"config.json names {len(classes)} classes, the head has {config.num_classes}; correct it")
+    in_words = bool(classes) and classes[0].startswith("tench") and classes[-1].startswith("toilet")
+    if is_imagenet_head(config.num_classes, classes) or (config.num_classes == NUM_CLASSES and in_words):
+        classes = wnids()
     meta = Meta(
         config=config,
-        classes=_classes(config, beside.classes),
+        classes=classes,
         eval_transform=transform,
         source=published.name if published is not None and not edits else None,
     )
@@ -160,13 +166,3 @@ def _assumption(config: ModelConfig, transform: dict[str, Any] | None, dialect: 
         return f"the file names no network, taken for {heads}; how its images were normalised is unknown"
     images = f"{transform['mode']}, mean {transform['mean']}, deviation {transform['std']}"
     return f"the file names no network, taken for {heads}; images as ImageNet's ({images})"
-
-
-def _classes(config: ModelConfig, given: tuple[str, ...]) -> tuple[str, ...]:
-    """Class names in index order; a head of 1000 classes without other names is ImageNet's."""
-    if config.num_classes != len(given) and given:
-        raise UserError(f"config.json names {len(given)} classes, the head has {config.num_classes}; correct it")
-    ordered = bool(given) and given[0].startswith("tench") and given[-1].startswith("toilet")
-    if is_imagenet_head(config.num_classes, given) or (config.num_classes == NUM_CLASSES and ordered):
-        return wnids()
-    return given
