@@ -86,11 +86,11 @@ class FolderLayout(Layout):
     """An image folder.
 
     Attributes:
-        found: All that lies in it.
+        files: All that lies in it.
     """
 
     def __init__(self, data: DataConfig, found: FoundFiles) -> None:
-        self.found = found
+        self.files = found
         self._by_top = _grouped(found)
         splits = split_folders(self._by_top, {data.train_split, data.eval_split}, shown(found.root))
         passed_over = PassedOver(dict(found.passed_over.reasons))
@@ -126,9 +126,9 @@ class FolderLayout(Layout):
         Raises:
             UserError: Pictures without a class, a class without pictures, or names that no file could say.
         """
-        root = self.found.root if split is None else f"{self.found.root}/{split}"
+        root = self.files.root if split is None else f"{self.files.root}/{split}"
         if split is None:
-            paths = list(self.found.pictures)
+            paths = list(self.files.pictures)
         else:
             paths = [path[len(split) + 1 :] for path in self._by_top.get(split, ())]
             if {path.partition("/")[0] for path in paths} == {split}:  # an archive that was unpacked into its own name
@@ -143,7 +143,7 @@ class FolderLayout(Layout):
     def _refuse_loose(self, root: str, split: str | None, loose: list[str]) -> None:
         """Pictures that lie in no class folder."""
         first = f"{shown(root)}/{shown(loose[0])}"
-        pictures = self.found.pictures if split is None else self._by_top.get(split, ())
+        pictures = self.files.pictures if split is None else self._by_top.get(split, ())
         if len(loose) < len(pictures):
             needs = "a class folder" if self.data.class_depth in (1, "leaf") else "class folders of that depth"
             raise UserError(f"{first} lies outside of {needs} ({len(loose)} such files); move it into one")
@@ -151,7 +151,7 @@ class FolderLayout(Layout):
             name for name in self.splits if name != split and any("/" in path for path in self._inside(name))
         ]
         beside = f", while {shown(sorted_ones[0])} beside it has class folders" if sorted_ones else ""
-        table = _table_for(split, self.found.holding(*TABLES))
+        table = _table_for(split, self.files.holding(*TABLES))
         listed = f"give data.path={self.where}/{shown(table)} if that lists them, or " if table else ""
         evaluates = split is not None and not is_training(split)
         other = "; to do without them, give data.val_fraction=0.1 or another data.eval_split" if evaluates else ""
@@ -163,10 +163,10 @@ class FolderLayout(Layout):
 
     def _refuse_empty(self, root: str, used: set[str]) -> None:
         """Class folders without a picture, and splits without any."""
-        prefix = f"{root}/"[len(self.found.root) + 1 :]
-        inside = [folder[len(prefix) :] for folder in self.found.folders if folder.startswith(prefix)]
+        prefix = f"{root}/"[len(self.files.root) + 1 :]
+        inside = [folder[len(prefix) :] for folder in self.files.folders if folder.startswith(prefix)]
         if not used:
-            raise _without_images(self.found, root, inside)
+            raise _without_images(self.files, root, inside)
         if self.data.class_depth == "leaf":
             return
         level = [folder for folder in inside if folder.count("/") == self.data.class_depth - 1]
@@ -180,7 +180,7 @@ class FolderLayout(Layout):
             )
             raise UserError(
                 f"class folder {shown(root)}/{shown(empty[0])} has no images ({len(empty)} such folders); fill it or "
-                f"move it elsewhere{hint}{_lost(self.found)}"
+                f"move it elsewhere{hint}{_lost(self.files)}"
             )
 
     def _inside(self, split: str) -> list[str]:

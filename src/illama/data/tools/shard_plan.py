@@ -10,24 +10,23 @@ import json
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from illama.console.json_text import parse_json
-from illama.data.sources.folder import FolderLayout, look_at_folder
+from illama.data.sources.folder import FolderLayout
 from illama.data.sources.splits import is_training
 from illama.errors import UserError
-from illama.recipes.schema import DataConfig
 
 _FORMAT = 1
 _STAT_THREADS = 16  # a network file system answers many questions at a time
 _STAT_CHUNK = 1024
-_BLOCK = tarfile.BLOCKSIZE
 # timm's reader looks for .jpg; these endings name the same format.
 _JPEG_ENDINGS = frozenset({".jpeg", ".jpe", ".jfif"})
 
@@ -40,17 +39,13 @@ class PlannedSplit:
         name: "train", "val", ...
         folder: Where the paths begin, relative to the source: the split's folder, or "." where there are no splits.
         paths: Path of each file below `folder`, (n,).
-        labels: Class number of each, (n,) int64.
-        sizes: Bytes of each, (n,) int64.
-        changed: When each was last changed, in ns since 1970, (n,) int64.
+        numbers: Class number, bytes and time of the last change (ns since 1970) of each, (n, 3) int64.
     """
 
     name: str
     folder: str
     paths: list[str]
-    labels: np.ndarray
-    sizes: np.ndarray
-    changed: np.ndarray
+    numbers: np.ndarray
 
     def in_source(self, path: str) -> str:
         """A path of this split as it is called from the source's folder."""
@@ -74,9 +69,9 @@ class ShardFile:
     @property
     def tar_bytes(self) -> int:
         """Size of the finished file, but for names longer than 100 bytes and the padding at its end."""
-        sizes = self.split.sizes[self.start : self.stop]
-        blocks = 3 + -(-sizes // _BLOCK)  # two headers, and the class in a block of its own
-        return int(blocks.sum()) * _BLOCK
+        sizes = self.split.numbers[self.start : self.stop, 1]
+        blocks = 3 + -(-sizes // tarfile.BLOCKSIZE)  # two headers, and the class in a block of its own
+        return int(blocks.sum()) * tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
@@ -88,23 +83,36 @@ class ShardPlan:
         seed: Decides the order of the training images.
         classes: Class names in the order of their numbers.
         splits: The splits.
-        ambiguous: Paths whose name without ending is that of another file of the split.
     """
 
     images_per_shard: int
     seed: int
     classes: tuple[str, ...]
     splits: tuple[PlannedSplit, ...]
-    ambiguous: frozenset[str]
 
+    def shard_name(self, split: PlannedSplit, i: int) -> str:
+        """The shard that holds file `i` of a split: train-000000.tar."""
+        return f"{split.name}-{i // self.images_per_shard:06d}.tar"
+
+    @cached_property
     def shards(self) -> list[ShardFile]:
         """The shards in order: train-000000.tar, train-000001.tar, ..., val-000000.tar, ..."""
+        step = self.images_per_shard
         return [
-            ShardFile(f"{split.name}-{start // self.images_per_shard:06d}.tar", split, start, stop)
+            ShardFile(self.shard_name(split, start), split, start, min(start + step, len(split.paths)))
             for split in self.splits
-            for start in range(0, len(split.paths), self.images_per_shard)
-            for stop in (min(start + self.images_per_shard, len(split.paths)),)
+            for start in range(0, len(split.paths), step)
         ]
+
+    @cached_property
+    def ambiguous(self) -> frozenset[str]:
+        """Paths whose name without ending is that of another file of the split."""
+        several: set[str] = set()
+        for split in self.splits:
+            stems = Counter(os.path.splitext(path)[0] for path in split.paths)
+            if len(stems) < len(split.paths):
+                several.update(path for path in split.paths if stems[os.path.splitext(path)[0]] > 1)
+        return frozenset(several)
 
     def key(self, path: str) -> tuple[str, str]:
         """What a file is called in its shard: (key, ending).
@@ -124,15 +132,6 @@ class ShardPlan:
         return key, "jpg" if ending in _JPEG_ENDINGS else ending[1:]
 
 
-def look_at_source(source: Path) -> FolderLayout:
-    """The image folder that becomes shards.
-
-    Raises:
-        UserError: As `look_at_folder`.
-    """
-    return look_at_folder(DataConfig(name="folder", path=str(source)), None)
-
-
 def make_plan(layout: FolderLayout, images_per_shard: int, seed: int) -> ShardPlan:
     """Decide the order of an image folder's files: training images shuffled by the seed, the others by name.
 
@@ -144,44 +143,40 @@ def make_plan(layout: FolderLayout, images_per_shard: int, seed: int) -> ShardPl
     for name in layout.splits or ("train",):
         files = layout.read(name if layout.splits else None, 3, classes)
         classes = classes or files.classes
-        root, paths = files.root, list(files.paths)
-        folder = os.path.relpath(root, layout.found.root).replace(os.sep, "/")
-        order = np.array(sorted(range(len(paths)), key=paths.__getitem__), dtype=np.int64)
+        folder = os.path.relpath(files.root, layout.files.root).replace(os.sep, "/")
+        order = np.array(sorted(range(len(files.paths)), key=files.paths.__getitem__), dtype=np.int64)
         if is_training(name):
             # numpy's frozen legacy generator: the same shards in every version
             order = order[np.random.RandomState(seed).permutation(len(order))]
-        paths = [paths[i] for i in order]
-        sizes, changed = _sizes_and_changes(root, paths)
-        splits.append(PlannedSplit(name, folder, paths, files.labels[order], sizes, changed))
-    ambiguous = frozenset(path for split in splits for path in _ambiguous(split.paths))
-    return ShardPlan(images_per_shard, seed, classes or (), tuple(splits), ambiguous)
+        paths = [files.paths[i] for i in order]
+        numbers = np.column_stack([files.labels[order], _sizes_and_changes(files.root, paths)])
+        splits.append(PlannedSplit(name, folder, paths, numbers))
+    return ShardPlan(images_per_shard, seed, classes or (), tuple(splits))
 
 
-def _ambiguous(paths: list[str]) -> Iterator[str]:
-    stems = Counter(os.path.splitext(path)[0] for path in paths)
-    if len(stems) < len(paths):
-        yield from (path for path in paths if stems[os.path.splitext(path)[0]] > 1)
+def _sizes_and_changes(root: str, paths: list[str]) -> np.ndarray:
+    """Bytes and time of change (ns) of each file, (n, 2) int64."""
 
-
-def _sizes_and_changes(root: str, paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
     def look(start: int) -> list[tuple[int, int]]:
-        found = []
+        rows = []
         for path in paths[start : start + _STAT_CHUNK]:
             try:
                 status = os.stat(f"{root}/{path}")
-                found.append((status.st_size, status.st_mtime_ns))
+                rows.append((status.st_size, status.st_mtime_ns))
             except OSError:  # gone since it was listed, or a link to nowhere; reading it will say so
-                found.append((0, 0))
-        return found
+                rows.append((0, 0))
+        return rows
 
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        rows = [row for rows in pool.map(look, range(0, len(paths), _STAT_CHUNK)) for row in rows]
-    both = np.array(rows, dtype=np.int64).reshape(-1, 2)
-    return both[:, 0].copy(), both[:, 1].copy()
+        chunks = list(pool.map(look, range(0, len(paths), _STAT_CHUNK)))
+    return np.array([row for rows in chunks for row in rows], dtype=np.int64).reshape(-1, 2)
 
 
-def plan_lines(plan: ShardPlan) -> Iterator[str]:
-    """A plan as JSON lines: what it is, then [path, class number, bytes, change in ns] for each file."""
+def write_plan(plan: ShardPlan, file: Path) -> None:
+    """Write a plan as JSON lines: what it is, then [path, class number, bytes, change in ns] for each file.
+
+    The bytes depend on the plan alone.
+    """
     head = {
         "format": _FORMAT,
         "images_per_shard": plan.images_per_shard,
@@ -190,17 +185,11 @@ def plan_lines(plan: ShardPlan) -> Iterator[str]:
         "splits": [{"name": s.name, "folder": s.folder, "images": len(s.paths)} for s in plan.splits],
         "ambiguous": sorted(plan.ambiguous),
     }
-    yield json.dumps(head) + "\n"
-    for split in plan.splits:
-        columns = (split.labels.tolist(), split.sizes.tolist(), split.changed.tolist())
-        for row in zip(split.paths, *columns, strict=True):
-            yield json.dumps(row) + "\n"
-
-
-def write_plan(plan: ShardPlan, file: Path) -> None:
-    """Write a plan; the bytes depend on the plan alone."""
     with open(file, "wb") as raw, gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
-        packed.writelines(line.encode() for line in plan_lines(plan))
+        packed.write(json.dumps(head).encode() + b"\n")
+        for split in plan.splits:
+            rows = zip(split.paths, split.numbers, strict=True)
+            packed.writelines(json.dumps([path, *numbers.tolist()]).encode() + b"\n" for path, numbers in rows)
 
 
 def read_plan(file: Path) -> ShardPlan:
@@ -219,15 +208,13 @@ def read_plan(file: Path) -> ShardPlan:
             splits = []
             for split in head["splits"]:
                 rows = [parse_json(next(lines)) for _ in range(split["images"])]
-                columns = [np.array([row[k] for row in rows], dtype=np.int64) for k in (1, 2, 3)]
-                splits.append(PlannedSplit(split["name"], split["folder"], [row[0] for row in rows], *columns))
+                numbers = np.array([row[1:] for row in rows], dtype=np.int64).reshape(-1, 3)
+                splits.append(PlannedSplit(split["name"], split["folder"], [row[0] for row in rows], numbers))
+        return ShardPlan(head["images_per_shard"], head["seed"], tuple(head["classes"]), tuple(splits))
+    except UserError:
+        raise
     except (OSError, EOFError, ValueError, KeyError, TypeError, StopIteration) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{file} is damaged ({error or 'cut off'}); delete the folder and shard again") from None
-    return ShardPlan(
-        head["images_per_shard"], head["seed"], tuple(head["classes"]), tuple(splits), frozenset(head["ambiguous"])
-    )
 
 
 def changed_source(begun: ShardPlan, now: ShardPlan, finished: Mapping[str, Collection[str]]) -> str | None:
@@ -241,24 +228,15 @@ def changed_source(begun: ShardPlan, now: ShardPlan, finished: Mapping[str, Coll
         now: A plan of the source as it is.
         finished: Name of each finished shard, and the files (paths in the source) that are not in it.
     """
-    by_folder = {split.folder: split for split in begun.splits}
-    written = {split.folder: np.zeros(len(split.paths), dtype=bool) for split in begun.splits}
-    left_out = {path for paths in finished.values() for path in paths}
-    for shard in begun.shards():
-        written[shard.split.folder][shard.start : shard.stop] = shard.name in finished
+    place = {split.in_source(path): (split, i) for split in begun.splits for i, path in enumerate(split.paths)}
+    left_out = set().union(*finished.values())
+    changed = []
     for split in now.splits:
-        old = by_folder.get(split.folder)
-        if old is None:
-            return f"the source has a split {split.name} that it did not have"
-        known = {path: i for i, path in enumerate(old.paths)}
-        changed = []
-        for path, size, when in zip(split.paths, split.sizes.tolist(), split.changed.tolist(), strict=True):
-            i = known.get(path)
-            if i is None:
-                return f"the source has {split.in_source(path)}, which it did not have"
-            is_in = written[split.folder][i] and split.in_source(path) not in left_out
-            if size != old.sizes[i] or (is_in and when != old.changed[i]):
+        for path, (_, size, time) in zip(map(split.in_source, split.paths), split.numbers.tolist(), strict=True):
+            if path not in place:
+                return f"the source has {path}, which it did not have"
+            old, i = place[path]
+            is_written = begun.shard_name(old, i) in finished and path not in left_out
+            if size != old.numbers[i, 1] or (is_written and time != old.numbers[i, 2]):
                 changed.append(path)
-        if changed:
-            return f"{len(changed)} files changed since (size or time), among them {split.in_source(changed[0])}"
-    return None
+    return f"{len(changed)} files changed since (size or time), among them {changed[0]}" if changed else None

@@ -1,56 +1,54 @@
 """Writes an image folder as WebDataset shards: plain tar files of key.jpg and key.cls, the images' own bytes.
 
-Whatever stops the work, the same command goes on: a shard gets its name only when it is complete and on the disk, its
-SHA-256 is noted after that, and the plan of what goes where was stored before the first one. So a stopped and continued
-run ends with the same bytes as an undisturbed one. The files of the folder: `shard_folder.py`.
+```
+DST/train-000000.tar ...   the shards: the same bytes whenever they are written
+DST/_info.json             splits, file names, images in each shard: the layout of timm's reader
+DST/classes.txt            class names in the order of their numbers
+DST/_plan.jsonl.gz         every source file in the order of the shards
+DST/_shards.jsonl          every finished shard with SHA-256, size, images, and the files that could not be read
+DST/SHA256SUMS             for `sha256sum -c`; there when all is done
+```
+
+Whatever stops the work, the same command goes on: the plan of what goes where is stored before the first shard, a shard
+gets its name only when it is complete and on the disk, and its SHA-256 is noted after that. So a stopped and continued
+run ends with the same bytes as an undisturbed one.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import io
+import json
 import os
 import shutil
+import tarfile
 import threading
 import time
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.filesize import decimal
 
+from illama.console.json_text import parse_json
 from illama.console.progress import WorkProgress
 from illama.data.loading.memory import cpu_count
-from illama.data.sources.folder import FolderLayout
-from illama.data.tools.shard_folder import (
-    CLASSES_FILE,
-    JOURNAL_FILE,
-    PLAN_FILE,
-    SUMS_FILE,
-    FinishedShard,
-    TarWriter,
-    appearing,
-    only_writer,
-    read_journal,
-    write_after,
-    write_before,
-)
-from illama.data.tools.shard_plan import (
-    ShardFile,
-    ShardPlan,
-    changed_source,
-    look_at_source,
-    make_plan,
-    read_plan,
-    write_plan,
-)
+from illama.data.sources.folder import FolderLayout, look_at_folder
+from illama.data.tools.shard_plan import ShardFile, ShardPlan, changed_source, make_plan, read_plan, write_plan
 from illama.errors import UserError
-from illama.system.files import is_partial, own_file, remove_partial
+from illama.recipes.schema import DataConfig
+from illama.system.files import is_partial, own_file, remove_partial, replacing, to_disk, write_file
 from illama.system.given_file import at_home
 
+PLAN_FILE, FINISHED_FILE = "_plan.jsonl.gz", "_shards.jsonl"
+INFO_FILE, CLASSES_FILE, SUMS_FILE = "_info.json", "classes.txt", "SHA256SUMS"
 # A file or two that vanish must not cost hours of work; a source that is gone as a whole must not be sharded as empty.
 MAX_LEFT_OUT = 1000
+LOCK_PATIENCE_S = 5.0  # a killed writer may outlive its death by an instant; two living ones are a mistake
 _BUFFER = 1 << 20
 _NO_PLACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -98,12 +96,31 @@ class ShardingResult:
     left_out: dict[str, str]
     passed_over: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """A line of `_shards.jsonl`.
+
+    Attributes:
+        file: Name of the shard.
+        sha256: Of the whole file, hexadecimal.
+        bytes: Its size.
+        images: How many it holds.
+        left_out: Files that could not be read, by their path in the source, and why.
+    """
+
+    file: str
+    sha256: str
+    bytes: int
+    images: int
+    left_out: dict[str, str]
+
+    def line(self) -> str:
+        """As it stands in the file."""
+        return json.dumps(asdict(self)) + "\n"
 
 
-class _Cancelled(Exception):  # noqa: N818 - not an error of this thread
+class _Stopped(Exception):  # noqa: N818 - not an error of this thread
     """Another thread failed, or the user asked for an end."""
 
 
@@ -127,114 +144,181 @@ def write_shards(
             holds something else; a full disk. Finished shards are kept in any case.
     """
     source, target = at_home(source), at_home(target)
-    _check_places(source, target)
-    threads = threads or 2 * cpu_count()
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        with only_writer(target):
-            layout = look_at_source(source)
-            plan = _plan(source, layout, target, images_per_shard, seed)
-            shards = plan.shards()
-            finished, damaged = _verified(source, target, shards, threads)
-            begun = time.perf_counter()
-            missing = [shard for shard in shards if shard.name not in finished]
-            if missing:
-                _check_space(target, missing)
-                write_before(target, plan, finished)
-                _write_missing(source, target, plan, missing, finished, threads)
-            if missing or not (target / SUMS_FILE).exists():
-                write_after(target, plan, finished)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
-    fresh = [finished[shard.name] for shard in missing]
-    return ShardingResult(
-        str(source),
-        str(target),
-        len(plan.classes),
-        plan.seed,
-        _by_split(plan, finished),
-        len(shards) - len(missing),
-        damaged,
-        len(missing),
-        sum(one.bytes for one in fresh),
-        time.perf_counter() - begun,
-        {path: why for shard in shards for path, why in finished[shard.name].left_out.items()},
-        layout.passed_over.line(),
-    )
-
-
-def _check_places(source: Path, target: Path) -> None:
     if not source.is_dir():
         raise UserError(f"{source} is not a folder of image folders (train/CLASS/image.jpg, or CLASS/image.jpg)")
     if source.resolve() in (target.resolve(), *target.resolve().parents):
         raise UserError(f"{target} lies inside of {source}, where it would become a class; give a folder elsewhere")
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; give a new or empty folder")
+    threads = threads or 2 * cpu_count()
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with only_writer(target):
+            layout = look_at_folder(DataConfig(name="folder", path=str(source)), None)
+            plan = _plan(layout, target, images_per_shard, seed)
+            finished, damaged = _verified(source, target, plan, threads)
+            begun = time.perf_counter()
+            missing = [shard for shard in plan.shards if shard.name not in finished]
+            if missing:
+                needed, free = sum(shard.tar_bytes for shard in missing), shutil.disk_usage(target).free
+                if needed > free:
+                    raise UserError(
+                        f"{target} needs {decimal(needed)}, {decimal(free)} are free; free some or give another folder"
+                    )
+                _write_lists(target, plan, finished)
+                _write_missing(source, target, plan, missing, finished, threads)
+            if missing or not (target / SUMS_FILE).exists():
+                _write_lists(target, plan, finished)
+    except OSError as error:
+        raise UserError(f"{target} cannot be written: {error.strerror or error}") from error
+    splits = []
+    for split in plan.splits:
+        own = [finished[shard.name] for shard in plan.shards if shard.split is split]
+        images, size = sum(shard.images for shard in own), sum(shard.bytes for shard in own)
+        splits.append(ShardedSplit(split.name, images, len(own), size, split.shuffled))
+    return ShardingResult(
+        source=str(source),
+        target=str(target),
+        num_classes=len(plan.classes),
+        seed=plan.seed,
+        splits=tuple(splits),
+        kept=len(plan.shards) - len(missing),
+        damaged=damaged,
+        written=len(missing),
+        written_bytes=sum(finished[shard.name].bytes for shard in missing),
+        write_s=time.perf_counter() - begun,
+        left_out={path: why for shard in plan.shards for path, why in finished[shard.name].left_out.items()},
+        passed_over=layout.passed_over.line(),
+    )
 
 
-def _check_space(target: Path, missing: list[ShardFile]) -> None:
-    needed, free = sum(shard.tar_bytes for shard in missing), shutil.disk_usage(target).free
-    if needed > free:
-        raise UserError(f"{target} needs {decimal(needed)}, {decimal(free)} are free; free some or give another folder")
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep a second process out, where the system can lock folders; the lock ends with the process, however it ends.
+
+    Raises:
+        UserError: Another process is writing there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        until = time.monotonic() + LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise UserError(f"another process is writing shards to {folder}; wait for it, or end it") from None
+                time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
+        yield
+    finally:
+        os.close(handle)
 
 
-def _plan(source: Path, layout: FolderLayout, target: Path, images_per_shard: int, seed: int) -> ShardPlan:
-    """The plan that the folder was begun with, or a new one, stored before anything else."""
-    present = sorted(entry.name for entry in target.iterdir())
-    file = target / PLAN_FILE
-    if PLAN_FILE in present:
-        plan = read_plan(file)
-        _check_same(layout, target, plan, images_per_shard, seed)
-        remove_partial(target)
+def _plan(layout: FolderLayout, target: Path, images_per_shard: int, seed: int) -> ShardPlan:
+    """The plan that the folder was begun with, or a new one, stored before anything else.
+
+    Raises:
+        UserError: The folder holds something else, or was begun with other options or another source.
+    """
+    present = sorted(entry.name for entry in target.iterdir() if not is_partial(entry.name))
+    remove_partial(target)
+    if PLAN_FILE not in present:
+        if present:
+            raise UserError(f"{target} holds something else ({', '.join(present[:3])}); give a new or empty folder")
+        plan = make_plan(layout, images_per_shard, seed)
+        for name in plan.classes:
+            if not name.isprintable() or name != name.strip():
+                raise UserError(f"class folder {name!r} cannot be a line of {CLASSES_FILE}; rename it")
+        with replacing(target / PLAN_FILE) as partial:
+            write_plan(plan, partial)
+        to_disk(target)
         return plan
-    others = [name for name in present if not is_partial(name)]
-    if others:
-        raise UserError(f"{target} holds something else ({', '.join(others[:3])}); give a new or empty folder")
-    plan = make_plan(layout, images_per_shard, seed)
-    for name in plan.classes:
-        if not name.isprintable() or name != name.strip():
-            raise UserError(f"class folder {name!r} cannot be a line of {CLASSES_FILE}; rename it")
-    with appearing(file) as partial:
-        write_plan(plan, partial)
-    return plan
-
-
-def _check_same(layout: FolderLayout, target: Path, plan: ShardPlan, images_per_shard: int, seed: int) -> None:
-    """Refuse to continue with other options or another source."""
+    plan = read_plan(target / PLAN_FILE)
     options = ("--images-per-shard", plan.images_per_shard, images_per_shard), ("--seed", plan.seed, seed)
     reasons = [f"it was begun with {option} {then}, not {now}" for option, then, now in options if then != now]
     if not reasons:
-        finished = {one.file: one.left_out for one in read_journal(target)}
+        finished = {name: shard.left_out for name, shard in _noted(target).items()}
         changed = changed_source(plan, make_plan(layout, images_per_shard, seed), finished)
         reasons = [changed] if changed else []
     if reasons:
         raise UserError(f"{target} cannot be continued: {'; '.join(reasons)}; undo that, or give a new folder")
+    return plan
 
 
-def _verified(
-    source: Path, target: Path, shards: list[ShardFile], threads: int
-) -> tuple[dict[str, FinishedShard], int]:
+def _noted(target: Path) -> dict[str, FinishedShard]:
+    """The shards that are noted as finished, by name; a line that a crash cut off counts as none."""
+    file, noted = target / FINISHED_FILE, {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        try:
+            shard = FinishedShard(**parse_json(line))
+        except (ValueError, TypeError):
+            continue
+        noted[shard.file] = shard
+    return noted
+
+
+def _verified(source: Path, target: Path, plan: ShardPlan, threads: int) -> tuple[dict[str, FinishedShard], int]:
     """Finished shards by name after a look at their checksums, and how many are not as they were noted.
 
     A shard that had to leave out a file is not finished any more when that file is back.
     """
-    noted = {one.file: one for one in read_journal(target)}
-    known = [noted[shard.name] for shard in shards if shard.name in noted]
+    noted = _noted(target)
+    claimed = [noted[shard.name] for shard in plan.shards if shard.name in noted]
 
-    def is_right(one: FinishedShard) -> bool:
+    def is_right(shard: FinishedShard) -> bool:
         try:
-            with open(target / one.file, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest() == one.sha256
+            return _sha256(target / shard.file) == shard.sha256
         except OSError:
             return False
         finally:
-            progress.advance(one.bytes)
+            progress.advance(shard.bytes)
 
-    total = sum(one.bytes for one in known)
+    total = sum(shard.bytes for shard in claimed)
     with WorkProgress("checking finished shards", total, "bytes") as progress, ThreadPoolExecutor(threads) as pool:
-        right = [one for one, good in zip(known, pool.map(is_right, known), strict=True) if good]
-    finished = {one.file: one for one in right if not any((source / path).exists() for path in one.left_out)}
-    return finished, len(known) - len(right)
+        right = [shard for shard, good in zip(claimed, pool.map(is_right, claimed), strict=True) if good]
+    finished = {shard.file: shard for shard in right if not any((source / path).exists() for path in shard.left_out)}
+    return finished, len(claimed) - len(right)
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _write_lists(target: Path, plan: ShardPlan, finished: dict[str, FinishedShard]) -> None:
+    """What stands beside the shards, in the order of the plan and not in that in which threads were done.
+
+    `_info.json` (splits as timm's reader wants them described) names all shards from the start, those to come with the
+    images that are planned: a reader of an unfinished folder is told which are missing instead of taking them for the
+    whole. The checksums are there when all is done.
+    """
+    (target / SUMS_FILE).unlink(missing_ok=True)
+    splits: dict[str, Any] = {}
+    for shard in plan.shards:
+        name = shard.split.name
+        entry = splits.setdefault(name, {"name": name, "num_samples": 0, "filenames": [], "shard_lengths": []})
+        images = finished[shard.name].images if shard.name in finished else shard.stop - shard.start
+        entry["num_samples"] += images
+        entry["filenames"].append(shard.name)
+        entry["shard_lengths"].append(images)
+    done = [finished[shard.name] for shard in plan.shards if shard.name in finished]
+    lists = {
+        CLASSES_FILE: "".join(f"{name}\n" for name in plan.classes),
+        INFO_FILE: json.dumps({"splits": splits}, indent=1) + "\n",
+        FINISHED_FILE: "".join(shard.line() for shard in done),
+    }
+    if len(done) == len(plan.shards):
+        lists[SUMS_FILE] = "".join(f"{shard.sha256}  {shard.file}\n" for shard in done)
+    for name, text in lists.items():
+        write_file(target / name, text.encode())
 
 
 def _write_missing(
@@ -245,100 +329,84 @@ def _write_missing(
     finished: dict[str, FinishedShard],
     threads: int,
 ) -> None:
-    """Write shards in threads; each enters the journal and `finished`."""
-    stop, lock = threading.Event(), threading.Lock()
+    """Write shards in threads; what is finished is noted in the folder and in `finished`.
+
+    Raises:
+        UserError: The first thing that went wrong; whatever was finished until then is noted.
+    """
+    stop, error = threading.Event(), None
+    left_out = {path: why for shard in finished.values() for path, why in shard.left_out.items()}
     with (
-        open(target / JOURNAL_FILE, "a", encoding="utf-8", opener=own_file) as journal,
+        open(target / FINISHED_FILE, "a", encoding="utf-8", opener=own_file) as notes,
         WorkProgress("writing shards", sum(shard.tar_bytes for shard in missing), "bytes") as progress,
         ThreadPoolExecutor(threads) as pool,
     ):
-
-        def write(shard: ShardFile) -> None:
-            try:
-                note(_write_shard(source, target, plan, shard, stop, progress))
-            except BaseException:
-                stop.set()
-                raise
-
-        def note(one: FinishedShard) -> None:
-            with lock:
-                journal.write(one.line())
-                journal.flush()
-                os.fsync(journal.fileno())
-                finished[one.file] = one
-                if one.left_out and sum(len(other.left_out) for other in finished.values()) > MAX_LEFT_OUT:
-                    raise _too_many(finished, source)
-
-        jobs: list[Future[None]] = [pool.submit(write, shard) for shard in missing]
+        jobs = [pool.submit(_write_shard, source, target, plan, shard, stop, progress) for shard in missing]
         try:
-            wait(jobs, return_when=FIRST_EXCEPTION)
-        finally:  # where all went well there is nothing left to stop
+            for job in as_completed(jobs):
+                try:
+                    shard = job.result()
+                    notes.write(shard.line())
+                    notes.flush()
+                    os.fsync(notes.fileno())
+                    finished[shard.file] = shard
+                    left_out |= shard.left_out
+                    if len(left_out) > MAX_LEFT_OUT:
+                        path, why = next(iter(left_out.items()))
+                        raise UserError(
+                            f"more than {MAX_LEFT_OUT} files cannot be read, among them {source / path}: {why}; look "
+                            f"after {source}, then the same command goes on"
+                        )
+                except Exception as problem:
+                    error = error or problem  # those after it are `_Stopped`
+                    stop.set()
+        finally:
             stop.set()
-            pool.shutdown(cancel_futures=True)
-        for job in jobs:
-            error = None if job.cancelled() else job.exception()
-            if isinstance(error, OSError):
-                raise _not_written(error, target, len(finished)) from error
-            if error is not None and not isinstance(error, _Cancelled):
-                raise error
-
-
-def _not_written(error: OSError, target: Path, finished: int) -> UserError:
-    todo = "free some space, then the same command goes on" if error.errno in _NO_PLACE else "the same command goes on"
-    return UserError(
-        f"{target} cannot be written: {error.strerror or error}; the {finished} finished shards are kept, {todo}"
-    )
-
-
-def _too_many(finished: dict[str, FinishedShard], source: Path) -> UserError:
-    path, why = next(item for one in finished.values() for item in one.left_out.items())
-    return UserError(
-        f"more than {MAX_LEFT_OUT} files cannot be read, among them {source / path}: {why}; look after {source}, then "
-        "the same command goes on"
-    )
+    if isinstance(error, OSError):
+        todo = "free some space, then the same" if error.errno in _NO_PLACE else "the same"
+        raise UserError(
+            f"{target} cannot be written: {error.strerror or error}; the {len(finished)} finished shards are kept, "
+            f"{todo} command goes on"
+        ) from error
+    if error is not None:
+        raise error
 
 
 def _write_shard(
     source: Path, target: Path, plan: ShardPlan, shard: ShardFile, stop: threading.Event, progress: WorkProgress
 ) -> FinishedShard:
-    """One shard: hidden until it is complete and on the disk.
+    """One shard: hidden until it is complete and on the disk. Members have neither time nor owner.
 
     Raises:
         OSError: It cannot be written.
+        _Stopped: It shall not be.
     """
-    split, file, left_out = shard.split, target / shard.name, {}
-    with appearing(file) as partial, open(partial, "wb", buffering=_BUFFER) as raw:
-        tar = TarWriter(raw)
-        for i in range(shard.start, shard.stop):
-            if stop.is_set():
-                raise _Cancelled
-            path = split.in_source(split.paths[i])
-            before = tar.bytes
-            try:
-                content = _content(source / path, int(split.sizes[i]))
-            except OSError as error:
-                left_out[path] = error.strerror or str(error)
-                continue
-            key, ending = plan.key(split.paths[i])
-            tar.add(f"{key}.{ending}", content)
-            tar.add(f"{key}.cls", str(split.labels[i]).encode())
-            progress.advance(tar.bytes - before)
-        tar.end()
-    images = shard.stop - shard.start - len(left_out)
-    return FinishedShard(shard.name, tar.sha256.hexdigest(), tar.bytes, images, left_out)
-
-
-def _content(file: Path, size: int) -> bytes:
-    content = file.read_bytes()
-    if len(content) != size:
-        raise OSError(f"it has {len(content)} bytes, and had {size} when it was listed")
-    return content
-
-
-def _by_split(plan: ShardPlan, finished: dict[str, FinishedShard]) -> tuple[ShardedSplit, ...]:
-    shards, splits = plan.shards(), []
-    for split in plan.splits:
-        done = [finished[shard.name] for shard in shards if shard.split is split]
-        images, size = sum(one.images for one in done), sum(one.bytes for one in done)
-        splits.append(ShardedSplit(split.name, images, len(done), size, split.shuffled))
-    return tuple(splits)
+    if stop.is_set():
+        raise _Stopped
+    split, left_out = shard.split, {}
+    with replacing(target / shard.name) as partial:
+        with (
+            open(partial, "wb", buffering=_BUFFER) as file,
+            tarfile.open(  # a name that is no UTF-8 keeps its bytes
+                fileobj=file, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape"
+            ) as tar,
+        ):
+            for i in range(shard.start, shard.stop):
+                if stop.is_set():
+                    raise _Stopped
+                path, (label, size, _), before = split.in_source(split.paths[i]), split.numbers[i].tolist(), tar.offset
+                try:
+                    content = (source / path).read_bytes()
+                    if len(content) != size:
+                        raise OSError(f"it has {len(content)} bytes, and had {size} when it was listed")
+                except OSError as error:
+                    left_out[path] = error.strerror or str(error)
+                    continue
+                key, ending = plan.key(split.paths[i])
+                for name, value in ((f"{key}.{ending}", content), (f"{key}.cls", str(label).encode())):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(value)
+                    tar.addfile(member, io.BytesIO(value))
+                progress.advance(tar.offset - before)
+        images = shard.stop - shard.start - len(left_out)
+        return FinishedShard(shard.name, _sha256(partial), partial.stat().st_size, images, left_out)
