@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from illama.data.sources.pattern import files_matching
+from illama.data.sources.walk import files_matching
 from illama.errors import UserError
 
 FILES = (

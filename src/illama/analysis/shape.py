@@ -176,7 +176,14 @@ class CueConflictSource(FolderSource):
         description = (
             f"cue-conflict pictures in {where}: {len(files)} of {FULL_SET:,} images, {same} without a conflict"
         )
-        super().__init__(str(where), files, shapes, tuple(categories16()), in_chans, description)
+        super().__init__(
+            root=str(where),
+            paths=files,
+            labels=shapes,
+            classes=tuple(categories16()),
+            in_chans=in_chans,
+            description=description,
+        )
         self.textures = textures
 
 

@@ -20,9 +20,9 @@ import numpy as np
 
 from illama.console.text import shown
 from illama.data.decode.images import check_channels
-from illama.data.source import Source, SubsetSource
+from illama.data.source import Source, SubsetSource, number_classes
 from illama.data.sources.splits import choose_split, is_training, role_of, split_in_name, split_order, stratified_choice
-from illama.data.sources.walk import FoundFiles, PassedOver, walk
+from illama.data.sources.walk import Listing, PassedOver, walk
 from illama.errors import UserError
 from illama.registry import Registry
 from illama.system.given_file import at_home
@@ -64,7 +64,6 @@ class Layout(ABC):
         self.passed_over = passed_over or PassedOver()
         self.notes = list(notes)
 
-    @abstractmethod
     def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> Source:
         """One split, or the whole of a data set without splits (None).
 
@@ -72,7 +71,23 @@ class Layout(ABC):
             split: One of `splits`.
             in_chans: 1 or 3.
             classes: Numbering of the training split; None where this is the one that numbers.
+
+        Raises:
+            UserError: It cannot be read; its classes are not those of the training split.
         """
+        source = self.read_split(split, in_chans, classes)
+        source.classes, source.labels = number_classes(source.classes, source.labels, classes, source.description)
+        source.description += f": {len(source)} images, {len(source.classes)} classes"
+        return source
+
+    @abstractmethod
+    def read_split(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> Source:
+        """As `read`, in the split's own numbering, described by kind, place and split; `classes` help to see what is
+        wrong."""
+
+    def name_of(self, split: str | None) -> str:
+        """A split, or all of the data set, for messages."""
+        return self.where + (f", split {shown(split)}" if split is not None else "")
 
     def open(
         self,
@@ -173,8 +188,8 @@ def look(data: DataConfig) -> Layout:
     if data.name != "auto":
         return KINDS[prefix.lower() + slash if slash else data.name](data, None)
     path = needed_path(data)
-    found = None if path.is_file() else _walk(path, data)
-    return KINDS[_kind(path, found)](data, found)
+    listing = None if path.is_file() else _walk(path, data)
+    return KINDS[_kind(path, listing)](data, listing)
 
 
 def open_source(
@@ -220,41 +235,43 @@ def needed_path(data: DataConfig) -> Path:
     return path
 
 
-def needed_folder(data: DataConfig, found: FoundFiles | None, what: str) -> FoundFiles:
+def needed_folder(data: DataConfig, listing: Listing | None, what: str) -> Listing:
     """What lies in the data set's folder, where nobody has looked yet."""
     path = needed_path(data)
     if not path.is_dir():
         raise UserError(f"{shown(path)} is not a folder {what}")
-    return found or _walk(path, data)
+    return listing or _walk(path, data)
 
 
-def _walk(path: Path, data: DataConfig) -> FoundFiles:
+def _walk(path: Path, data: DataConfig) -> Listing:
     return walk(path, {data.train_split, data.eval_split})
 
 
-def _kind(path: Path, found: FoundFiles | None) -> str:
+def _kind(path: Path, listing: Listing | None) -> str:
     """The key of KINDS for what lies at a path."""
-    if found is None:
+    if listing is None:
         kinds = {".parquet": "parquet", ".csv": "manifest", ".tsv": "manifest", ".tar": "wds/"}
         if path.suffix.lower() in kinds:
             return kinds[path.suffix.lower()]
     else:
-        parquet, shards = found.holding(".parquet"), found.holding(".tar")
-        sorted_in = len({picture.rpartition("/")[0] for picture in found.pictures}) > 1  # not a banner in assets/
-        of_splits = {ending for ending in (".parquet", ".tar") if _has_split(found.holding(ending))}
+        parquet, shards = listing.holding(".parquet"), listing.holding(".tar")
+        sorted_in = len({picture.rpartition("/")[0] for picture in listing.pictures}) > 1  # not a banner in assets/
+        of_splits = {ending for ending in (".parquet", ".tar") if _has_split(listing.holding(ending))}
         if ".parquet" in of_splits and any(file.count("/") == 0 or file.startswith("data/") for file in parquet):
             return "parquet"
         if (path / "_info.json").is_file():
             return "wds/"
         if not sorted_in and of_splits:
             return "parquet" if ".parquet" in of_splits else "wds/"
-        if found.pictures and (sorted_in or not any(file.count("/") == 0 for file in parquet)):
+        if listing.pictures and (sorted_in or not any(file.count("/") == 0 for file in parquet)):
             return "folder"
         if parquet or shards:
             return "parquet" if parquet else "wds/"
-        if found.folders:
+        if listing.folders:
             return "folder"
-    listed = "" if found is None or not found.holding(".csv", ".tsv") else f" (or {found.holding('.csv', '.tsv')[0]})"
+    listed = (
+        "" if listing is None or not listing.holding(".csv", ".tsv") else f" (or {listing.holding('.csv', '.tsv')[0]})"
+    )
     raise UserError(
         f"data.path {shown(path)} is not a data set: expected a folder for each class (train/CLASS/image.jpg), "
         f"*.parquet files, shards (train-*.tar), or a .csv file of file and label{listed}, or set data.name to one of "
@@ -268,17 +285,17 @@ def _has_split(files: Sequence[str]) -> bool:
     return any(role_of(part) is not None for names in parts for part in names)
 
 
-def _kind_in(module: str, function: str) -> Callable[[DataConfig, FoundFiles | None], Layout]:
+def _kind_in(module: str, function: str) -> Callable[[DataConfig, Listing | None], Layout]:
     """A function of a module that is imported when it is needed."""
 
-    def load(data: DataConfig, found: FoundFiles | None) -> Layout:
-        layout: Layout = getattr(importlib.import_module(f"illama.data.sources.{module}"), function)(data, found)
+    def load(data: DataConfig, listing: Listing | None) -> Layout:
+        layout: Layout = getattr(importlib.import_module(f"illama.data.sources.{module}"), function)(data, listing)
         return layout
 
     return load
 
 
-def _no_positions(data: DataConfig, found: FoundFiles | None) -> Layout:
+def _no_positions(data: DataConfig, listing: Listing | None) -> Layout:
     raise UserError(
         f"data.name {data.name} is a stream without positions, so a stopped run could not continue exactly; "
         "use hfds/..., wds/..., parquet files or an image folder"
@@ -286,10 +303,10 @@ def _no_positions(data: DataConfig, found: FoundFiles | None) -> Layout:
 
 
 # Kinds of data sets; those with a slash are the prefixes of timm's data set names.
-KINDS: Registry[Callable[[DataConfig, FoundFiles | None], Layout]] = Registry(
+KINDS: Registry[Callable[[DataConfig, Listing | None], Layout]] = Registry(
     "data set",
     {
-        "digits": _kind_in("digits", "look_at_digits"),
+        "digits": _kind_in("named", "look_at_digits"),
         "parquet": _kind_in("parquet", "look_at_parquet"),
         "folder": _kind_in("folder", "look_at_folder"),
         "manifest": _kind_in("manifest", "look_at_manifest"),

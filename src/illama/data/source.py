@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ class UnknownClassError(UserError):
     """Images belong to a class that the model was not trained on."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Source(ABC):
     """One split of an image set, with random access. Reading is safe from several threads and processes.
 
@@ -35,11 +37,11 @@ class Source(ABC):
         max_pixels: A larger image is not decoded.
     """
 
-    in_chans: int = 3
-    max_pixels: int = MAX_PIXELS
     classes: tuple[str, ...]
     labels: np.ndarray
     description: str
+    in_chans: int = 3
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -140,12 +142,12 @@ class SubsetSource(Source):
 
 
 def number_classes(
-    found: Sequence[str], labels: np.ndarray, classes: Sequence[str] | None, where: str
+    names: Sequence[str], labels: np.ndarray, classes: Sequence[str] | None, where: str
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Classes and labels in the numbering of the training split.
 
     Args:
-        found: Class names of this split in its own numbering.
+        names: Class names of this split in its own numbering.
         labels: Own class numbers, (n,).
         classes: Numbering of the training split; None when this is the training split.
         where: The data set, for messages.
@@ -157,7 +159,7 @@ def number_classes(
         UserError: Two classes share a name, or a label is no class number.
         UnknownClassError: Images belong to an unknown class.
     """
-    names = tuple(found)
+    names = tuple(names)
     labels = np.asarray(labels, dtype=np.int64)
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)

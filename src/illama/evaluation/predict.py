@@ -18,8 +18,7 @@ from illama.console.text import shown
 from illama.data.decode.images import MAX_PIXELS, BrokenImage
 from illama.data.sources.folder import FolderSource
 from illama.data.sources.formats import picture_endings
-from illama.data.sources.pattern import files_matching
-from illama.data.sources.walk import PassedOver, walk
+from illama.data.sources.walk import PassedOver, files_matching, walk
 from illama.errors import UserError
 from illama.evaluation.classify import classify_each
 from illama.evaluation.subject import needed_transform

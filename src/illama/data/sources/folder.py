@@ -18,12 +18,12 @@ from PIL import Image
 from illama.console.text import shown
 from illama.data.decode.images import read_bytes, read_head, read_image
 from illama.data.layout import Layout, needed_folder
-from illama.data.source import Source, number_classes
+from illama.data.source import Source
 from illama.data.sources.class_names import class_of_folder, class_order, few
 from illama.data.sources.formats import picture_endings
 from illama.data.sources.splits import SPELLINGS, is_training, role_at_start, role_of, roles_of, split_order
 from illama.data.sources.table import TABLES
-from illama.data.sources.walk import FoundFiles, PassedOver
+from illama.data.sources.walk import Listing, PassedOver
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,30 +32,17 @@ if TYPE_CHECKING:
 BESIDE = "beside the folders of the splits"
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class FolderSource(Source):
     """Image files.
 
-    Args:
+    Attributes:
         root: The folder that the paths begin in.
         paths: Path of each file below it, or from the top.
-        labels, classes, in_chans, description: As `Source`.
     """
 
-    def __init__(
-        self,
-        root: str,
-        paths: Sequence[str],
-        labels: np.ndarray,
-        classes: tuple[str, ...],
-        in_chans: int,
-        description: str,
-    ) -> None:
-        self.root = root
-        self.paths = paths
-        self.in_chans = in_chans
-        self.labels = labels
-        self.classes = classes
-        self.description = description
+    root: str
+    paths: Sequence[str]
 
     def read(self, i: int) -> Image.Image:
         return read_image(self.location(i), self.in_chans, max_pixels=self.max_pixels)
@@ -70,55 +57,58 @@ class FolderSource(Source):
         return os.path.join(self.root, self.paths[i])
 
 
-def look_at_folder(data: DataConfig, found: FoundFiles | None) -> FolderLayout:
+def look_at_folder(data: DataConfig, listing: Listing | None) -> FolderLayout:
     """The layout of an image folder.
 
     Raises:
         UserError: There are no pictures in class folders, or folders of which it is not clear what they are.
     """
-    found = needed_folder(data, found, "of image folders")
-    if not found.pictures:
-        raise _without_images(found, found.root, found.folders)
-    return FolderLayout(data, found)
+    listing = needed_folder(data, listing, "of image folders")
+    if not listing.pictures:
+        raise _without_images(listing, listing.root, listing.folders)
+    return FolderLayout(data, listing)
 
 
 class FolderLayout(Layout):
     """An image folder.
 
     Attributes:
-        files: All that lies in it.
+        listing: All that lies in it.
     """
 
-    def __init__(self, data: DataConfig, found: FoundFiles) -> None:
-        self.files = found
-        self._by_top = _grouped(found)
-        splits = split_folders(self._by_top, {data.train_split, data.eval_split}, shown(found.root))
-        passed_over = PassedOver(dict(found.passed_over.reasons))
+    def __init__(self, data: DataConfig, listing: Listing) -> None:
+        self.listing = listing
+        self._by_top = _grouped(listing)
+        splits = split_folders(self._by_top, {data.train_split, data.eval_split}, shown(listing.root))
+        passed_over = PassedOver(dict(listing.passed_over.reasons))
         if splits:
             for name, paths in self._by_top.items():
                 if name not in splits and paths:
                     passed_over.add(BESIDE, name or paths[0], len(paths))
         if not splits and data.class_depth == 1:
-            _refuse_split_below(found)
+            _refuse_split_below(listing)
         taken = "" if splits else ", ".join(name for name in self._by_top if name in roles_of(self._by_top))
         notes = (
             [f"{taken} is taken for a class: its pictures lie directly in it, and classes beside it"] if taken else []
         )
-        super().__init__(data, "folder", shown(found.root), splits, passed_over, notes)
+        super().__init__(data, "folder", shown(listing.root), splits, passed_over, notes)
         self.how_to_split = "sort the class folders into splits (train/CLASS, val/CLASS)"
 
-    def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> FolderSource:
-        what = f"folder {self.where}" + (f", split {shown(split)}" if split is not None else "")
+    def read_split(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> FolderSource:
         part = self.part(split)
         self._note_depth(part)
         own = part.classes()
         if classes is not None and len(own) == 1 and len(classes) > 1 and not set(own) & set(classes):
             self._refuse_loose(part.root, split, part.paths)  # val/images/*.jpg
-        places = {folder: place for place, folder in enumerate(own.values())}
-        labels = np.array([places[folder] for folder in part.folders], dtype=np.int64)
-        names, numbers = number_classes(list(own), labels, classes, what)
-        description = f"{what}: {len(numbers)} images, {len(names)} classes"
-        return FolderSource(part.root, part.paths, numbers, names, in_chans, description)
+        number = {folder: number for number, folder in enumerate(own.values())}
+        return FolderSource(
+            root=part.root,
+            paths=part.paths,
+            classes=tuple(own),
+            labels=np.array([number[folder] for folder in part.folders], dtype=np.int64),
+            in_chans=in_chans,
+            description=f"folder {self.name_of(split)}",
+        )
 
     def part(self, split: str | None) -> Part:
         """The pictures of a split with their classes.
@@ -126,9 +116,9 @@ class FolderLayout(Layout):
         Raises:
             UserError: Pictures without a class, a class without pictures, or names that no file could say.
         """
-        root = self.files.root if split is None else f"{self.files.root}/{split}"
+        root = self.listing.root if split is None else f"{self.listing.root}/{split}"
         if split is None:
-            paths = list(self.files.pictures)
+            paths = list(self.listing.pictures)
         else:
             paths = [path[len(split) + 1 :] for path in self._by_top.get(split, ())]
             if {path.partition("/")[0] for path in paths} == {split}:  # an archive that was unpacked into its own name
@@ -143,7 +133,7 @@ class FolderLayout(Layout):
     def _refuse_loose(self, root: str, split: str | None, loose: list[str]) -> None:
         """Pictures that lie in no class folder."""
         first = f"{shown(root)}/{shown(loose[0])}"
-        pictures = self.files.pictures if split is None else self._by_top.get(split, ())
+        pictures = self.listing.pictures if split is None else self._by_top.get(split, ())
         if len(loose) < len(pictures):
             needs = "a class folder" if self.data.class_depth in (1, "leaf") else "class folders of that depth"
             raise UserError(f"{first} lies outside of {needs} ({len(loose)} such files); move it into one")
@@ -151,7 +141,7 @@ class FolderLayout(Layout):
             name for name in self.splits if name != split and any("/" in path for path in self._inside(name))
         ]
         beside = f", while {shown(sorted_ones[0])} beside it has class folders" if sorted_ones else ""
-        table = _table_for(split, self.files.holding(*TABLES))
+        table = _table_for(split, self.listing.holding(*TABLES))
         listed = f"give data.path={self.where}/{shown(table)} if that lists them, or " if table else ""
         evaluates = split is not None and not is_training(split)
         other = "; to do without them, give data.val_fraction=0.1 or another data.eval_split" if evaluates else ""
@@ -163,10 +153,10 @@ class FolderLayout(Layout):
 
     def _refuse_empty(self, root: str, used: set[str]) -> None:
         """Class folders without a picture, and splits without any."""
-        prefix = f"{root}/"[len(self.files.root) + 1 :]
-        inside = [folder[len(prefix) :] for folder in self.files.folders if folder.startswith(prefix)]
+        prefix = f"{root}/"[len(self.listing.root) + 1 :]
+        inside = [folder[len(prefix) :] for folder in self.listing.folders if folder.startswith(prefix)]
         if not used:
-            raise _without_images(self.files, root, inside)
+            raise _without_images(self.listing, root, inside)
         if self.data.class_depth == "leaf":
             return
         level = [folder for folder in inside if folder.count("/") == self.data.class_depth - 1]
@@ -180,7 +170,7 @@ class FolderLayout(Layout):
             )
             raise UserError(
                 f"class folder {shown(root)}/{shown(empty[0])} has no images ({len(empty)} such folders); fill it or "
-                f"move it elsewhere{hint}{_lost(self.files)}"
+                f"move it elsewhere{hint}{_lost(self.listing)}"
             )
 
     def _inside(self, split: str) -> list[str]:
@@ -237,28 +227,28 @@ class Part:
         return {name: folders[name] for name in class_order(folders)}
 
 
-def _without_images(found: FoundFiles, root: str, folders: Sequence[str]) -> UserError:
+def _without_images(listing: Listing, root: str, folders: Sequence[str]) -> UserError:
     return UserError(
         f"{shown(root)} has no images in class folders; folders: {few(folders) or 'none'}; read are "
-        f"{', '.join(sorted(picture_endings()))}{_lost(found)}"
+        f"{', '.join(sorted(picture_endings()))}{_lost(listing)}"
     )
 
 
-def _lost(found: FoundFiles) -> str:
+def _lost(listing: Listing) -> str:
     """Pictures that were found and are not read, which may be what is missed."""
-    lost = found.passed_over.lost()
+    lost = listing.passed_over.lost()
     return f"; passed over: {lost}" if lost else ""
 
 
-def _refuse_split_below(found: FoundFiles) -> None:
+def _refuse_split_below(listing: Listing) -> None:
     """Splits inside of what would be the classes: cat/train, cat/test."""
     inner: dict[str, set[str]] = {}
-    for path in found.pictures:
+    for path in listing.pictures:
         top, _, rest = path.partition("/")
         if "/" in rest:
             inner.setdefault(top, set()).add(rest.partition("/")[0])
     for top, names in inner.items():
-        roles, folder = roles_of(names), f"{shown(found.root)}/{shown(top)}"
+        roles, folder = roles_of(names), f"{shown(listing.root)}/{shown(top)}"
         if len(roles) == len(names) and "train" in roles.values() and len(set(roles.values())) > 1:
             raise UserError(
                 f"{folder} holds the splits {', '.join(map(shown, split_order(names)))}; if it is a data set, give "
@@ -339,10 +329,10 @@ def _refuse_like_splits(folders: Sequence[str], splits: Sequence[str], where: st
         )
 
 
-def _grouped(found: FoundFiles) -> dict[str, list[str]]:
+def _grouped(listing: Listing) -> dict[str, list[str]]:
     """Pictures by the first folder of their paths, "" for those without one; folders without pictures have none."""
-    groups: dict[str, list[str]] = {folder: [] for folder in found.folders if "/" not in folder}
-    for path in found.pictures:
+    groups: dict[str, list[str]] = {folder: [] for folder in listing.folders if "/" not in folder}
+    for path in listing.pictures:
         top, slash, _ = path.partition("/")
         groups.setdefault(top if slash else "", []).append(path)
     return dict(sorted(groups.items()))

@@ -18,13 +18,12 @@ import numpy as np
 
 from illama.console.text import shown
 from illama.data.layout import Layout, needed_path
-from illama.data.source import number_classes
 from illama.data.sources.class_names import class_order, composed, few
 from illama.data.sources.folder import FolderSource
 from illama.data.sources.formats import FileKind, ending_of, kind_of_file, remedy
 from illama.data.sources.splits import split_column
 from illama.data.sources.table import TABLES, Table, plain, read_table
-from illama.data.sources.walk import FoundFiles, PassedOver, walk
+from illama.data.sources.walk import Listing, PassedOver, walk
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def is_manifest(columns: Sequence[str], data: DataConfig) -> bool:
     return bool(_columns(columns, FILE, data.image_column) and _columns(columns, LABEL, data.label_column))
 
 
-def look_at_manifest(data: DataConfig, found: FoundFiles | None) -> ManifestLayout:
+def look_at_manifest(data: DataConfig, listing: Listing | None) -> ManifestLayout:
     """The layout that a table of files describes.
 
     Raises:
@@ -71,7 +70,7 @@ class ManifestLayout(Layout):
         if not table.rows:
             raise UserError(f"{shown(path)} has a header and no rows")
         self._root = str(path.parent)
-        file, find, where = _found(path, table, files)
+        file, find, where = _place_of_files(path, table, files)
         others = {name: table.cells(i) for i, name in enumerate(table.columns) if i not in (file, label)}
         split = split_column(others, (data.train_split, data.eval_split), shown(path))
         passed_over = PassedOver()
@@ -92,18 +91,21 @@ class ManifestLayout(Layout):
         super().__init__(data, "list", shown(path), [*{name for name in self._splits if name}], passed_over, [columns])
         self.how_to_split = "add a column split (train, val) to the table"
 
-    def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> FolderSource:
-        what = self.where + (f", split {shown(split)}" if split is not None else "")
+    def read_split(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> FolderSource:
         chosen = [i for i, own in enumerate(self._splits) if split is None or own == split]
         chosen = [i for i in chosen if kind_of_file(self._files[i]) is not FileKind.UNREAD]
         if not chosen:
-            raise UserError(f"list {what} has no pictures that can be read; {self.passed_over.lost()}")
+            raise UserError(f"list {self.name_of(split)} has no pictures that can be read; {self.passed_over.lost()}")
         names = class_order({self._labels[i] for i in chosen})
-        numbers = {name: number for number, name in enumerate(names)}
-        labels = np.array([numbers[self._labels[i]] for i in chosen], dtype=np.int64)
-        own_names, labels = number_classes(names, labels, classes, f"list {what}")
-        description = f"list {what}: {len(labels)} images, {len(own_names)} classes"
-        return FolderSource(self._root, [self._files[i] for i in chosen], labels, own_names, in_chans, description)
+        number = {name: number for number, name in enumerate(names)}
+        return FolderSource(
+            root=self._root,
+            paths=[self._files[i] for i in chosen],
+            classes=tuple(names),
+            labels=np.array([number[self._labels[i]] for i in chosen], dtype=np.int64),
+            in_chans=in_chans,
+            description=f"list {self.name_of(split)}",
+        )
 
 
 def _roles(path: Path, table: Table, data: DataConfig) -> tuple[Table, list[int], int]:
@@ -201,7 +203,7 @@ def _rows(
     return [(name, own, part) for (name, part), own in rows.items()]
 
 
-def _found(path: Path, table: Table, places: Sequence[int]) -> tuple[int, _Find, str]:
+def _place_of_files(path: Path, table: Table, places: Sequence[int]) -> tuple[int, _Find, str]:
     """Place of the column whose files are there, how a file is found by its cell, and where that is, for people.
 
     Raises:
@@ -221,11 +223,11 @@ def _found(path: Path, table: Table, places: Sequence[int]) -> tuple[int, _Find,
                 return place, lambda cell, inside=inside: str(inside / _spelled(inside, cell)), where
     names = _Names(path)
     for place, cells in tried.items():
-        found = [(cell, name) for cell in cells if (name := names.find(cell)) is not None]
-        if found:
-            folders = {os.path.dirname(name) for _, name in found}
+        hits = [(cell, name) for cell in cells if (name := names.find(cell)) is not None]
+        if hits:
+            folders = {os.path.dirname(name) for _, name in hits}
             where = f" (below {shown(folders.pop())}/)" if len(folders) == 1 else " (by its name, in several folders)"
-            where += "" if any(ending_of(cell) == ending_of(name) for cell, name in found) else " without its ending"
+            where += "" if any(ending_of(cell) == ending_of(name) for cell, name in hits) else " without its ending"
             return place, lambda cell: names.find(cell) or cell, where
     first = next((cell for cells in tried.values() for cell in cells), None)
     if first is None:
@@ -244,10 +246,10 @@ class _Names:
 
     def __init__(self, path: Path) -> None:
         self._table = path
-        found = walk(path.parent)
-        self.passed_over = found.passed_over
+        listing = walk(path.parent)
+        self.passed_over = listing.passed_over
         self._by_name: dict[str, list[str]] = {}
-        for file in found.pictures:
+        for file in listing.pictures:
             name = composed(file.rpartition("/")[2])
             for key in (name, os.path.splitext(name)[0]):
                 self._by_name.setdefault(key, []).append(file)
@@ -259,17 +261,17 @@ class _Names:
             UserError: There are several.
         """
         wanted = f"/{composed(_local(cell))}"
-        found = []
+        matches = []
         for file in self._by_name.get(wanted.rpartition("/")[2], ()):
             own = f"/{composed(file)}"
             if any(one.endswith(wanted) or wanted.endswith(one) for one in (own, os.path.splitext(own)[0])):
-                found.append(file)
-        if len(found) > 1:
+                matches.append(file)
+        if len(matches) > 1:
             raise UserError(
-                f"{shown(self._table)} lists {shown(cell)}, and there are {few(found)}; write folder and ending into "
+                f"{shown(self._table)} lists {shown(cell)}, and there are {few(matches)}; write folder and ending into "
                 "the table, or put the table beside the pictures"
             )
-        return found[0] if found else None
+        return matches[0] if matches else None
 
 
 def _local(cell: str) -> str:

@@ -7,25 +7,19 @@ data/train-00000-of-1.parquet, plain_text/train-00000-of-1.parquet, default/trai
 from __future__ import annotations
 
 import re
-import threading
-from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from illama.console.json_text import parse_json
 from illama.console.text import shown
-from illama.data.decode.images import BrokenImage, as_seen, read_image
 from illama.data.layout import Layout, needed_folder, needed_path
-from illama.data.source import MOST_CLASSES, Source, number_classes
-from illama.data.sources.cells import content_of, is_picture_text, pixels_of
+from illama.data.source import MOST_CLASSES, Source
 from illama.data.sources.class_names import composed, few
 from illama.data.sources.formats import pointer_hint
+from illama.data.sources.parquet_source import ParquetSource, RowGroups, is_picture_text
 from illama.data.sources.splits import (
     is_split_column,
     missing_parts,
@@ -35,8 +29,8 @@ from illama.data.sources.splits import (
     split_in_name,
     split_order,
 )
-from illama.data.sources.table import first_line, reading_parquet, text_of
-from illama.data.sources.walk import NO_PICTURES, FoundFiles, PassedOver, Reason
+from illama.data.sources.table import import_pyarrow, reading_parquet, text_of
+from illama.data.sources.walk import NO_PICTURES, Listing, PassedOver, Reason
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,151 +38,9 @@ if TYPE_CHECKING:
 
 # Encoded images of a split up to this many bytes stay in memory; beyond, row groups are read when needed.
 HELD_BYTES = 4 << 30
-CACHED_ROW_GROUPS = 8
 
 
-def _pyarrow() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError('parquet files need pyarrow; pip install "illama[data]"') from None
-    return pyarrow
-
-
-class _RowGroups:
-    """The image column by row. Every process reads its own row groups; threads share them."""
-
-    def __init__(self, files: Sequence[Path], column: str, cached: int) -> None:
-        self.files = files
-        self._column = column
-        self._cached = cached
-        self._groups: list[tuple[int, int]] = []
-        self._ends: list[int] = []
-        self._firsts: list[int] = []  # number of each file's first row
-        for number, file in enumerate(files):
-            with reading_parquet(shown(file)):
-                metadata = _pyarrow().parquet.read_metadata(file)
-            self._firsts.append(self._ends[-1] if self._ends else 0)
-            for group in range(metadata.num_row_groups):
-                self._groups.append((number, group))
-                self._ends.append((self._ends[-1] if self._ends else 0) + metadata.row_group(group).num_rows)
-        self._held: OrderedDict[int, Any] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:  # spawned workers read anew
-        return {**self.__dict__, "_held": OrderedDict(), "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
-
-    def hold_all(self) -> None:
-        """Read all now, so that forked workers share the memory; what is damaged is told when it is asked for."""
-        self._cached = len(self._groups)
-        for group in range(len(self._groups)):
-            with suppress(Exception):
-                self._group(group)
-
-    def _group(self, position: int) -> Any:
-        with self._lock:
-            if position not in self._held:
-                number, group = self._groups[position]
-                # threads of pyarrow's pool do not survive a fork
-                with _pyarrow().parquet.ParquetFile(self.files[number]) as file:
-                    table = file.read_row_group(group, columns=[self._column], use_threads=False)
-                self._held[position] = table.column(self._column).combine_chunks()
-                while len(self._held) > self._cached:
-                    self._held.popitem(last=False)
-            self._held.move_to_end(position)
-            return self._held[position]
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def place(self, i: int) -> tuple[Path, int]:
-        """File, and row in that file."""
-        number = self._groups[bisect_right(self._ends, i)][0]
-        return self.files[number], i - self._firsts[number]
-
-    def value(self, i: int) -> Any:
-        """The cell of image `i`, in Python's types.
-
-        Raises:
-            BrokenImage: Its row group, or the cell, cannot be read.
-        """
-        position = bisect_right(self._ends, i)
-        try:
-            return self._group(position)[i - (self._ends[position - 1] if position else 0)].as_py()
-        except Exception as error:  # on damaged data pyarrow raises nearly every type there is
-            file, row = self.place(i)
-            raise BrokenImage(f"{file} row {row}", f"damaged: {shown(first_line(error))}") from None
-
-
-class ParquetSource(Source):
-    """Images from the rows of parquet files.
-
-    Args:
-        rows: The image column.
-        shape: Shape of the pixels of a cell that holds them flat; None where it is not known.
-        labels, classes, in_chans, description: As `Source`.
-        held: Whether all of them are to be kept in memory.
-        chosen: Number of the row of each image; None for all rows.
-    """
-
-    def __init__(
-        self,
-        rows: _RowGroups,
-        shape: Sequence[int] | None,
-        labels: np.ndarray,
-        classes: tuple[str, ...],
-        in_chans: int,
-        description: str,
-        *,
-        held: bool,
-        chosen: np.ndarray | None = None,
-    ) -> None:
-        self._rows = rows
-        self._held = held
-        self._chosen = chosen
-        self._shape = shape
-        self.in_chans = in_chans
-        self.labels = labels
-        self.classes = classes
-        self.description = description
-
-    def read(self, i: int) -> Image.Image:
-        try:
-            cell = self._rows.value(self._row(i))
-            content = self._content(cell, i)
-            if content is None:
-                return as_seen(pixels_of(cell, self._shape, ""), self.in_chans)
-            return read_image(content, self.in_chans, "", max_pixels=self.max_pixels)
-        except BrokenImage as broken:  # the place is looked up only when it is needed
-            raise BrokenImage(broken.where or self.location(i), broken.why) from None
-
-    def encoded(self, i: int) -> bytes | None:
-        try:
-            return self._content(self._rows.value(self._row(i)), i)
-        except BrokenImage as broken:
-            raise BrokenImage(broken.where or self.location(i), broken.why) from None
-
-    def prepare(self) -> None:
-        if self._held:
-            self._rows.hold_all()
-
-    def _row(self, i: int) -> int:
-        return i if self._chosen is None else int(self._chosen[i])
-
-    def _content(self, cell: Any, i: int) -> bytes | None:
-        folder = self._rows.place(self._row(i))[0].parent if not isinstance(cell, bytes) else Path()
-        return content_of(cell, folder, "")
-
-    def location(self, i: int) -> str:
-        file, row = self._rows.place(self._row(i))
-        return f"{file} row {row}"
-
-
-def look_at_parquet(data: DataConfig, found: FoundFiles | None) -> Layout:
+def look_at_parquet(data: DataConfig, listing: Listing | None) -> Layout:
     """The layout of a folder of parquet files, or of a single one; a table of file names is a manifest.
 
     Raises:
@@ -199,15 +51,15 @@ def look_at_parquet(data: DataConfig, found: FoundFiles | None) -> Layout:
         by_split, passed_over = _by_split([path.name]), None
         root = path.parent
     else:
-        found = needed_folder(data, found, "of parquet files")
-        root, files = path, _one_set(found)
+        listing = needed_folder(data, listing, "of parquet files")
+        root, files = path, _one_set(listing)
         by_split = _by_split(files)
-        passed_over = PassedOver(dict(found.passed_over.reasons))
+        passed_over = PassedOver(dict(listing.passed_over.reasons))
         kept = passed_over.reasons.get(NO_PICTURES)
         if kept is not None:
             passed_over.reasons[NO_PICTURES] = Reason(kept.count - len(files), kept.examples)
-        if found.pictures:
-            passed_over.add("pictures beside the parquet files", found.pictures[0], len(found.pictures))
+        if listing.pictures:
+            passed_over.add("pictures beside the parquet files", listing.pictures[0], len(listing.pictures))
     paths = {split: [root / file for file in files] for split, files in by_split.items()}
     schema = _schema(next(iter(paths.values()))[0])
     if path.is_file():
@@ -234,13 +86,23 @@ class ParquetLayout(Layout):
         self.how_to_split = "name the files for splits (train.parquet, val.parquet)"
 
     def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> Source:
-        files, pyarrow = self._files["" if self._rows_of else split or ""], _pyarrow()
-        what = self.where + (f", split {shown(split)}" if split else "")
+        source = super().read(split, in_chans, classes)
+        assert isinstance(source, ParquetSource)
+        if not source.held:
+            source.description += (
+                f"; {source.rows.bytes / 2**30:.1f} GiB stay on disk, and a shuffled read takes a whole row group per "
+                "image"
+            )
+        return source
+
+    def read_split(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> ParquetSource:
+        files, pyarrow = self._files["" if self._rows_of else split or ""], import_pyarrow()
+        what = self.name_of(split)
         schema = _schema(files[0])
         features = _features(schema)
         image_column, label_column = self._columns(schema, features, files[0])
         _demand_same(files, schema, features, image_column, label_column)
-        rows = _RowGroups(files, image_column, CACHED_ROW_GROUPS)
+        rows = RowGroups(files, image_column)
         chosen = None if split is None or not self._rows_of else self._rows_of[1][split]
         with reading_parquet(what):
             labels = pyarrow.chunked_array(
@@ -253,19 +115,19 @@ class ParquetLayout(Layout):
         if len(labels) != len(rows if chosen is None else chosen):
             raise UserError(f"{what}: {len(labels)} labels for {len(rows)} rows; the file is damaged, fetch it again")
         feature = features.get(label_column, {})
-        own, numbers = _numbered(labels, feature, f"{self.where}, column {shown(label_column)}")
+        names, numbers = _numbered(labels, feature, f"{self.where}, column {shown(label_column)}")
         if feature.get("names") is None and classes is None:
-            self._note_absent(own, numbers)
-        names, numbers = number_classes(own, numbers, classes, what)
-        size = sum(file.stat().st_size for file in files)
-        description = f"parquet {what}: {len(numbers)} images, {len(names)} classes"
-        if size > HELD_BYTES:
-            description += (
-                f"; {size / 2**30:.1f} GiB stay on disk, and a shuffled read takes a whole row group per image"
-            )
-        shape = _shape(schema, features, image_column)
-        held = size <= HELD_BYTES
-        return ParquetSource(rows, shape, numbers, names, in_chans, description, held=held, chosen=chosen)
+            self._note_absent(names, numbers)
+        return ParquetSource(
+            rows=rows,
+            shape=_shape(schema, features, image_column),
+            held=rows.bytes <= HELD_BYTES,
+            chosen=chosen,
+            classes=tuple(names),
+            labels=numbers,
+            in_chans=in_chans,
+            description=f"parquet {what}",
+        )
 
     def _columns(self, schema: Any, features: dict[str, Any], file: Path) -> tuple[str, str]:
         """Names of the image and the label column."""
@@ -299,15 +161,15 @@ class ParquetLayout(Layout):
             self.notes.append(text)
 
 
-def _one_set(found: FoundFiles) -> list[str]:
+def _one_set(listing: Listing) -> list[str]:
     """The files that belong together: those in the folder itself, in data/, or in the one folder that has some.
 
     Raises:
         UserError: There are none, or several folders have files of a split.
     """
-    files = found.holding(".parquet")
+    files = listing.holding(".parquet")
     if not files:
-        raise UserError(f"{shown(found.root)} has no *.parquet files")
+        raise UserError(f"{shown(listing.root)} has no *.parquet files")
     sets: dict[str, list[str]] = {}
     for file in files:
         sets.setdefault(_set_of(file), []).append(file)
@@ -319,8 +181,8 @@ def _one_set(found: FoundFiles) -> list[str]:
             return sets[name]
     if len(sets) > 1:
         raise UserError(
-            f"{shown(found.root)} has several sets of parquet files ({few([name or '.' for name in sets])}); give one "
-            f"of them: data.path={shown(found.root)}/{shown(next(name for name in sets if name))}"
+            f"{shown(listing.root)} has several sets of parquet files ({few([name or '.' for name in sets])}); give "
+            f"one of them: data.path={shown(listing.root)}/{shown(next(name for name in sets if name))}"
         )
     return files
 
@@ -335,12 +197,12 @@ def _set_of(file: str) -> str:
 
 def _by_split(files: Sequence[str]) -> dict[str, list[str]]:
     """Files by split, "" where neither their names nor their folders tell one."""
-    found: dict[str, list[str]] = {}
+    by_split: dict[str, list[str]] = {}
     for file in files:
         own = split_in_name(file.rpartition("/")[2])
         unnamed = re.fullmatch(r"(part|data|chunk|shard|file|table)?[-_.]?\d*(-of-\d+)?", own) is not None
-        found.setdefault(_split_of(file) or ("" if unnamed else own), []).append(file)
-    return {split: found[split] for split in split_order(found)}
+        by_split.setdefault(_split_of(file) or ("" if unnamed else own), []).append(file)
+    return {split: by_split[split] for split in split_order(by_split)}
 
 
 def _split_of(file: str) -> str | None:
@@ -375,13 +237,13 @@ def _split_rows(files: Sequence[Path], data: DataConfig, where: str) -> tuple[st
 
 def _column(file: Path, name: str) -> Any:
     """A column of one file; not of several together, whose types need not be the same."""
-    with _pyarrow().parquet.ParquetFile(file) as opened:
+    with import_pyarrow().parquet.ParquetFile(file) as opened:
         return opened.read(columns=[name], use_threads=False).column(name)
 
 
 def _is_embedded(file: Path, column: str) -> bool:
     """Whether a column holds pictures, and not the names of files."""
-    pyarrow = _pyarrow()
+    pyarrow = import_pyarrow()
     kind = _schema(file).field(column).type
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     if not any(
@@ -427,7 +289,7 @@ def _role(folder: str) -> str | None:
 
 
 def _schema(file: Path) -> Any:
-    pyarrow = _pyarrow()
+    pyarrow = import_pyarrow()
     if not file.is_file():
         raise UserError(f"{shown(file)} is no regular file that is there; give parquet files")
     with reading_parquet(shown(file), pointer_hint(file)):
@@ -489,7 +351,7 @@ def _shape(schema: Any, features: dict[str, Any], column: str) -> list[int] | No
 
 def _numbered(labels: Any, feature: dict[str, Any], where: str) -> tuple[list[str], np.ndarray]:
     """Class names and class numbers of a label column of numbers or of names."""
-    pyarrow = _pyarrow()
+    pyarrow = import_pyarrow()
     kind = _plain_kind(labels.type)
     if labels.type != kind:  # a dictionary's own values may be missing, too
         with reading_parquet(where):
@@ -512,10 +374,10 @@ def _numbered(labels: Any, feature: dict[str, Any], where: str) -> tuple[list[st
         texts = [text_of(value) for value in labels.to_pylist()]
     if None in texts:
         raise UserError(f"{where}: row {texts.index(None) + 1} has no label")
-    found, numbers = np.unique([composed(str(text)) for text in texts], return_inverse=True)
-    return found.tolist(), numbers
+    names, numbers = np.unique([composed(str(text)) for text in texts], return_inverse=True)
+    return names.tolist(), numbers
 
 
 def _plain_kind(kind: Any) -> Any:
     """The type of a column's values: of a dictionary that of its entries."""
-    return kind.value_type if _pyarrow().types.is_dictionary(kind) else kind
+    return kind.value_type if import_pyarrow().types.is_dictionary(kind) else kind

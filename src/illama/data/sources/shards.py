@@ -26,10 +26,10 @@ from illama.console.json_text import parse_json, read_json
 from illama.console.text import shown
 from illama.data.decode.images import LARGEST_FILE, BrokenImage, read_image
 from illama.data.layout import Layout, needed_folder, needed_path
-from illama.data.source import MOST_CLASSES, Source, number_classes
+from illama.data.source import MOST_CLASSES, Source
 from illama.data.sources.formats import FileKind, kind_of_file, pointer_hint, remedy
 from illama.data.sources.splits import missing_parts, only_split, split_in_name
-from illama.data.sources.walk import NO_PICTURES, SPECIAL, FoundFiles, PassedOver, is_hidden
+from illama.data.sources.walk import NO_PICTURES, SPECIAL, Listing, PassedOver, is_hidden
 from illama.errors import UserError
 from illama.system.given_file import read_given_text, why
 
@@ -94,31 +94,21 @@ class _File:
             return file.read(size)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ShardSource(Source):
     """Images at known places in tar files."""
 
-    def __init__(
-        self,
-        shards: list[Path],
-        members: list[_Member],
-        labels: np.ndarray,
-        classes: tuple[str, ...],
-        in_chans: int,
-        description: str,
-    ) -> None:
-        self._shards = shards
-        self._members = members
-        self._files = _OpenFiles(shards)
-        self.in_chans = in_chans
-        self.labels = labels
-        self.classes = classes
-        self.description = description
+    shards: Sequence[Path]
+    members: Sequence[_Member]
+
+    def __post_init__(self) -> None:
+        self._files = _OpenFiles(self.shards)
 
     def read(self, i: int) -> Image.Image:
         return read_image(self.encoded(i), self.in_chans, self.location(i), max_pixels=self.max_pixels)
 
     def encoded(self, i: int) -> bytes:
-        member = self._members[i]
+        member = self.members[i]
         if member.size > LARGEST_FILE:
             why = f"{member.size:,} bytes are more than a picture's file may have ({LARGEST_FILE:,})"
             raise BrokenImage(self.location(i), why)
@@ -128,10 +118,10 @@ class ShardSource(Source):
             raise BrokenImage(self.location(i), error.strerror or str(error)) from None
 
     def location(self, i: int) -> str:
-        return f"{self._shards[self._members[i].shard]}:{self._members[i].name}"
+        return f"{self.shards[self.members[i].shard]}:{self.members[i].name}"
 
 
-def look_at_shards(data: DataConfig, found: FoundFiles | None) -> ShardLayout:
+def look_at_shards(data: DataConfig, listing: Listing | None) -> ShardLayout:
     """The layout of a folder of shards, or of one shard.
 
     The shards of a split are those that `_info.json` lists (timm's layout), else SPLIT-0000.tar, SPLIT/*.tar, or a
@@ -143,10 +133,10 @@ def look_at_shards(data: DataConfig, found: FoundFiles | None) -> ShardLayout:
     path = needed_path(data)
     if path.is_file():
         return ShardLayout(data, path.parent, {split_in_name(path.name): [path]}, PassedOver())
-    found = needed_folder(data, found, "of shards (train-0000.tar, ...)")
+    listing = needed_folder(data, listing, "of shards (train-0000.tar, ...)")
     listed, stated = _listed(path)
     if not listed:
-        for file in found.holding(".tar"):
+        for file in listing.holding(".tar"):
             *folders, name = file.split("/")
             if len(folders) < 2:
                 listed.setdefault(folders[0] if folders else split_in_name(name), []).append(path / file)
@@ -179,7 +169,7 @@ class ShardLayout(Layout):
     def _choose(self, wanted: str, *, carved: bool) -> str | None:
         return wanted if ".tar" in wanted else super()._choose(wanted, carved=carved)
 
-    def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> ShardSource:
+    def read_split(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> ShardSource:
         """One split: a sample is an image and a number, key.jpg and key.cls (or key.json with "label").
 
         Classes are named by `classes.txt` (a name a line) where it exists, else by their numbers. Positions are found
@@ -204,16 +194,20 @@ class ShardLayout(Layout):
                     f"shard {shown(shard)} holds {len(members) - before} samples, and _info.json says "
                     f"{self._stated[shard]}; fetch it again, or mend _info.json"
                 )
-        what = self.where + (f", split {shown(split)}" if split is not None else "")
+        what = self.name_of(split)
         if not members:
             raise UserError(f"{what}: the shards hold no samples (key.jpg with key.cls)")
         if max(labels) >= MOST_CLASSES or min(labels) < 0:
             bad = max(labels) if max(labels) >= MOST_CLASSES else min(labels)
             raise UserError(f"{what}: {bad} is no class number; allowed: 0 to {MOST_CLASSES - 1}")
-        own = self._names(max(labels) + 1)
-        names, numbers = number_classes(own, np.array(labels), classes, what)
-        description = f"{len(shards)} shards in {what}: {len(members)} images, {len(names)} classes"
-        return ShardSource(shards, members, numbers, names, in_chans, description)
+        return ShardSource(
+            shards=shards,
+            members=members,
+            classes=tuple(self._names(max(labels) + 1)),
+            labels=np.array(labels, dtype=np.int64),
+            in_chans=in_chans,
+            description=f"{len(shards)} shards in {what}",
+        )
 
     def _files(self, split: str) -> list[Path]:
         if ".tar" in split:
@@ -266,8 +260,8 @@ def _expand(pattern: str) -> list[str]:
     if count > MOST_SHARDS:
         raise UserError(f"{shown(pattern)} stands for {count:,} shards, more than {MOST_SHARDS:,}; give fewer")
     names = [pattern]
-    while (found := _RANGE.search(names[0])) is not None:
-        numbers = [f"{n:0{len(found[1])}}" for n in range(int(found[1]), int(found[2]) + 1)]
+    while (bounds := _RANGE.search(names[0])) is not None:
+        numbers = [f"{n:0{len(bounds[1])}}" for n in range(int(bounds[1]), int(bounds[2]) + 1)]
         names = [_RANGE.sub(number, name, count=1) for name in names for number in numbers]
         if not names:
             raise UserError(f"{shown(pattern)} stands for no shard: the first number is above the last")

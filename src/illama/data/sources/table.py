@@ -112,8 +112,7 @@ def _separator(path: Path, sample: str) -> str:
 
 
 def _read_parquet(path: Path) -> Table:
-    import pyarrow.parquet
-
+    pyarrow = import_pyarrow()
     with reading_parquet(shown(path)):
         with pyarrow.parquet.ParquetFile(path) as file:
             table = file.read(use_threads=False)
@@ -122,6 +121,19 @@ def _read_parquet(path: Path) -> Table:
     if not rows:
         raise UserError(f"{shown(path)} has no rows; expected a file and a label in each")
     return Table(rows, list(range(1, len(rows) + 1)), list(table.column_names), True)
+
+
+def import_pyarrow() -> Any:
+    """The package with its `parquet`.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError('parquet files need pyarrow; pip install "illama[data]"') from None
+    return pyarrow
 
 
 @contextmanager

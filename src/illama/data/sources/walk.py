@@ -1,9 +1,15 @@
-"""One look through a folder of pictures: which files there are, which are read, and what is passed over and why."""
+"""One look through a folder of pictures: which files there are, which are read, and what is passed over and why.
+
+And the files behind a pattern such as photos/**/*.jpg, in a time that the folders bound and no link or pattern does.
+"""
 
 from __future__ import annotations
 
+import fnmatch
+import glob
 import os
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from illama.console.text import shown
@@ -26,6 +32,7 @@ UNNAMED = "pictures whose names do not end like a picture's; rename them"
 HOLDERS = frozenset((".csv", ".tsv", ".parquet", ".tar"))
 _EXAMPLES = 3
 _HEAD = 32  # bytes that tell a picture
+MOST_PARTS = 64  # of a pattern, between slashes
 
 
 @dataclass
@@ -89,7 +96,7 @@ def _in_words(why: str, reason: Reason) -> str:
 
 
 @dataclass(frozen=True)
-class FoundFiles:
+class Listing:
     """What a folder holds, by paths with slashes below it.
 
     Attributes:
@@ -119,7 +126,7 @@ def is_hidden(name: str) -> str | None:
     return TOOLS if name.lower() in TOOL_FOLDERS else None
 
 
-def walk(root: str | os.PathLike[str], splits: Collection[str] = ()) -> FoundFiles:
+def walk(root: str | os.PathLike[str], splits: Collection[str] = ()) -> Listing:
     """Look through a folder once; what is below a link is found as well, but nothing twice.
 
     A linked folder is followed unless it leads to a folder that is read anyway: one of the tree itself, one above it,
@@ -136,7 +143,7 @@ def walk(root: str | os.PathLike[str], splits: Collection[str] = ()) -> FoundFil
     walker = _Walker(os.fspath(root), splits)
     walker.go()
     pictures, holders = sorted(walker.pictures, key=natural_key), sorted(walker.holders, key=natural_key)
-    return FoundFiles(walker.root, tuple(pictures), tuple(walker.folders), tuple(holders), walker.passed_over)
+    return Listing(walker.root, tuple(pictures), tuple(walker.folders), tuple(holders), walker.passed_over)
 
 
 class _Walker:
@@ -235,8 +242,8 @@ class _Walker:
 
 def _entries(folder: str, root: str) -> list[os.DirEntry[str]]:
     try:
-        with os.scandir(folder) as found:
-            return sorted(found, key=lambda entry: entry.name)
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         where = "" if folder == root else f" of {shown(root)}"
         raise UserError(
@@ -263,3 +270,65 @@ def _holds_picture(path: str) -> bool:
             return looks_like_picture(file.read(_HEAD))
     except OSError:
         return False
+
+
+def files_matching(pattern: str) -> list[str]:
+    """Regular files whose names fit a pattern, sorted.
+
+    `*`, `?`, `[abc]` and `**` mean what they mean to `glob`, which leaves out hidden names, too. But `**` follows no
+    links, and of `**` and `..` no folder comes twice: `**/../**` would look through everything once for each folder,
+    and two links to their own folder would double their paths forty times.
+
+    Raises:
+        UserError: It has too many parts.
+    """
+    parts = pattern.split("/")
+    if len(parts) > MOST_PARTS:
+        raise UserError(f"{shown(pattern)} has {len(parts)} parts; allowed: up to {MOST_PARTS}; give folders instead")
+    paths: Iterable[str] = ["/" if pattern.startswith("/") else ""]
+    for part in parts:
+        if part:
+            paths = _below(paths) if part == "**" else _step(paths, part)
+            if part == "..":  # one path for each folder that is meant
+                paths = {os.path.realpath(path): path for path in reversed(list(paths))}.values()
+    return sorted(path for path in dict.fromkeys(paths) if not pattern.endswith("/") and os.path.isfile(path))
+
+
+def _step(folders: Iterable[str], part: str) -> Iterator[str]:
+    """What one part of a pattern leads to."""
+    if not glob.has_magic(part):
+        yield from (path for folder in folders if os.path.lexists(path := os.path.join(folder, part)))
+        return
+    fits = re.compile(fnmatch.translate(os.path.normcase(part))).match
+    for folder in folders:
+        for entry in _visible(folder):
+            if fits(os.path.normcase(entry.name)) and (part.startswith(".") or not entry.name.startswith(".")):
+                yield os.path.join(folder, entry.name)
+
+
+def _below(folders: Iterable[str]) -> Iterator[str]:
+    """What `**` stands for: each folder, and everything in it to the bottom."""
+    waiting = [folder for folder in folders if os.path.isdir(folder or ".")][::-1]
+    seen = set()
+    while waiting:
+        path = waiting.pop()
+        real = os.path.realpath(path)
+        if real in seen:
+            continue
+        seen.add(real)
+        yield path
+        for entry in _visible(path):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(os.path.join(path, entry.name))
+            elif not os.path.isdir(entry.path):
+                yield os.path.join(path, entry.name)
+
+
+def _visible(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder or ".") as entries:
+            return list(entries)
+    except OSError:  # as glob: what cannot be looked into holds nothing
+        return []

@@ -6,10 +6,11 @@ import multiprocessing
 import signal
 import time
 import warnings
+from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,24 +63,23 @@ def check_data(data: DataConfig, *, min_side: int = 32, workers: int | None = No
         CheckedSplit(name, source, np.zeros(len(source), dtype=ROW), {})
         for name, source in zip(names, sources, strict=True)
     ]
-    for source in sources if decode else ():
-        source.prepare()
-    if not decode:
-        return CheckResult(layout, tuple(splits), min_side, time.perf_counter() - begun, unusable, decoded=False)
-    chunks = [
-        _Chunk(number, start, min(start + _CHUNK, len(source)))
-        for number, source in enumerate(sources)
-        for start in range(0, len(source), _CHUNK)
-    ]
-    with (
-        WorkProgress("checking images", sum(map(len, sources))) as progress,
-        closing(_inspected(sources, chunks, min_side, workers or cpu_count())) as found,
-    ):
-        for chunk, (rows, details) in found:
-            splits[chunk.split].rows[chunk.start : chunk.stop] = rows
-            splits[chunk.split].details.update(details)
-            progress.advance(chunk.stop - chunk.start)
-    return CheckResult(layout, tuple(splits), min_side, time.perf_counter() - begun, unusable)
+    if decode:
+        for source in sources:
+            source.prepare()
+        chunks = [
+            _Chunk(number, start, min(start + _CHUNK, len(source)))
+            for number, source in enumerate(sources)
+            for start in range(0, len(source), _CHUNK)
+        ]
+        with (
+            WorkProgress("checking images", sum(map(len, sources))) as progress,
+            closing(_inspected(sources, chunks, min_side, workers or cpu_count())) as results,
+        ):
+            for chunk, (rows, details) in results:
+                splits[chunk.split].rows[chunk.start : chunk.stop] = rows
+                splits[chunk.split].details.update(details)
+                progress.advance(chunk.stop - chunk.start)
+    return CheckResult(layout, tuple(splits), min_side, time.perf_counter() - begun, unusable, decoded=decode)
 
 
 def _open(data: DataConfig) -> tuple[Layout, list[str], list[Source], dict[str, str]]:
@@ -111,37 +111,30 @@ def _inspected(
     sources: list[Source], chunks: list[_Chunk], min_side: int, workers: int
 ) -> Generator[tuple[_Chunk, Inspected], None, None]:
     """Results as they come; an image that ends the process which reads it is found and called broken."""
-    submitted = 0
+    waiting = deque(chunks)
     running: dict[Future[Inspected], _Chunk] = {}
-    while True:
+    while waiting:
         try:
-            with _Pool(sources, min_side, min(workers, len(chunks))) as pool:
-                while submitted < len(chunks):
-                    running[pool.submit(chunks[submitted])] = chunks[submitted]
-                    submitted += 1
-                    if len(running) >= _IN_FLIGHT * workers:
-                        yield from _done(running)
-                while running:
-                    yield from _done(running)
-            return
+            with _pool(sources, min_side, min(workers, len(chunks))) as pool:
+                while waiting or running:
+                    if waiting and len(running) < _IN_FLIGHT * workers:
+                        running[pool.submit(_inspect, waiting[0])] = waiting[0]
+                        waiting.popleft()
+                        continue
+                    for job in wait(running, return_when=FIRST_COMPLETED).done:
+                        result = job.result()
+                        yield running.pop(job), result
         except BrokenProcessPool:
             for chunk in running.values():
                 yield from _alone(sources, min_side, chunk)
             running.clear()
 
 
-def _done(running: dict[Future[Inspected], _Chunk]) -> Iterator[tuple[_Chunk, Inspected]]:
-    """The chunks that are finished, at least one; they leave `running`."""
-    for job in wait(running, return_when=FIRST_COMPLETED).done:
-        found = job.result()
-        yield running.pop(job), found
-
-
 def _alone(sources: list[Source], min_side: int, chunk: _Chunk) -> Iterator[tuple[_Chunk, Inspected]]:
     """A chunk by a process of its own, in halves again and again until the image is found that ends it."""
     try:
-        with _Pool(sources, min_side, 1) as pool:
-            found = pool.submit(chunk).result()
+        with _pool(sources, min_side, 1) as pool:
+            result = pool.submit(_inspect, chunk).result()
     except BrokenProcessPool:
         middle = (chunk.start + chunk.stop) // 2
         if middle == chunk.start:
@@ -152,27 +145,21 @@ def _alone(sources: list[Source], min_side: int, chunk: _Chunk) -> Iterator[tupl
             yield from _alone(sources, min_side, _Chunk(chunk.split, chunk.start, middle))
             yield from _alone(sources, min_side, _Chunk(chunk.split, middle, chunk.stop))
         return
-    yield chunk, found
+    yield chunk, result
 
 
-class _Pool:
-    """Processes that inspect images; use as a context."""
-
-    def __init__(self, sources: list[Source], min_side: int, workers: int) -> None:
-        # forked processes share the lists of millions of files
-        way = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        self._pool = ProcessPoolExecutor(
-            workers, multiprocessing.get_context(way), initializer=_begin, initargs=(sources, min_side)
-        )
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-
-    def submit(self, chunk: _Chunk) -> Future[Inspected]:
-        return self._pool.submit(_inspect, chunk)
+@contextmanager
+def _pool(sources: list[Source], min_side: int, workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that inspect images."""
+    # forked processes share the lists of millions of files
+    way = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context(way), initializer=_begin, initargs=(sources, min_side)
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _sources: list[Source] = []

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from illama.console.json_text import parse_json
-from illama.data.sources.folder import FolderLayout
+from illama.data.sources.folder import FolderLayout, FolderSource
 from illama.data.sources.splits import is_training
 from illama.errors import UserError
 
@@ -142,8 +142,9 @@ def make_plan(layout: FolderLayout, images_per_shard: int, seed: int) -> ShardPl
     splits = []
     for name in layout.splits or ("train",):
         files = layout.read(name if layout.splits else None, 3, classes)
+        assert isinstance(files, FolderSource)
         classes = classes or files.classes
-        folder = os.path.relpath(files.root, layout.files.root).replace(os.sep, "/")
+        folder = os.path.relpath(files.root, layout.listing.root).replace(os.sep, "/")
         order = np.array(sorted(range(len(files.paths)), key=files.paths.__getitem__), dtype=np.int64)
         if is_training(name):
             # numpy's frozen legacy generator: the same shards in every version
