@@ -135,6 +135,11 @@ class Layout(ABC):
         other.data = data
         return other
 
+    def note(self, text: str) -> None:
+        """Something that people should know, said once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
     def used_splits(self) -> set[str]:
         """The splits that training and its evaluation open."""
         used = set()

@@ -95,46 +95,38 @@ class FolderLayout(Layout):
         self.how_to_split = "sort the class folders into splits (train/CLASS, val/CLASS)"
 
     def read_split(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> FolderSource:
-        part = self.part(split)
-        self._note_depth(part)
-        own = part.classes()
-        if classes is not None and len(own) == 1 and len(classes) > 1 and not set(own) & set(classes):
-            self._refuse_loose(part.root, split, part.paths)  # val/images/*.jpg
-        number = {folder: number for number, folder in enumerate(own.values())}
-        return FolderSource(
-            root=part.root,
-            paths=part.paths,
-            classes=tuple(own),
-            labels=np.array([number[folder] for folder in part.folders], dtype=np.int64),
-            in_chans=in_chans,
-            description=f"folder {self.name_of(split)}",
-        )
-
-    def part(self, split: str | None) -> Part:
-        """The pictures of a split with their classes.
+        """As `Layout.read_split`.
 
         Raises:
             UserError: Pictures without a class, a class without pictures, or names that no file could say.
         """
         root = self.listing.root if split is None else f"{self.listing.root}/{split}"
-        if split is None:
-            paths = list(self.listing.pictures)
-        else:
-            paths = [path[len(split) + 1 :] for path in self._by_top.get(split, ())]
-            if {path.partition("/")[0] for path in paths} == {split}:  # an archive that was unpacked into its own name
-                root, paths = f"{root}/{split}", [path[len(split) + 1 :] for path in paths]
-        depth = self.data.class_depth
-        folders = [class_folder(path, depth) for path in paths]
+        paths = list(self.listing.pictures) if split is None else self._inside(split)
+        if split is not None and {path.partition("/")[0] for path in paths} == {split}:
+            root, paths = f"{root}/{split}", [path[len(split) + 1 :] for path in paths]  # unpacked into its own name
+        folders = [class_folder(path, self.data.class_depth) for path in paths]
         if None in folders:
             self._refuse_loose(root, split, [path for path, folder in zip(paths, folders, strict=True) if not folder])
-        self._refuse_empty(root, {folder for folder in folders if folder is not None})
-        return Part(root, paths, [folder or "" for folder in folders])
+        folder_of = [folder or "" for folder in folders]
+        self._refuse_empty(root, set(folder_of))
+        self._note_depth(paths, folder_of)
+        names = _class_names(root, folder_of)
+        if classes is not None and len(names) == 1 and len(classes) > 1 and not set(names.values()) & set(classes):
+            self._refuse_loose(root, split, paths)  # val/images/*.jpg
+        number = {folder: number for number, folder in enumerate(names)}
+        return FolderSource(
+            root=root,
+            paths=paths,
+            classes=tuple(names.values()),
+            labels=np.array([number[folder] for folder in folder_of], dtype=np.int64),
+            in_chans=in_chans,
+            description=f"folder {self.name_of(split)}",
+        )
 
     def _refuse_loose(self, root: str, split: str | None, loose: list[str]) -> None:
         """Pictures that lie in no class folder."""
         first = f"{shown(root)}/{shown(loose[0])}"
-        pictures = self.listing.pictures if split is None else self._by_top.get(split, ())
-        if len(loose) < len(pictures):
+        if len(loose) < len(self.listing.pictures if split is None else self._inside(split)):
             needs = "a class folder" if self.data.class_depth in (1, "leaf") else "class folders of that depth"
             raise UserError(f"{first} lies outside of {needs} ({len(loose)} such files); move it into one")
         sorted_ones = [
@@ -176,55 +168,39 @@ class FolderLayout(Layout):
     def _inside(self, split: str) -> list[str]:
         return [path[len(split) + 1 :] for path in self._by_top.get(split, ())]
 
-    def _note_depth(self, part: Part) -> None:
+    def _note_depth(self, paths: Sequence[str], folder_of: Sequence[str]) -> None:
         """Say so where the folders inside of the class folders may be the classes."""
         if self.data.class_depth != 1:
             return
         inner: dict[str, set[str]] = {}
-        for path, folder in zip(part.paths, part.folders, strict=True):
+        for path, folder in zip(paths, folder_of, strict=True):
             inner.setdefault(folder, set()).add(path[len(folder) + 1 :].rpartition("/")[0].partition("/")[0])
         deeper = [folder for folder, names in inner.items() if len(names) > 1 and "" not in names]
         if deeper:
             example = f"{deeper[0]}/{min(inner[deeper[0]])}"
-            text = (
+            self.note(
                 f"{len(deeper)} of {len(inner)} class folders hold their pictures in folders of their own "
                 f"({shown(example)}), which count as {shown(deeper[0])}; if those are the classes, give "
                 "data.class_depth=2, or leaf for the innermost ones"
             )
-            if text not in self.notes:
-                self.notes.append(text)
 
 
-@dataclass(frozen=True)
-class Part:
-    """The pictures of a split.
+def _class_names(root: str, folder_of: Sequence[str]) -> dict[str, str]:
+    """The class that each folder is named for, in the order of the classes.
 
-    Attributes:
-        root: Folder that the paths begin in.
-        paths: Path of each picture below it.
-        folders: Path of the folder that names its class.
+    Raises:
+        UserError: A name is no UTF-8, or two look alike.
     """
-
-    root: str
-    paths: list[str]
-    folders: list[str]
-
-    def classes(self) -> dict[str, str]:
-        """Folders by the class that each is named for, in the order of the classes.
-
-        Raises:
-            UserError: A name is no UTF-8, or two look alike.
-        """
-        folders: dict[str, str] = {}
-        for folder in sorted(set(self.folders)):
-            name = class_of_folder(folder, f"{self.root}/{folder}")
-            if name in folders:
-                raise UserError(
-                    f"{shown(self.root)} has two folders that look alike, {folders[name]!a} and {folder!a}: "
-                    "their names differ in Unicode's normal form only; rename one of them"
-                )
-            folders[name] = folder
-        return {name: folders[name] for name in class_order(folders)}
+    folders: dict[str, str] = {}
+    for folder in sorted(set(folder_of)):
+        name = class_of_folder(folder, f"{root}/{folder}")
+        if name in folders:
+            raise UserError(
+                f"{shown(root)} has two folders that look alike, {folders[name]!a} and {folder!a}: "
+                "their names differ in Unicode's normal form only; rename one of them"
+            )
+        folders[name] = folder
+    return {folders[name]: name for name in class_order(folders)}
 
 
 def _without_images(listing: Listing, root: str, folders: Sequence[str]) -> UserError:

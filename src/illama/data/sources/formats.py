@@ -33,41 +33,21 @@ ENDINGS: dict[str, tuple[str, ...]] = {
 _ALIASES = {"MPO": "JPEG"}
 # Builds of Pillow may lack these.
 _FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
-_TO_JPEG = "convert them to JPEG or PNG"
-_DEVELOP = "develop them to JPEG (rawpy, darktable)"
 # Pictures that are not read, by ending, and what to do with them.
-_UNREAD: dict[str, str] = {
-    **dict.fromkeys(
-        (".jxl", ".tga", ".psd", ".xcf", ".svg", ".svgz", ".eps", ".ico", ".exr", ".hdr", ".dds"), _TO_JPEG
-    ),
-    **dict.fromkeys((".dcm", ".fits", ".fit", ".icns", ".pcx", ".sgi", ".wmf", ".emf", ".jxr", ".wdp"), _TO_JPEG),
-    **dict.fromkeys((".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".3fr"), _DEVELOP),
+_FOREIGN = ".jxl .tga .psd .xcf .svg .svgz .eps .ico .exr .hdr .dds .dcm .fits .fit .icns .pcx .sgi .wmf .emf .jxr .wdp"
+_RAW = ".dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw .3fr"
+_UNREAD = {
+    **dict.fromkeys(_FOREIGN.split(), "convert them to JPEG or PNG"),
+    **dict.fromkeys(_RAW.split(), "develop them to JPEG (rawpy, darktable)"),
 }
 # Files that stand beside pictures; they are not opened to see what they hold. A trailing ~ or _original is a backup.
-_OTHER = frozenset(
-    (
-        *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html", ".htm", ".log"),
-        *(".pdf", ".doc", ".docx", ".xls", ".xlsx", ".ini", ".db", ".sqlite", ".cfg", ".toml", ".lst", ".names"),
-        *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".parquet", ".arrow", ".h5", ".hdf5", ".mat"),
-        *(
-            ".npy",
-            ".npz",
-            ".pkl",
-            ".pt",
-            ".pth",
-            ".bin",
-            ".onnx",
-            ".safetensors",
-            ".py",
-            ".ipynb",
-            ".sh",
-            ".js",
-            ".css",
-        ),
-        *(".mp4", ".avi", ".mov", ".mkv", ".webm", ".wav", ".mp3", ".ogg", ".flac", ".m4a", ".xmp", ".aae", ".thm"),
-        *(".bak", ".orig", ".old", ".tmp", ".part", ".partial", ".swp", ".sha256", ".md5", ".sum", ".lock", ".lnk"),
-    )
-)
+_OTHER = """
+    .txt .csv .tsv .json .jsonl .xml .yaml .yml .md .rst .html .htm .log .pdf .doc .docx .xls .xlsx .ini .db .sqlite
+    .cfg .toml .lst .names .zip .tar .gz .tgz .bz2 .xz .7z .rar .parquet .arrow .h5 .hdf5 .mat .npy .npz .pkl .pt .pth
+    .bin .onnx .safetensors .py .ipynb .sh .js .css .mp4 .avi .mov .mkv .webm .wav .mp3 .ogg .flac .m4a .xmp .aae .thm
+    .bak .orig .old .tmp .part .partial .swp .sha256 .md5 .sum .lock .lnk
+"""
+_OTHER_ENDINGS = frozenset(_OTHER.split())
 LFS_POINTER = b"version https://git-lfs"  # what a file of Git LFS begins with until it is fetched
 _BACKUPS = ("~", "_original")
 _HEIF_MODULE = "pillow_heif"
@@ -95,7 +75,7 @@ def kind_of_file(name: str) -> FileKind:
         return FileKind.PICTURE
     if ending in _UNREAD or any(ending in endings for endings in ENDINGS.values()):
         return FileKind.UNREAD
-    return FileKind.OTHER if ending in _OTHER or name.endswith(_BACKUPS) else FileKind.UNKNOWN
+    return FileKind.OTHER if ending in _OTHER_ENDINGS or name.endswith(_BACKUPS) else FileKind.UNKNOWN
 
 
 @cache

@@ -145,7 +145,7 @@ class ParquetLayout(Layout):
                 )
             if len(set(columns)) > 1:
                 others = ", ".join(dict.fromkeys(map(shown, columns[1:])))
-                self._note(f"column {shown(columns[0])} is taken; there are also {others} (data.{key}=...)")
+                self.note(f"column {shown(columns[0])} is taken; there are also {others} (data.{key}=...)")
         return images[0], labels[0]
 
     def _note_absent(self, names: list[str], numbers: np.ndarray) -> None:
@@ -154,11 +154,7 @@ class ParquetLayout(Layout):
         if absent:
             verb = "never occurs" if len(absent) == 1 else "never occur"
             plural = "class" if len(absent) == 1 else "classes"
-            self._note(f"the labels are numbers without names, and {plural} {few(absent)} {verb}")
-
-    def _note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
+            self.note(f"the labels are numbers without names, and {plural} {few(absent)} {verb}")
 
 
 def _one_set(listing: Listing) -> list[str]:
