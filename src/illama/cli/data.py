@@ -129,11 +129,11 @@ def _verdict(result: CheckResult, *, strict: bool) -> str:
     from illama.data.tools.check_result import Issue
 
     broken = {place.where: place.detail for place in result.places(Issue.BROKEN)}
-    found = [f"{len(broken)} of {result.images} images are broken: {named(broken)}"] if broken else []
+    reasons = [f"{len(broken)} of {result.images} images are broken: {named(broken)}"] if broken else []
     lost = result.layout.passed_over.lost()
-    found += [f"pictures are passed over: {lost}"] if lost else []
+    reasons += [f"pictures are passed over: {lost}"] if lost else []
     if len(result.classes) < 2:
-        found.append(one_class(result.classes, result.layout))
+        reasons.append(one_class(result.classes, result.layout))
     if strict:
         lacking = sum(len(split.missing_classes) for split in result.splits)
         counts = {
@@ -142,5 +142,5 @@ def _verdict(result: CheckResult, *, strict: bool) -> str:
             "groups of duplicates": len(result.duplicates),
             "classes missing in a split": lacking,
         }
-        found += [f"{count} {what}" for what, count in counts.items() if count]
-    return "; ".join(found)
+        reasons += [f"{count} {what}" for what, count in counts.items() if count]
+    return "; ".join(reasons)

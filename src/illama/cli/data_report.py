@@ -9,7 +9,7 @@ import numpy as np
 from rich.filesize import decimal
 
 from illama.console.text import duration, shown
-from illama.data.tools.check_result import INFORMATION, CheckResult, Duplicates, Issue, Place
+from illama.data.tools.check_result import INFORMATION, CheckResult, Duplicates, Issue
 from illama.data.tools.write_shards import ShardingResult
 
 NAMED = 3  # files in a line of error
@@ -25,10 +25,14 @@ _INFORMATION = {
 }
 
 
-def named(found: Mapping[str, str]) -> str:
-    """The first few of what is wrong in one line, and how many more there are."""
-    first = ", ".join(f"{shown(where)} ({why})" for where, why in islice(found.items(), NAMED))
-    return first + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+def named(reasons: Mapping[str, str]) -> str:
+    """The first few of what is wrong in one line, and how many more there are.
+
+    Args:
+        reasons: Why something is wrong by where it is.
+    """
+    first = ", ".join(f"{shown(where)} ({why})" for where, why in islice(reasons.items(), NAMED))
+    return first + (f" and {len(reasons) - NAMED} more" if len(reasons) > NAMED else "")
 
 
 def shard_report(result: ShardingResult) -> str:
@@ -49,15 +53,10 @@ def shard_report(result: ShardingResult) -> str:
         done += f"; {result.kept:,} kept from before, their checksums are right"
     if result.damaged:
         done += f"; {result.damaged:,} from before were damaged and are written anew"
-    return "\n".join(
-        [
-            *lines,
-            *([f"passed over: {result.passed_over}"] if result.passed_over else []),
-            done,
-            f"train on them with --data {result.target}",
-            "no image was decoded; this finds damaged ones: illama data check " + result.target,
-        ]
-    )
+    if result.passed_over:
+        lines.append(f"passed over: {result.passed_over}")
+    lines += [done, f"train on them with --data {result.target}"]
+    return "\n".join([*lines, f"no image was decoded; this finds damaged ones: illama data check {result.target}"])
 
 
 def check_report(result: CheckResult) -> str:
@@ -69,19 +68,13 @@ def check_report(result: CheckResult) -> str:
         f"({duration(result.seconds)}{f', {speed:,.0f} images/s' if result.decoded else ', names only'})",
         *(f"  {line}" for line in result.layout.explain(result.classes)),
         *(f"  {shown(name)} cannot be used: {why}" for name, why in result.unusable.items()),
-        "",
-        *_split_table(result),
-        "",
-        *_class_table(result),
-        "",
-        *(_size_table(result) if result.decoded else ()),
-        *([""] if result.decoded else ()),
-        *_problems(result),
     ]
-    known = [(kind, result.count(kind)) for kind in INFORMATION]
-    if any(count for _, count in known):
-        text = ", ".join(f"{count:,} {_INFORMATION[kind]}" for kind, count in known if count)
-        lines += ["", f"for information (training sees them as RGB, upright, on white): {text}"]
+    tables = [_split_table(result), _class_table(result), *([_size_table(result)] if result.decoded else [])]
+    for paragraph in (*tables, _problems(result)):
+        lines += ["", *paragraph]
+    counts = [f"{count:,} {_INFORMATION[kind]}" for kind in INFORMATION if (count := result.count(kind))]
+    if counts:
+        lines += ["", f"for information (training sees them as RGB, upright, on white): {', '.join(counts)}"]
     return "\n".join(lines)
 
 
@@ -122,12 +115,14 @@ def _size_table(result: CheckResult) -> list[str]:
 
 def _problems(result: CheckResult) -> list[str]:
     lines: list[str] = []
-    for finding, title in (
+    for issue, title in (
         (Issue.BROKEN, "broken, training and evaluation would leave them out"),
         (Issue.TINY, f"tiny, the shorter side has less than {result.min_side} pixels"),
         (Issue.WRONG_ENDING, "named as another format than they are (they are read by their content)"),
     ):
-        lines += _examples(result.count(finding), title, map(_of_place, result.places(finding)))
+        lines += _examples(
+            result.count(issue), title, (f"{shown(place.where)}: {place.detail}" for place in result.places(issue))
+        )
     lines += _duplicate_lines(result)
     for split in result.splits:
         missing = split.missing_classes
@@ -153,27 +148,20 @@ def _duplicate_lines(result: CheckResult) -> list[str]:
     return lines
 
 
-def _of_place(place: Place) -> str:
-    return f"{shown(place.where)}: {place.detail}"
-
-
 def _of_group(result: CheckResult, group: Duplicates) -> str:
     """Its images as an equation, first one of each split and class."""
     places = [result.place(*image) for image in group.images]
     first = {(place.split, place.label): place for place in reversed(places)}
     chosen = [*reversed(first.values()), *(place for place in places if place not in first.values())][:NAMED]
-    more = f" and {len(places) - len(chosen)} more" if len(places) > len(chosen) else ""
-    return (
-        " = ".join(shown(place.where) for place in chosen)
-        + more
-        + ("" if group.same_files else " (same pixels, other bytes)")
-    )
+    text = " = ".join(shown(place.where) for place in chosen)
+    text += f" and {len(places) - len(chosen)} more" if len(places) > len(chosen) else ""
+    return text + ("" if group.same_files else " (same pixels, other bytes)")
 
 
-def _examples(count: int, title: str, found: Iterable[str]) -> list[str]:
+def _examples(count: int, title: str, examples: Iterable[str]) -> list[str]:
     if not count:
         return []
-    lines = [f"{count:,} {title}", *(f"  {one}" for one in islice(found, EXAMPLES))]
+    lines = [f"{count:,} {title}", *(f"  {text}" for text in islice(examples, EXAMPLES))]
     return [*lines, f"  and {count - EXAMPLES:,} more (--json has all)"] if count > EXAMPLES else lines
 
 

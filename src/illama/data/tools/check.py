@@ -139,7 +139,7 @@ def _alone(sources: list[Source], min_side: int, chunk: _Chunk) -> Iterator[tupl
         middle = (chunk.start + chunk.stop) // 2
         if middle == chunk.start:
             row = np.zeros(1, dtype=ROW)
-            row["findings"] = Issue.BROKEN
+            row["issues"] = Issue.BROKEN
             yield chunk, (row, {chunk.start: CRASHED})
         else:
             yield from _alone(sources, min_side, _Chunk(chunk.split, chunk.start, middle))

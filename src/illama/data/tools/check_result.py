@@ -42,7 +42,7 @@ ROW = np.dtype(
         ("bytes", np.uint32),
         ("file", np.uint64),
         ("pixels", np.uint64, 2),
-        ("findings", np.uint16),
+        ("issues", np.uint16),
     ]
 )
 _MODES = {"1": Issue.GREY, "L": Issue.GREY, "LA": Issue.GREY, "CMYK": Issue.CMYK}
@@ -70,20 +70,20 @@ def inspect(source: Source, start: int, stop: int, min_side: int) -> tuple[np.nd
             content = source.encoded(i)
             image = source.read(i) if content is None else read_image(content, max_pixels=source.max_pixels)
         except BrokenImage as broken:
-            row["findings"] = Issue.BROKEN
+            row["issues"] = Issue.BROKEN
             details[i] = broken.why
             continue
         row["width"], row["height"] = image.size
         row["pixels"] = _digest(16, str(image.size).encode(), image.tobytes())
         if min(image.size) < min_side:
-            row["findings"] |= Issue.TINY
+            row["issues"] |= Issue.TINY
         if content is not None:
             row["bytes"] = min(len(content), 2**32 - 1)
             row["file"] = _digest(8, content)[0]
-            findings, form = _header(content)
-            row["findings"] |= findings
+            issues, form = _header(content)
+            row["issues"] |= issues
             if not fits(form, ending_of(source.location(i))):
-                row["findings"] |= Issue.WRONG_ENDING
+                row["issues"] |= Issue.WRONG_ENDING
                 details[i] = form
     return rows, details
 
@@ -98,30 +98,23 @@ def _digest(size: int, *contents: bytes) -> np.ndarray:
 def _header(content: bytes) -> tuple[Issue, str]:
     """What the file's header says, and its format; of a file that can be read."""
     with PILLOW_IN_OUR_HANDS, Image.open(io.BytesIO(content), formats=readable_formats()) as image:
-        found = _MODES.get(image.mode, Issue(0))
+        issues = _MODES.get(image.mode, Issue(0))
         if image.mode[0] in "IF":
-            found |= Issue.DEEP
+            issues |= Issue.DEEP
         if image.has_transparency_data:
-            found |= Issue.TRANSPARENT
+            issues |= Issue.TRANSPARENT
         if image.format in _ANIMATED_FORMATS and getattr(image, "is_animated", False):
-            found |= Issue.ANIMATED
+            issues |= Issue.ANIMATED
         try:
             if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
-                found |= Issue.TURNED
+                issues |= Issue.TURNED
         except Exception:  # unreadable EXIF; reading the image ignores it too
             pass
-        return found, image.format or ""
+        return issues, image.format or ""
 
 
 # Kinds that are told for information only: training reads them all as RGB (or grey), upright, on white.
-INFORMATION = (
-    Issue.GREY,
-    Issue.CMYK,
-    Issue.DEEP,
-    Issue.TRANSPARENT,
-    Issue.TURNED,
-    Issue.ANIMATED,
-)
+INFORMATION = (Issue.GREY, Issue.CMYK, Issue.DEEP, Issue.TRANSPARENT, Issue.TURNED, Issue.ANIMATED)
 
 
 @dataclass(frozen=True)
@@ -131,7 +124,7 @@ class CheckedSplit:
     Attributes:
         name: "train", ...
         source: Its images, classes in the numbering of the first split.
-        rows: A row for each image, (n,) of `inspection.ROW`.
+        rows: A row for each image, (n,) of `ROW`.
         details: Why an image is broken, or which format a wrongly named one has, by position.
     """
 
@@ -215,32 +208,30 @@ class CheckResult:
         """How many there are, broken ones included."""
         return sum(len(split.rows) for split in self.splits)
 
-    def count(self, finding: Issue) -> int:
+    def count(self, issue: Issue) -> int:
         """How many images this holds for."""
-        return sum(int((split.rows["findings"] & finding > 0).sum()) for split in self.splits)
+        return sum(int((split.rows["issues"] & issue > 0).sum()) for split in self.splits)
 
-    def places(self, finding: Issue) -> Iterator[Place]:
+    def places(self, issue: Issue) -> Iterator[Place]:
         """The images that this holds for, in order."""
         for number, split in enumerate(self.splits):
-            for i in np.flatnonzero(split.rows["findings"] & finding):
-                yield self.place(number, int(i), finding)
+            for i in np.flatnonzero(split.rows["issues"] & issue):
+                yield self.place(number, int(i), issue)
 
-    def place(self, split: int, i: int, finding: Issue | None = None) -> Place:
-        """An image by its position; `finding` decides what the detail is about."""
-        one = self.splits[split]
-        detail = ""
-        if finding in (Issue.BROKEN, Issue.WRONG_ENDING):
-            detail = one.details[i]
-        elif finding == Issue.TINY:
-            detail = f"{one.rows['width'][i]} x {one.rows['height'][i]}"
-        return Place(one.name, one.source.location(i), one.source.classes[one.source.labels[i]], detail)
+    def place(self, split: int, i: int, issue: Issue | None = None) -> Place:
+        """An image by its position; `issue` decides what the detail is about."""
+        checked, detail = self.splits[split], ""
+        if issue in (Issue.BROKEN, Issue.WRONG_ENDING):
+            detail = checked.details[i]
+        elif issue == Issue.TINY:
+            detail = f"{checked.rows['width'][i]} x {checked.rows['height'][i]}"
+        source = checked.source
+        return Place(checked.name, source.location(i), source.classes[source.labels[i]], detail)
 
     def spread(self, column: str) -> tuple[float, float, float] | None:
         """Smallest, median and largest "width", "height" or "bytes" of the readable images; None where not known."""
-        known = np.concatenate([split.rows[column][split.rows["width"] > 0] for split in self.splits])
-        if not known.any():
-            return None
-        return float(known.min()), float(np.median(known)), float(known.max())
+        values = np.concatenate([split.rows[column][split.rows["width"] > 0] for split in self.splits])
+        return (float(values.min()), float(np.median(values)), float(values.max())) if values.any() else None
 
     @cached_property
     def duplicates(self) -> list[Duplicates]:
@@ -270,10 +261,11 @@ class CheckResult:
             }
             for split in self.splits
         }
-        sizes = {}
-        for column in ("width", "height", "bytes"):
-            spread = self.spread(column)
-            sizes[column] = None if spread is None else dict(zip(("min", "median", "max"), spread, strict=True))
+        spreads = {column: self.spread(column) for column in ("width", "height", "bytes")}
+        sizes = {
+            column: spread and dict(zip(("min", "median", "max"), spread, strict=True))
+            for column, spread in spreads.items()
+        }
         return {
             "layout": self.layout.explain(self.classes),
             "passed_over": self.layout.passed_over.to_dict(),
@@ -301,8 +293,8 @@ class CheckResult:
             "seconds": self.seconds,
         }
 
-    def _listed(self, finding: Issue, key: str) -> list[dict[str, str]]:
-        return [_plain(place) | {key: place.detail} for place in self.places(finding)]
+    def _listed(self, issue: Issue, key: str) -> list[dict[str, str]]:
+        return [_plain(place) | {key: place.detail} for place in self.places(issue)]
 
 
 def _plain(place: Place) -> dict[str, str]:
