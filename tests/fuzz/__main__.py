@@ -45,7 +45,7 @@ def main() -> int:
         _import_everything(root)
         kinds = _kinds(root, self_test=asked.self_test)
         cases = len(kinds) if asked.self_test else asked.cases
-        todo = _named(asked.case, kinds) if asked.case else _spread(kinds, cases, asked.only)
+        todo = _named(asked.case, kinds) if asked.case else spread(kinds, cases, asked.only)
         if seed != FIXED:
             print(f"seed {seed}: ILLAMA_FUZZ_SEED={seed} repeats all of this", flush=True)
         began = time.monotonic()
@@ -133,7 +133,7 @@ def _kinds(root: Path, *, self_test: bool) -> Mapping[str, Kind]:
     return kinds(Seeds(seeds))
 
 
-def _spread(kinds: Mapping[str, Kind], cases: int, only: Sequence[str] | None) -> list[tuple[str, int]]:
+def spread(kinds: Mapping[str, Kind], cases: int, only: Sequence[str] | None) -> list[tuple[str, int]]:
     """Name and number of each case."""
     chosen = {name: kind for name, kind in kinds.items() if not only or name in only}
     total = sum(kind.share for kind in chosen.values())

@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 
+from tests.fuzz.__main__ import spread
+from tests.fuzz.kinds import kinds
+from tests.fuzz.seeds import Seeds
+
 REPOSITORY = Path(__file__).parents[2]
-CASES = 130  # of all kinds; about a minute
+EACH = 2  # cases of each kind
 EXPECTED = {
     "raises": "shows a traceback",
     "shows a traceback": "shows a traceback",
@@ -47,12 +51,33 @@ def fuzz(folder: Path, *words: str) -> tuple[int, dict[str, list[dict[str, Any]]
 
 @needs_proc
 def test_damaged_inputs_of_all_kinds_are_answered_or_refused_in_one_line(tmp_path: Path) -> None:
-    code, ends, said = fuzz(tmp_path, "--cases", str(CASES), "--seed", "")
-    assert len(ends) > 20
-    everything = [one for own in ends.values() for one in own]
-    assert len(everything) > 0.9 * CASES
-    assert {0, 2} <= {one["code"] for one in everything}
+    """And a case is repeated by its name: the same damage, and so the same end; another seed does another damage."""
+    names = [f"{kind}:{number}" for kind in kinds(Seeds(tmp_path)) for number in range(EACH)]
+    again = ["override:1", "names:0", "recipe:1"]
+    code, ends, said = fuzz(tmp_path, *names, *again, "--seed", "")
+    assert {kind: len(cases) for kind, cases in ends.items()} == {
+        kind: EACH + sum(name.startswith(f"{kind}:") for name in again) for kind in kinds(Seeds(tmp_path))
+    }
+    assert {0, 2} <= {case["code"] for cases in ends.values() for case in cases}
     assert code == 0, said
+    first, repeated = commands(said)[: len(names)], commands(said)[len(names) :]
+    assert repeated == [first[names.index(name)] for name in again]
+    other = commands(fuzz(tmp_path, *again, "--seed", "b")[2])
+    assert len(other) == 3
+    assert other != repeated
+
+
+def commands(said: str) -> list[tuple[str, ...]]:
+    """The command of each case and how it ended."""
+    lines = [re.sub(r"\S*/(seeds|case)", "", line) for line in said.splitlines()]
+    lines = [line for line in lines if line.startswith(("  illama", "  exit"))]
+    return list(zip(lines[::2], lines[1::2], strict=True))
+
+
+def test_every_kind_gets_a_case(tmp_path: Path) -> None:
+    everything = kinds(Seeds(tmp_path))
+    for count in (1, 130):
+        assert {kind for kind, _ in spread(everything, count, None)} == set(everything)
 
 
 @needs_proc
@@ -64,18 +89,3 @@ def test_what_must_not_happen_is_noticed(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "failures").iterdir()} == {
         f"{name.replace(' ', '-')}-0" for name, verdict in EXPECTED.items() if verdict
     }
-
-
-@needs_proc
-def test_a_case_is_repeated_by_its_name(tmp_path: Path) -> None:
-    """The same damage, and so the same end; another seed does another damage."""
-    names = ["override:1", "names:2", "recipe:3"]
-
-    def commands(*words: str) -> list[str]:
-        said = fuzz(tmp_path, *words)[2].splitlines()
-        return [re.sub(r"\S*/(seeds|case)", "", line) for line in said if line.startswith(("  illama", "  exit"))]
-
-    one, other = commands(*names, *names, "--seed", "a"), commands(*names, "--seed", "b")
-    assert one[:6] == one[6:]
-    assert len(one) == 2 * len(other) == 12
-    assert one[:6] != other
