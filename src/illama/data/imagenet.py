@@ -40,11 +40,11 @@ def subset(name: Subset) -> tuple[int, ...]:
 @cache
 def categories16() -> dict[str, tuple[int, ...]]:
     """The 16 entry-level categories in alphabetical order, each with its classes (207 in all)."""
-    found: dict[str, list[int]] = {}
+    members: dict[str, list[int]] = {}
     for number, row in enumerate(_rows()):
         if row["category"]:
-            found.setdefault(row["category"], []).append(number)
-    return {category: tuple(found[category]) for category in sorted(found)}
+            members.setdefault(row["category"], []).append(number)
+    return {category: tuple(members[category]) for category in sorted(members)}
 
 
 def is_imagenet_head(num_classes: int, classes: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ import difflib
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,14 @@ import numpy as np
 from illama.console.text import shown
 from illama.data.decode.images import check_channels
 from illama.data.source import Source, SubsetSource, number_classes
-from illama.data.sources.splits import choose_split, is_training, role_of, split_in_name, split_order, stratified_choice
+from illama.data.sources.splits import (
+    choose_split,
+    is_training,
+    missing_parts,
+    split_of_path,
+    split_order,
+    stratified_choice,
+)
 from illama.data.sources.walk import Listing, PassedOver, walk
 from illama.errors import UserError
 from illama.registry import Registry
@@ -140,6 +147,12 @@ class Layout(ABC):
         if text not in self.notes:
             self.notes.append(text)
 
+    def note_missing(self, files: Sequence[Path]) -> None:
+        """Say so where files of a split, named like train-00001-of-00003, are not all there; as `missing_parts`."""
+        text = missing_parts([file.name for file in files], self.where)
+        if text is not None:
+            self.note(text)
+
     def used_splits(self) -> set[str]:
         """The splits that training and its evaluation open."""
         used = set()
@@ -189,12 +202,21 @@ def look(data: DataConfig) -> Layout:
     Raises:
         UserError: It is missing, or not understood; the message says what was found and what to do.
     """
-    prefix, slash, _ = data.name.partition("/")
     if data.name != "auto":
-        return KINDS[prefix.lower() + slash if slash else data.name](data, None)
-    path = needed_path(data)
-    listing = None if path.is_file() else _walk(path, data)
-    return KINDS[_kind(path, listing)](data, listing)
+        prefix, slash, _ = data.name.partition("/")
+        kind, listing = prefix.lower() + slash if slash else data.name, None
+    else:
+        path = needed_path(data)
+        listing = None if path.is_file() else _walk(path, data)
+        kind = _kind(path, listing)
+    module, _, function = KINDS[kind].partition(".")
+    if not function:
+        raise UserError(
+            f"data.name {data.name} is a stream without positions, so a stopped run could not continue exactly; "
+            "use hfds/..., wds/..., parquet files or an image folder"
+        )
+    layout: Layout = getattr(importlib.import_module(f"illama.data.sources.{module}"), function)(data, listing)
+    return layout
 
 
 def open_source(
@@ -261,7 +283,7 @@ def _kind(path: Path, listing: Listing | None) -> str:
     else:
         parquet, shards = listing.holding(".parquet"), listing.holding(".tar")
         sorted_in = len({picture.rpartition("/")[0] for picture in listing.pictures}) > 1  # not a banner in assets/
-        of_splits = {ending for ending in (".parquet", ".tar") if _has_split(listing.holding(ending))}
+        of_splits = {ending for ending in (".parquet", ".tar") if any(map(split_of_path, listing.holding(ending)))}
         if ".parquet" in of_splits and any(file.count("/") == 0 or file.startswith("data/") for file in parquet):
             return "parquet"
         if (path / "_info.json").is_file():
@@ -274,9 +296,8 @@ def _kind(path: Path, listing: Listing | None) -> str:
             return "parquet" if parquet else "wds/"
         if listing.folders:
             return "folder"
-    listed = (
-        "" if listing is None or not listing.holding(".csv", ".tsv") else f" (or {listing.holding('.csv', '.tsv')[0]})"
-    )
+    tables = [] if listing is None else listing.holding(".csv", ".tsv")
+    listed = f" (or {tables[0]})" if tables else ""
     raise UserError(
         f"data.path {shown(path)} is not a data set: expected a folder for each class (train/CLASS/image.jpg), "
         f"*.parquet files, shards (train-*.tar), or a .csv file of file and label{listed}, or set data.name to one of "
@@ -284,42 +305,20 @@ def _kind(path: Path, listing: Listing | None) -> str:
     )
 
 
-def _has_split(files: Sequence[str]) -> bool:
-    """Whether a file is named for a split, or lies in a folder that is."""
-    parts = ((split_in_name(file.rpartition("/")[2]), *file.split("/")[:-1]) for file in files)
-    return any(role_of(part) is not None for names in parts for part in names)
-
-
-def _kind_in(module: str, function: str) -> Callable[[DataConfig, Listing | None], Layout]:
-    """A function of a module that is imported when it is needed."""
-
-    def load(data: DataConfig, listing: Listing | None) -> Layout:
-        layout: Layout = getattr(importlib.import_module(f"illama.data.sources.{module}"), function)(data, listing)
-        return layout
-
-    return load
-
-
-def _no_positions(data: DataConfig, listing: Listing | None) -> Layout:
-    raise UserError(
-        f"data.name {data.name} is a stream without positions, so a stopped run could not continue exactly; "
-        "use hfds/..., wds/..., parquet files or an image folder"
-    )
-
-
-# Kinds of data sets; those with a slash are the prefixes of timm's data set names.
-KINDS: Registry[Callable[[DataConfig, Listing | None], Layout]] = Registry(
+# Kinds of data sets, and the function in `sources/` that looks at one, imported when it is needed; "" for streams. Names
+# with a slash are the prefixes of timm's data set names.
+KINDS: Registry[str] = Registry(
     "data set",
     {
-        "digits": _kind_in("named", "look_at_digits"),
-        "parquet": _kind_in("parquet", "look_at_parquet"),
-        "folder": _kind_in("folder", "look_at_folder"),
-        "manifest": _kind_in("manifest", "look_at_manifest"),
-        "torch/": _kind_in("named", "look_at_torchvision"),
-        "hfds/": _kind_in("named", "look_at_hub"),
-        "wds/": _kind_in("shards", "look_at_shards"),
-        "hfids/": _no_positions,
-        "tfds/": _no_positions,
+        "digits": "named.look_at_digits",
+        "parquet": "parquet.look_at_parquet",
+        "folder": "folder.look_at_folder",
+        "manifest": "manifest.look_at_manifest",
+        "torch/": "named.look_at_torchvision",
+        "hfds/": "named.look_at_hub",
+        "wds/": "shards.look_at_shards",
+        "hfids/": "",
+        "tfds/": "",
     },
 )
 

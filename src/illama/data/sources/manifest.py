@@ -58,8 +58,8 @@ def look_at_manifest(data: DataConfig, listing: Listing | None) -> ManifestLayou
     path = needed_path(data)
     if not path.is_file() or path.suffix.lower() not in TABLES:
         raise UserError(f"{shown(path)} is not a table of files ({', '.join(TABLES)})")
-    known = {*FILE, *LABEL, *(plain(name) for name in (data.image_column, data.label_column) if name)}
-    return ManifestLayout(data, path, read_table(path, known))
+    asked = [plain(name) for name in (data.image_column, data.label_column) if name]
+    return ManifestLayout(data, path, read_table(path, {*FILE, *LABEL, *asked}))
 
 
 class ManifestLayout(Layout):

@@ -22,12 +22,12 @@ from illama.data.sources.formats import pointer_hint
 from illama.data.sources.parquet_source import ParquetSource, RowGroups, is_picture_text
 from illama.data.sources.splits import (
     is_split_column,
-    missing_parts,
-    only_split,
-    role_of,
+    is_split_folder,
     split_column,
     split_in_name,
+    split_of_path,
     split_order,
+    whole_or_splits,
 )
 from illama.data.sources.table import import_pyarrow, reading_parquet, text_of
 from illama.data.sources.walk import NO_PICTURES, Listing, PassedOver, Reason
@@ -68,8 +68,7 @@ def look_at_parquet(data: DataConfig, listing: Listing | None) -> Layout:
         images = _image_columns(schema, _features(schema), data.image_column)
         if is_manifest(schema.names, data) and not (images and _is_embedded(path, images[0])):
             return look_at_manifest(data, None)
-    only = only_split(paths, data.train_split, data.eval_split)
-    return ParquetLayout(data, path, paths if only is None else {"": paths[only]}, passed_over)
+    return ParquetLayout(data, path, whole_or_splits(paths, data.train_split, data.eval_split), passed_over)
 
 
 class ParquetLayout(Layout):
@@ -81,8 +80,9 @@ class ParquetLayout(Layout):
         self._files, self._rows_of = files, None if list(files) != [""] else _split_rows(files[""], data, shown(path))
         splits = list(self._rows_of[1]) if self._rows_of else [split for split in files if split]
         notes = [f"column {shown(self._rows_of[0])} is the split"] if self._rows_of else []
-        notes += [note for own in files.values() if (note := missing_parts([f.name for f in own], shown(path)))]
         super().__init__(data, "parquet", shown(path), splits, passed_over, notes)
+        for own in files.values():
+            self.note_missing(own)
         self.how_to_split = "name the files for splits (train.parquet, val.parquet)"
 
     def read(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> Source:
@@ -169,7 +169,7 @@ def _one_set(listing: Listing) -> list[str]:
     sets: dict[str, list[str]] = {}
     for file in files:
         sets.setdefault(_set_of(file), []).append(file)
-    named = [name for name, own in sets.items() if any(_split_of(file) for file in own)]
+    named = [name for name, own in sets.items() if any(split_of_path(file) for file in own)]
     if len(sets) > 1 and len(named) == 1:  # a preview beside data/train-00000-of-00001.parquet
         return sets[named[0]]
     for name in ("", "data"):
@@ -186,7 +186,7 @@ def _one_set(listing: Listing) -> list[str]:
 def _set_of(file: str) -> str:
     """The folder of the set that a file belongs to: the one above its split's."""
     folders = file.split("/")[:-1]
-    while folders and _role(folders[-1]) is not None:
+    while folders and is_split_folder(folders[-1]):
         folders.pop()
     return "/".join(folders)
 
@@ -197,15 +197,8 @@ def _by_split(files: Sequence[str]) -> dict[str, list[str]]:
     for file in files:
         own = split_in_name(file.rpartition("/")[2])
         unnamed = re.fullmatch(r"(part|data|chunk|shard|file|table)?[-_.]?\d*(-of-\d+)?", own) is not None
-        by_split.setdefault(_split_of(file) or ("" if unnamed else own), []).append(file)
+        by_split.setdefault(split_of_path(file) or ("" if unnamed else own), []).append(file)
     return {split: by_split[split] for split in split_order(by_split)}
-
-
-def _split_of(file: str) -> str | None:
-    """The split in a file's name, or in that of a folder above it; None where neither is a split's."""
-    *folders, name = file.split("/")
-    own = split_in_name(name)
-    return own if role_of(own) is not None else next((one for one in reversed(folders) if _role(one) is not None), None)
 
 
 def _split_rows(files: Sequence[Path], data: DataConfig, where: str) -> tuple[str, dict[str, np.ndarray]] | None:
@@ -278,10 +271,6 @@ def _demand_same(files: Sequence[Path], schema: Any, features: dict[str, Any], *
                     f"{shown(file)} numbers the classes differently from {shown(files[0])} (column {shown(column)}): "
                     "they are of two data sets, or of two versions of one"
                 )
-
-
-def _role(folder: str) -> str | None:
-    return role_of(folder.removeprefix("partial-"))  # the hub's converter stops at 5 GB and says so
 
 
 def _schema(file: Path) -> Any:

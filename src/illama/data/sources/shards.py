@@ -28,7 +28,7 @@ from illama.data.decode.images import LARGEST_FILE, BrokenImage, read_image
 from illama.data.layout import Layout, needed_folder, needed_path
 from illama.data.source import MOST_CLASSES, Source
 from illama.data.sources.formats import FileKind, kind_of_file, pointer_hint, remedy
-from illama.data.sources.splits import missing_parts, only_split, split_in_name
+from illama.data.sources.splits import split_in_name, whole_or_splits
 from illama.data.sources.walk import NO_PICTURES, SPECIAL, Listing, PassedOver, is_hidden
 from illama.errors import UserError
 from illama.system.given_file import read_given_text, why
@@ -132,7 +132,7 @@ def look_at_shards(data: DataConfig, listing: Listing | None) -> ShardLayout:
     """
     path = needed_path(data)
     if path.is_file():
-        return ShardLayout(data, path.parent, {split_in_name(path.name): [path]}, PassedOver())
+        return ShardLayout(data, path.parent, {split_in_name(path.name): [path]})
     listing = needed_folder(data, listing, "of shards (train-0000.tar, ...)")
     listed, stated = _listed(path)
     if not listed:
@@ -140,7 +140,7 @@ def look_at_shards(data: DataConfig, listing: Listing | None) -> ShardLayout:
             *folders, name = file.split("/")
             if len(folders) < 2:
                 listed.setdefault(folders[0] if folders else split_in_name(name), []).append(path / file)
-    return ShardLayout(data, path, listed, PassedOver(), stated)
+    return ShardLayout(data, path, listed, stated)
 
 
 class ShardLayout(Layout):
@@ -151,20 +151,16 @@ class ShardLayout(Layout):
         data: DataConfig,
         path: Path,
         shards: dict[str, list[Path]],
-        passed_over: PassedOver,
         stated: Mapping[Path, int] = MappingProxyType({}),
     ) -> None:
-        only = only_split(shards, data.train_split, data.eval_split)
-        shards = shards if only is None else {"": shards[only]}
-        super().__init__(data, "shards", shown(path), [split for split in shards if split], passed_over)
-        self.how_to_split = "write shards of each split (train-0000.tar, val-0000.tar)"
         self._path = path
-        self._shards = shards
+        self._shards = whole_or_splits(shards, data.train_split, data.eval_split)
         self._stated = stated
-        self.notes += [
-            note for files in shards.values() if (note := missing_parts([f.name for f in files], self.where))
-        ]
         self._counted: set[str] = set()  # splits whose members are among what is passed over
+        super().__init__(data, "shards", shown(path), [split for split in self._shards if split])
+        self.how_to_split = "write shards of each split (train-0000.tar, val-0000.tar)"
+        for files in self._shards.values():
+            self.note_missing(files)
 
     def _choose(self, wanted: str, *, carved: bool) -> str | None:
         return wanted if ".tar" in wanted else super()._choose(wanted, carved=carved)
@@ -197,8 +193,8 @@ class ShardLayout(Layout):
         what = self.name_of(split)
         if not members:
             raise UserError(f"{what}: the shards hold no samples (key.jpg with key.cls)")
-        if max(labels) >= MOST_CLASSES or min(labels) < 0:
-            bad = max(labels) if max(labels) >= MOST_CLASSES else min(labels)
+        bad = next((label for label in (max(labels), min(labels)) if not 0 <= label < MOST_CLASSES), None)
+        if bad is not None:
             raise UserError(f"{what}: {bad} is no class number; allowed: 0 to {MOST_CLASSES - 1}")
         return ShardSource(
             shards=shards,
@@ -245,8 +241,8 @@ def _listed(path: Path) -> tuple[dict[str, list[Path]], dict[Path, int]]:
             lengths = {key: [int(n) for n in value.get("shard_lengths") or ()] for key, value in splits.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise UserError(f"{shown(path / name)} does not list shards as timm writes it; mend or remove it") from None
-        known = [key for key, files in shards.items() if len(lengths[key]) == len(files)]
-        return shards, {file: n for key in known for file, n in zip(shards[key], lengths[key], strict=True)}
+        stated = [key for key, files in shards.items() if len(lengths[key]) == len(files)]
+        return shards, {file: n for key in stated for file, n in zip(shards[key], lengths[key], strict=True)}
     return {}, {}
 
 

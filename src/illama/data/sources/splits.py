@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from illama.console.text import shown
 from illama.data.sources.table import plain
 from illama.errors import UserError
 
+T = TypeVar("T")
 Role = Literal["train", "validation", "test"]
 
 # Spellings, in any case; the first that exists is taken. A following set, dataset, data, images or split,
@@ -85,23 +86,23 @@ def choose_split(wanted: str, existing: Sequence[str], where: str) -> str:
         return wanted
     roles = roles_of(existing)
     if wanted == "auto":
-        found = [name for role in ("validation", "test") for name in existing if roles.get(name) == role]
-        if not found:
+        names = [name for role in ("validation", "test") for name in existing if roles.get(name) == role]
+        if not names:
             usual = ", ".join((*SPELLINGS["validation"][:4], SPELLINGS["test"][0]))
             raise UserError(
                 f"{where} has no split to evaluate on (looked for {usual}; found: {listed}); "
                 "name one with data.eval_split, or carve one out of the training images with data.val_fraction=0.1"
             )
-        found = [name for name in found if roles[name] == roles[found[0]]]
+        names = [name for name in names if roles[name] == roles[names[0]]]
     else:
-        found = [name for name, role in roles.items() if role == role_of(wanted)]
-    if not found:
+        names = [name for name, role in roles.items() if role == role_of(wanted)]
+    if not names:
         raise UserError(f"{where} has no split {wanted!r}; splits found: {listed}")
-    best = min(_rank(name) for name in found)
-    same = [name for name in found if _rank(name) == best]
-    if len(same) > 1 or (roles[found[0]] == "train" and len(found) > 1):
-        key = "data.train_split" if roles[found[0]] == "train" else "data.eval_split"
-        raise UserError(f"{where} has {' and '.join(found)}; say which is meant with {key}=NAME")
+    best = min(_rank(name) for name in names)
+    same = [name for name in names if _rank(name) == best]
+    if len(same) > 1 or (roles[names[0]] == "train" and len(names) > 1):
+        key = "data.train_split" if roles[names[0]] == "train" else "data.eval_split"
+        raise UserError(f"{where} has {' and '.join(names)}; say which is meant with {key}=NAME")
     return same[0]
 
 
@@ -119,21 +120,34 @@ def split_order(names: Collection[str]) -> list[str]:
     )
 
 
-def only_split(names: Collection[str], *named: str) -> str | None:
-    """The one name there is, if it is no split's: then it is the whole data set's. None where there are splits.
+def whole_or_splits(by_split: dict[str, T], *named: str) -> dict[str, T]:
+    """The parts of a data set by split, under "" where the one there is has no split's name: it is the whole then.
 
     Args:
-        names: Of the parts of a data set.
+        by_split: The parts by name.
         named: Names that are asked for as splits.
     """
-    name = next(iter(names), "")
-    return name if len(names) == 1 and role_of(name) is None and name not in named else None
+    name = next(iter(by_split), "")
+    is_whole = len(by_split) == 1 and role_of(name) is None and name not in named
+    return {"": by_split[name]} if is_whole else by_split
 
 
 def split_in_name(file_name: str) -> str:
     """The split that a shard belongs to: "train" for train-00000-of-00003.parquet, train.tar, train-0001.tar."""
     stem = re.sub(r"(\.[A-Za-z]+)+$", "", file_name)
     return re.sub(r"[-_.]\d+(-of-\d+)?(-[0-9a-f]+)?$", "", stem)
+
+
+def is_split_folder(name: str) -> bool:
+    """Whether a folder is named for a split; "partial-" is what the hub's converter writes where it stopped at 5 GB."""
+    return role_of(name.removeprefix("partial-")) is not None
+
+
+def split_of_path(path: str) -> str | None:
+    """The split in a file's name, or in that of a folder above it; None where neither is a split's."""
+    *folders, name = path.split("/")
+    own = split_in_name(name)
+    return own if role_of(own) is not None else next(filter(is_split_folder, reversed(folders)), None)
 
 
 def missing_parts(files: Sequence[str], where: str) -> str | None:

@@ -49,18 +49,18 @@ class Table:
         return Table([self.rows[i] for i in rest], [self.lines[i] for i in rest], names, True)
 
 
-def read_table(path: Path, known: Collection[str]) -> Table:
+def read_table(path: Path, header: Collection[str]) -> Table:
     """Read a table.
 
     Args:
         path: A .csv, .tsv or .parquet file; of a text the first line with something in it tells the separator.
-        known: What the columns of a header are called, in small letters and digits: a first row without any of these
+        header: What the columns of a header are called, in small letters and digits: a first row without any of these
             is data.
 
     Raises:
         UserError: It cannot be read as a table; the message names the line.
     """
-    return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path, known)
+    return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path, header)
 
 
 def plain(column: str) -> str:
@@ -68,7 +68,7 @@ def plain(column: str) -> str:
     return re.sub(r"[^a-z0-9]", "", column.lower())
 
 
-def _read_text(path: Path, known: Collection[str]) -> Table:
+def _read_text(path: Path, header: Collection[str]) -> Table:
     where, number = shown(path), 0
     rows: list[list[str | None]] = []
     lines: list[int] = []
@@ -100,7 +100,7 @@ def _read_text(path: Path, known: Collection[str]) -> Table:
     if not rows:
         raise UserError(f"{where} has no rows; expected file,label in each")
     table = Table(rows, lines, [str(place + 1) for place in range(len(rows[0]))], False)
-    return table.with_header() if any(plain(cell or "") in known for cell in rows[0]) else table
+    return table.with_header() if any(plain(cell or "") in header for cell in rows[0]) else table
 
 
 def _separator(path: Path, sample: str) -> str:
