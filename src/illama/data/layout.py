@@ -305,8 +305,8 @@ def _kind(path: Path, listing: Listing | None) -> str:
     )
 
 
-# Kinds of data sets, and the function in `sources/` that looks at one, imported when it is needed; "" for streams. Names
-# with a slash are the prefixes of timm's data set names.
+# Kinds of data sets, and the function in `sources/` that looks at one, imported when it is needed; "" for streams.
+# Names with a slash are the prefixes of timm's data set names.
 KINDS: Registry[str] = Registry(
     "data set",
     {

@@ -12,7 +12,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from illama.console.text import shown
 from illama.data.layout import Layout, needed_path
 from illama.data.sources.class_names import class_order, composed, few
 from illama.data.sources.folder import FolderSource
-from illama.data.sources.formats import FileKind, ending_of, kind_of_file, remedy
+from illama.data.sources.formats import FileKind, ending_of, kind_of_file
 from illama.data.sources.splits import split_column
 from illama.data.sources.table import TABLES, Table, plain, read_table
 from illama.data.sources.walk import Listing, PassedOver, walk
@@ -62,6 +62,14 @@ def look_at_manifest(data: DataConfig, listing: Listing | None) -> ManifestLayou
     return ManifestLayout(data, path, read_table(path, {*FILE, *LABEL, *asked}))
 
 
+class _Row(NamedTuple):
+    """A file with its class and its split, "" where the table tells none."""
+
+    file: str
+    label: str
+    split: str
+
+
 class ManifestLayout(Layout):
     """What a table of files describes."""
 
@@ -75,34 +83,30 @@ class ManifestLayout(Layout):
         split = split_column(others, (data.train_split, data.eval_split), shown(path))
         passed_over = PassedOver()
         rows = _rows(path, table, file, label, split, find, passed_over)
-        self._files, self._labels, self._splits = (
-            [row[0] for row in rows],
-            [row[1] for row in rows],
-            [row[2] for row in rows],
-        )
-        for name in self._files:
-            if kind_of_file(name) is FileKind.UNREAD:
-                ending = ending_of(name)
-                passed_over.add(f"{ending} pictures that cannot be read here: {remedy(ending)}", name, lost=True)
+        self._rows = []
+        for row in rows:
+            if kind_of_file(row.file) is FileKind.UNREAD:
+                passed_over.add_unread(ending_of(row.file), row.file)
+            else:
+                self._rows.append(row)
         columns = f"column {shown(table.columns[file])} is the file{where}, {shown(table.columns[label])} the label"
         columns += "" if split is None else f", {shown(split[0])} the split"
         also = [name for name in table.columns if name != table.columns[label] and plain(name) in LABEL]
         columns += f" (there is also {few(also)}: data.label_column=...)" if also else ""
-        super().__init__(data, "list", shown(path), [*{name for name in self._splits if name}], passed_over, [columns])
+        super().__init__(data, "list", shown(path), [*{row.split for row in rows if row.split}], passed_over, [columns])
         self.how_to_split = "add a column split (train, val) to the table"
 
     def read_split(self, split: str | None, in_chans: int, classes: Sequence[str] | None) -> FolderSource:
-        chosen = [i for i, own in enumerate(self._splits) if split is None or own == split]
-        chosen = [i for i in chosen if kind_of_file(self._files[i]) is not FileKind.UNREAD]
-        if not chosen:
+        rows = [row for row in self._rows if split is None or row.split == split]
+        if not rows:
             raise UserError(f"list {self.name_of(split)} has no pictures that can be read; {self.passed_over.lost()}")
-        names = class_order({self._labels[i] for i in chosen})
+        names = class_order({row.label for row in rows})
         number = {name: number for number, name in enumerate(names)}
         return FolderSource(
             root=self._root,
-            paths=[self._files[i] for i in chosen],
+            paths=[row.file for row in rows],
             classes=tuple(names),
-            labels=np.array([number[self._labels[i]] for i in chosen], dtype=np.int64),
+            labels=np.array([number[row.label] for row in rows], dtype=np.int64),
             in_chans=in_chans,
             description=f"list {self.name_of(split)}",
         )
@@ -124,7 +128,11 @@ def _roles(path: Path, table: Table, data: DataConfig) -> tuple[Table, list[int]
         labels = [i for i in labels if plain(table.columns[i]) != "y"]
     for places, what, key in ((files, "file", "image_column"), (labels, "label", "label_column")):
         if not places:
-            onehot = _one_hot(table)
+            onehot = [
+                name
+                for i, name in enumerate(table.columns)
+                if table.rows and all(cell in ("0", "1", "0.0", "1.0") for cell in table.cells(i, _TRIED))
+            ]
             several = (
                 f"; {few(onehot)} look like one column for each class, put the class's name into one" if onehot else ""
             )
@@ -148,15 +156,6 @@ def _names_pictures(cells: Sequence[str | None]) -> bool:
     return bool(cells) and all(cell is not None and kind_of_file(cell) in pictures for cell in cells[:_TRIED])
 
 
-def _one_hot(table: Table) -> list[str]:
-    """Columns that hold nothing but 0 and 1."""
-    return [
-        name
-        for place, name in enumerate(table.columns)
-        if table.rows and all(cell in ("0", "1", "0.0", "1.0") for cell in table.cells(place, _TRIED))
-    ]
-
-
 def _rows(
     path: Path,
     table: Table,
@@ -165,15 +164,15 @@ def _rows(
     split: tuple[str, Callable[[str], str]] | None,
     find: _Find,
     passed_over: PassedOver,
-) -> list[tuple[str, str, str]]:
-    """(file, label, split) of each row, each file once in a split.
+) -> list[_Row]:
+    """What the rows say, each file once in a split.
 
     Raises:
         UserError: A row lacks its file, label or split, has cells too many, or gives a file a second label.
     """
     places = [(file, "file"), (label, "label"), *([(table.columns.index(split[0]), "split")] if split else [])]
     first: dict[str, str] = {}
-    rows: dict[tuple[str, str], str] = {}
+    rows: dict[_Row, None] = {}
     for line, row in zip(table.lines, table.rows, strict=True):
         if any(row[len(table.columns) :]):
             raise UserError(
@@ -197,10 +196,10 @@ def _rows(
                 f"{shown(path)}, row {line}, says that {shown(str(cells[0]))} is {shown(own)}, and another row that it "
                 f"is {shown(before)}; an image needs one class"
             )
-        if (name, part) in rows:
+        if _Row(name, own, part) in rows:  # a file has one label
             passed_over.add(REPEATED, name)
-        rows[name, part] = own
-    return [(name, own, part) for (name, part), own in rows.items()]
+        rows[_Row(name, own, part)] = None
+    return list(rows)
 
 
 def _place_of_files(path: Path, table: Table, places: Sequence[int]) -> tuple[int, _Find, str]:

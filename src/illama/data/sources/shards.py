@@ -27,7 +27,7 @@ from illama.console.text import shown
 from illama.data.decode.images import LARGEST_FILE, BrokenImage, read_image
 from illama.data.layout import Layout, needed_folder, needed_path
 from illama.data.source import MOST_CLASSES, Source
-from illama.data.sources.formats import FileKind, kind_of_file, pointer_hint, remedy
+from illama.data.sources.formats import FileKind, kind_of_file, pointer_hint
 from illama.data.sources.splits import split_in_name, whole_or_splits
 from illama.data.sources.walk import NO_PICTURES, SPECIAL, Listing, PassedOver, is_hidden
 from illama.errors import UserError
@@ -181,10 +181,9 @@ class ShardLayout(Layout):
         self._counted.add(split or "")
         for number, shard in enumerate(shards):
             before = len(members)
-            for sample in _samples(shard, number, passed_over):
-                if sample.image is not None and sample.label is not None:
-                    members.append(sample.image)
-                    labels.append(sample.label)
+            for member, label in _samples(shard, number, passed_over):
+                members.append(member)
+                labels.append(label)
             if self._stated.get(shard, len(members) - before) != len(members) - before:
                 raise UserError(
                     f"shard {shown(shard)} holds {len(members) - before} samples, and _info.json says "
@@ -266,17 +265,10 @@ def _expand(pattern: str) -> list[str]:
 
 @dataclass
 class _Sample:
-    """The files of one key: its image (of several that which comes first in `ORDER`), and its class."""
+    """The pictures and the class numbers of one key, by their endings."""
 
-    key: str
-    files: dict[str, _Member] = field(default_factory=dict)  # by ending
-    image: _Member | None = None
-    labels: dict[str, int] = field(default_factory=dict)  # by ending
-
-    @property
-    def label(self) -> int | None:
-        """Its class number."""
-        return next(iter(self.labels.values()), None)
+    pictures: dict[str, _Member] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
 
 
 # Where a sample has several pictures, this decides: a mask is stored without loss.
@@ -295,8 +287,8 @@ class _Headers(io.FileIO):
         return super().read(size) or b""
 
 
-def _samples(shard: Path, number: int, passed_over: PassedOver) -> Iterator[_Sample]:
-    """The samples of a shard in the order of their first files; the rest is counted.
+def _samples(shard: Path, number: int, passed_over: PassedOver) -> Iterator[tuple[_Member, int]]:
+    """Picture and class of each sample of a shard in the order of their first files; the rest is counted.
 
     Raises:
         UserError: It is no plain tar file, or a sample has a file twice, several pictures of a kind, a class that is no
@@ -316,16 +308,31 @@ def _samples(shard: Path, number: int, passed_over: PassedOver) -> Iterator[_Sam
         raise UserError(
             f"shard {shown(shard)} cannot be read as a plain tar file: {shown(error)}{pointer_hint(shard)}"
         ) from None
-    for sample in samples.values():
-        _choose_image(sample, shard, passed_over)
+    for key, sample in samples.items():
+        where = f"shard {shown(shard)}: sample {shown(key)!r}"
+        first, *others = sorted(sample.pictures, key=_rank) or [""]
+        if others and _rank(others[0]) == _rank(first):
+            raise UserError(
+                f"{where} has two pictures, {shown(first)} and {shown(others[0])}; a key ends at the first dot of the "
+                "file's name: rename them so that each has its own"
+            )
+        for other in others:
+            passed_over.add(SECOND, f"{shard.name}:{sample.pictures[other].name}")
+        if not first:
+            passed_over.add(NO_IMAGE, f"{shard.name}:{key}")
         if len(set(sample.labels.values())) > 1:
             said = " and ".join(f"{label} (.{ending})" for ending, label in sample.labels.items())
-            raise UserError(
-                f"shard {shown(shard)}: sample {shown(sample.key)!r} has the classes {said}; an image needs one"
-            )
-        if sample.image is not None and sample.label is None:
-            raise UserError(f"shard {shown(shard)}: sample {shown(sample.key)!r} has no class (key.cls)")
-        yield sample
+            raise UserError(f"{where} has the classes {said}; an image needs one")
+        if first and not sample.labels:
+            raise UserError(f"{where} has no class (key.cls)")
+        if first:
+            yield sample.pictures[first], next(iter(sample.labels.values()))
+
+
+def _rank(ending: str) -> tuple[bool, int]:
+    """Place of a picture among those of a sample."""
+    last = f".{ending.rpartition('.')[2]}"
+    return "." in ending, ORDER.index(last) if last in ORDER else len(ORDER)
 
 
 def _demand_end(shard: Path, end: int) -> None:
@@ -376,43 +383,22 @@ def _sort_in(
     last = f".{ending.rpartition('.')[2]}"
     kind = kind_of_file(f"x{last}")
     if kind is FileKind.PICTURE:
-        sample = samples.setdefault(key, _Sample(key))
-        if ending in sample.files:
+        pictures = samples.setdefault(key, _Sample()).pictures
+        if ending in pictures:
             raise UserError(
                 f"shard {shown(shard)}: {shown(entry.name)} is there twice; every sample needs a key of its own"
             )
-        sample.files[ending] = _Member(number, entry.offset_data, entry.size, entry.name)
+        pictures[ending] = _Member(number, entry.offset_data, entry.size, entry.name)
     elif kind is FileKind.UNREAD:
-        passed_over.add(f"{last} pictures that cannot be read here: {remedy(last)}", where, lost=True)
+        passed_over.add_unread(last, where)
     elif last in (".cls", ".json"):
         content = tar.extractfile(entry)
         label = _label(b"" if content is None else content.read(_LONGEST_LABEL), last, where)
-        sample = samples.setdefault(key, _Sample(key))
+        labels = samples.setdefault(key, _Sample()).labels
         if label is not None:
-            sample.labels[ending] = label
+            labels[ending] = label
     else:
         passed_over.add(NO_PICTURES, where)
-
-
-def _choose_image(sample: _Sample, shard: Path, passed_over: PassedOver) -> None:
-    """Which of the pictures of a sample it is."""
-    if not sample.files:
-        passed_over.add(NO_IMAGE, f"{shard.name}:{sample.key}")
-        return
-
-    def rank(ending: str) -> tuple[bool, int]:
-        last = f".{ending.rpartition('.')[2]}"
-        return "." in ending, ORDER.index(last) if last in ORDER else len(ORDER)
-
-    first, *others = sorted(sample.files, key=rank)
-    if others and rank(others[0]) == rank(first):
-        raise UserError(
-            f"shard {shown(shard)}: sample {shown(sample.key)!r} has two pictures, {shown(first)} and "
-            f"{shown(others[0])}; a key ends at the first dot of the file's name: rename them so that each has its own"
-        )
-    sample.image = sample.files[first]
-    for other in others:
-        passed_over.add(SECOND, f"{shard.name}:{sample.files[other].name}")
 
 
 def _label(content: bytes, ending: str, where: str) -> int | None:

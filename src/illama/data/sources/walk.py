@@ -64,6 +64,10 @@ class PassedOver:
         if len(reason.examples) < _EXAMPLES:
             reason.examples.append(where)
 
+    def add_unread(self, ending: str, where: str) -> None:
+        """Count a picture of an ending that is not read here."""
+        self.add(f"{ending} pictures that cannot be read here: {remedy(ending)}", where, lost=True)
+
     def take(self, other: PassedOver) -> None:
         """Count those of another place as well."""
         for why, more in other.reasons.items():
@@ -164,7 +168,7 @@ class _Walker:
         entries = _entries(self.root, self.root)
         links = [entry for entry in entries if entry.is_symlink() and self._is_split(entry.name)]
         renamed = {os.path.realpath(entry.path): role_of(entry.name) for entry in links}
-        waiting = [(entry.name, "") for entry in self._folders_among(entries, "", "", renamed)][::-1]
+        waiting = [(entry.name, "") for entry in entries if self._look("", entry, "", renamed)][::-1]
         while waiting:
             path, above = waiting.pop()  # `above`: the real folder above, where that lies outside of the tree
             real = self._outside(path, above)
@@ -174,14 +178,8 @@ class _Walker:
             self._followed |= {real} if real else set()
             self.folders.append(path)
             entries = _entries(f"{self.root}/{path}", self.root)
-            folders = self._folders_among(entries, f"{path}/", real, renamed)
+            folders = [entry for entry in entries if self._look(f"{path}/", entry, real, renamed)]
             waiting += [(f"{path}/{entry.name}", real) for entry in reversed(folders)]
-
-    def _folders_among(
-        self, entries: list[os.DirEntry[str]], prefix: str, real: str, renamed: Mapping[str, Role | None]
-    ) -> list[os.DirEntry[str]]:
-        """Sort in what a folder holds; the folders to look into."""
-        return [entry for entry in entries if self._look(prefix, entry, real, renamed)]
 
     def _outside(self, path: str, above: str) -> str:
         """The real path of a folder that lies outside of the tree, which links lead to; "" for all others."""
@@ -217,8 +215,7 @@ class _Walker:
         elif kind is FileKind.PICTURE:
             self.pictures.append(path)
         elif kind is FileKind.UNREAD:
-            ending = ending_of(entry.name)
-            self.passed_over.add(f"{ending} pictures that cannot be read here: {remedy(ending)}", path, lost=True)
+            self.passed_over.add_unread(ending_of(entry.name), path)
         elif kind is FileKind.UNKNOWN and _holds_picture(entry.path):
             self.passed_over.add(UNNAMED, path, lost=True)
         else:
