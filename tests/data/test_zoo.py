@@ -38,14 +38,14 @@ def keys(case: Case) -> list[str]:
 
 def numbered(source: Source) -> set[tuple[int, str]]:
     """(number of the picture, class) of all images; 0 for those that cannot be read."""
-    found = set()
+    images = set()
     for i in range(len(source)):
         try:
             number = number_of(source.read(i))
         except BrokenImage:
             number = 0
-        found.add((number, source.classes[source.labels[i]]))
-    return found
+        images.add((number, source.classes[source.labels[i]]))
+    return images
 
 
 def test_names_are_told_apart() -> None:

@@ -53,6 +53,11 @@ class Case:
     order: Sequence[str] = ()
 
 
+def refused(name: str, build: Callable[[Path], object], says: str, **more: Any) -> Case:
+    """A data set that is not taken."""
+    return Case(name, build, None, says, code=2, **more)
+
+
 # pictures and files
 
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".jp2": "JPEG2000", ".tif": "TIFF"}
@@ -196,46 +201,34 @@ FOLDERS = (
         "train is taken for a class",
     ),
     Case("a class called bullet_train", put("bus/1.png", "bullet_train/2.png"), {"": {1: "bus", 2: "bullet_train"}}),
-    Case(
-        "a test folder beside class folders",
-        put("cat/1.png", "dog/2.png", "test/3.png"),
-        None,
-        "test is named like a split",
-        code=2,
+    refused(
+        "a test folder beside class folders", put("cat/1.png", "dog/2.png", "test/3.png"), "test is named like a split"
     ),
-    Case(
+    refused(
         "a sorted test folder beside class folders",
         put("cat/1.png", "dog/2.png", "test/cat/3.png"),
-        None,
         "put those classes into .*/train",
-        code=2,
     ),
-    Case("Kaggle's flat train and test", put("train/1.png", "test/2.png"), None, "1 pictures directly in it", code=2),
-    Case(
+    refused("Kaggle's flat train and test", put("train/1.png", "test/2.png"), "1 pictures directly in it"),
+    refused(
         "Kaggle's flat train with a table",
         also(put("train/1.png", "test/2.png"), write("train.csv", "id,label\n1,cat\n")),
-        None,
         r"give data.path=.*train.csv if that lists them",
-        code=2,
     ),
-    Case(
+    refused(
         "ImageNet's flat val",
         put("train/cat/1.png", "train/dog/2.png", "val/3.png", "val/4.png"),
-        None,
         r"val has 2 pictures directly in it.*train beside it has class folders.*docs/data.md#imagenet-1k.*val_fraction",
-        code=2,
     ),
     Case(
         "an archive in its own name",
         put("train/train/cat/1.png", "train/train/dog/2.png", "val/val/cat/3.png"),
         {"train": {1: "cat", 2: "dog"}, "val": {3: "cat"}},
     ),
-    Case(
+    refused(
         "a folder around the data set",
         put(*(f"pets/{name}" for name in PLAIN)),
-        None,
         "pets holds the splits train, val; if it is a data set, give data.path=.*/pets",
-        code=2,
     ),
     Case(
         "pictures by day",
@@ -263,45 +256,31 @@ FOLDERS = (
         {"": {1: "a/airfield", 2: "b/bakery/shop", 3: "b/bakery/street"}},
         data={"class_depth": "leaf"},
     ),
-    Case(
+    refused(
         "too shallow for the depth",
         put("a/x/1.png", "a/2.png"),
-        None,
         "2.png lies outside of class folders of that depth",
-        code=2,
         data={"class_depth": 2},
     ),
-    Case(
+    refused(
         "a loose picture",
         put("train/cat/1.png", "train/dog/2.png", "train/3.png"),
-        None,
         "3.png lies outside of a class folder",
-        code=2,
     ),
-    Case("pictures without any folder", put("1.png", "2.png"), None, "2 pictures directly in it", code=2),
-    Case(
-        "an empty class folder",
-        also(put(*PLAIN), folder("train/emu")),
-        None,
-        "class folder .*emu has no images",
-        code=2,
-    ),
-    Case("a class folder of texts", put(*PLAIN, "train/emu/a.txt"), None, "class folder .*emu has no images", code=2),
-    Case(
+    refused("pictures without any folder", put("1.png", "2.png"), "2 pictures directly in it"),
+    refused("an empty class folder", also(put(*PLAIN), folder("train/emu")), "class folder .*emu has no images"),
+    refused("a class folder of texts", put(*PLAIN, "train/emu/a.txt"), "class folder .*emu has no images"),
+    refused(
         "an empty split",
         also(put("train/cat/1.png", "train/dog/2.png"), folder("val")),
-        None,
         "val has no images in class folders",
-        code=2,
     ),
-    Case("nothing", folder("."), None, "is not a data set", code=2),
-    Case("folders without pictures", folder("train/cat"), None, "has no images", code=2),
-    Case(
+    refused("nothing", folder("."), "is not a data set"),
+    refused("folders without pictures", folder("train/cat"), "has no images"),
+    refused(
         "a class of its own in val",
         put(*PLAIN, "val/emu/5.png"),
-        None,
         "1 images of class 'emu', which the model was not trained on",
-        code=2,
     ),
     Case(
         "fewer classes in val",
@@ -309,25 +288,21 @@ FOLDERS = (
         {"train": {1: "cat", 2: "dog"}, "val": {3: "dog"}},
         "1 of 2 classes have no image in val",
     ),
-    Case("one class", put("train/cat/1.png", "val/cat/2.png"), None, "one class only", code=2),
+    refused("one class", put("train/cat/1.png", "val/cat/2.png"), "one class only"),
     Case(
         "both train and Training",
         put("train/cat/1.png", "train/dog/2.png", "Training/cat/3.png", "val/cat/4.png"),
         {"train": {1: "cat", 2: "dog"}, "val": {4: "cat"}},
     ),
-    Case(
+    refused(
         "splits below the classes",
         put("cat/train/1.png", "cat/test/2.png", "dog/train/3.png", "dog/test/4.png"),
-        None,
         r"cat holds the splits train, test; .*move the splits above it \(train/cat",
-        code=2,
     ),
-    Case(
+    refused(
         "two data sets side by side",
         put("A/train/cat/1.png", "A/val/cat/2.png", "B/train/cat/3.png"),
-        None,
         "A holds the splits train, val; if it is a data set, give data.path=.*/A",
-        code=2,
     ),
     Case(
         "splits below the classes that are none",
@@ -335,12 +310,10 @@ FOLDERS = (
         {"": {1: "cat/train", 2: "cat/test", 3: "dog/train", 4: "dog/test"}},
         data={"class_depth": 2},
     ),
-    Case(
+    refused(
         "names that go on after a split's",
         put("trainA/1.png", "trainB/2.png", "testA/3.png", "testB/4.png"),
-        None,
         "which are named like splits, but it is not clear which train",
-        code=2,
     ),
     Case(
         "TrainDataset and TestDataset",
@@ -354,26 +327,20 @@ FOLDERS = (
         "has one class only .images., .* if the classes are the folders in images, give data.class_depth=2",
         code=2,
     ),
-    Case(
+    refused(
         "annotations beside the pictures of a detector",
         also(put("train/images/1.png"), put("train/labels/1.txt")),
-        None,
         "train/labels has no images .*fill it or move it elsewhere",
-        code=2,
     ),
-    Case(
+    refused(
         "annotations beside the class folders",
         also(put("images/cat/1.png", "images/dog/2.png"), put("annotations/1.xml")),
-        None,
         r"move it elsewhere, or give data.path=\S*/images if that is the data set",
-        code=2,
     ),
-    Case(
+    refused(
         "another name of the split for training",
         put("train_mini/cat/1.png", "train_mini/dog/2.png", "val/cat/3.png"),
-        None,
         r"name the split for training \(data.train_split=train_mini\)",
-        code=2,
     ),
     Case(
         "another name of the split for training, as told",
@@ -381,37 +348,29 @@ FOLDERS = (
         {"train_mini": {1: "cat", 2: "dog"}, "val": {3: "cat"}},
         data={"train_split": "train_mini"},
     ),
-    Case(
+    refused(
         "the data set twice in its own name, a test beside it",
         put("P/P/train/cat/1.png", "P/P/train/dog/2.png", "P/P/valid/cat/3.png", "test/test/4.png"),
-        None,
         r"the data set may lie in \S*/P/P: give that",
-        code=2,
     ),
-    Case(
+    refused(
         "tiny-imagenet's validation images",
         put("train/n1/images/1.png", "train/n2/images/2.png", "val/images/3.png", "val/images/4.png"),
-        None,
         "val has 2 pictures directly in it|images has 2 pictures directly in it|nothing says of which class they are",
-        code=2,
     ),
-    Case(
+    refused(
         "Kaggle's two tables",
         also(
             put("train/1.png"),
             write("sample_submission.csv", "id,label\n1,0\n"),
             write("train.csv", "id,label\n1,cat\n"),
         ),
-        None,
         r"give data.path=\S*/train.csv if that lists them",
-        code=2,
     ),
-    Case(
+    refused(
         "a picture of a split that lies beside its classes",
         put("train/1.png", "train/a/2.png", "emu/3.png"),
-        None,
         "1 such files.; move it into one|lies outside of a class folder",
-        code=2,
     ),
     Case(
         "validation and test without training",
@@ -508,15 +467,11 @@ NAMES = (
         put("train/cafe\u0301/1.png", "train/bar/2.png", "val/caf\u00e9/3.png"),
         {"train": {1: "caf\u00e9", 2: "bar"}, "val": {3: "caf\u00e9"}},
     ),
-    Case(
-        "two that look alike", put("cafe\u0301/1.png", "caf\u00e9/2.png"), None, "two folders that look alike", code=2
-    ),
-    Case(
+    refused("two that look alike", put("cafe\u0301/1.png", "caf\u00e9/2.png"), "two folders that look alike"),
+    refused(
         "a class that is no UTF-8",
         put(b"caf\xe9/1.png", "bar/2.png"),
-        None,
         r"caf\\xe9 has a name that is not UTF-8; rename it",
-        code=2,
     ),
     Case("a file that is no UTF-8", put(b"cat/\xff\xfe.png", "dog/2.png"), TWO),
     Case("a line feed in a file's name", put("cat/a\nb.png", "dog/2.png"), TWO),
@@ -690,12 +645,10 @@ ENDINGS = (
         passed_over=3,
         code=2,
     ),
-    Case(
+    refused(
         "a class of raw photographs",
         also(put("cat/1.png", "dog/2.png"), write("emu/3.nef", b"x")),
-        None,
         r"emu has no images .*\.nef pictures that cannot be read here: develop them",
-        code=2,
     ),
     Case(
         "pictures without an ending",
@@ -813,12 +766,10 @@ PARQUET = (
         both("default/partial-train/0000.parquet", "default/partial-test/0000.parquet"),
         {"partial-train": {1: "cat", 2: "dog"}, "partial-test": {3: "dog"}},
     ),
-    Case(
+    refused(
         "two configurations",
         also(both("a/train-0.parquet", "a/test-0.parquet"), table("b/train-0.parquet", image=cells(4), label=[0])),
-        None,
         r"several sets of parquet files \(a, b\)",
-        code=2,
     ),
     Case(
         "a single table",
@@ -891,12 +842,8 @@ PARQUET = (
         broken=1,
         code=2,
     ),
-    Case(
-        "several labels in a row",
-        one_table(cells(1, 2), [[0, 1], [1]], features=None),
-        None,
-        "a row has several labels",
-        code=2,
+    refused(
+        "several labels in a row", one_table(cells(1, 2), [[0, 1], [1]], features=None), "a row has several labels"
     ),
     Case(
         "labels from 1 on",
@@ -905,13 +852,7 @@ PARQUET = (
         "class 0 never occurs",
         order=("0", "1", "2"),
     ),
-    Case(
-        "labels that are fractions",
-        one_table(cells(1, 2), [0.5, 1.0], features=None),
-        None,
-        "expected whole numbers",
-        code=2,
-    ),
+    refused("labels that are fractions", one_table(cells(1, 2), [0.5, 1.0], features=None), "expected whole numbers"),
     Case(
         "two columns of labels",
         table("train.parquet", img=cells(1, 2), fine_label=["cat", "dog"], target=["x", "x"]),
@@ -930,14 +871,12 @@ PARQUET = (
         PARQUET_SEEN,
         data={"image_column": "jpg"},
     ),
-    Case(
+    refused(
         "no column of pictures",
         table("train.parquet", jpg=cells(1, 2), label=["cat", "dog"]),
-        None,
         "has no image .* column; its columns: jpg, label; name it with data.image_column",
-        code=2,
     ),
-    Case("no parquet inside", write("train.parquet", "nothing of the kind"), None, "cannot be read as parquet", code=2),
+    refused("no parquet inside", write("train.parquet", "nothing of the kind"), "cannot be read as parquet"),
     Case(
         "a broken description of columns",
         also(
@@ -960,26 +899,18 @@ PARQUET = (
         one_table(cells(1, 2), ["caf\u00e9".encode(), b"bar"], None),
         {"train": {1: "caf\u00e9", 2: "bar"}},
     ),
-    Case(
-        "labels in two normal forms",
-        one_table(cells(1, 2), ["caf\u00e9", "cafe\u0301"], None),
-        None,
-        "one class only",
-        code=2,
-    ),
-    Case("an empty label", one_table(cells(1, 2), ["cat", ""], None), None, "row 2 has no label", code=2),
-    Case("labels that are structs", one_table(cells(1, 2), [{"a": 1}, {"a": 2}], None), None, "several labels", code=2),
-    Case(
+    refused("labels in two normal forms", one_table(cells(1, 2), ["caf\u00e9", "cafe\u0301"], None), "one class only"),
+    refused("an empty label", one_table(cells(1, 2), ["cat", ""], None), "row 2 has no label"),
+    refused("labels that are structs", one_table(cells(1, 2), [{"a": 1}, {"a": 2}], None), "several labels"),
+    refused(
         "a later file without the column",
         also(
             table("train-0.parquet", image=cells(1), label=[0], features=NAMED),
             table("train-1.parquet", img=cells(2), label=[1], features=NAMED),
         ),
-        None,
         "train-1.parquet has no column image, and .*train-0.parquet has",
-        code=2,
     ),
-    Case(
+    refused(
         "files that number the classes differently",
         also(
             table("train-0.parquet", image=cells(1), label=[0], features=NAMED),
@@ -990,9 +921,7 @@ PARQUET = (
                 features={"label": {"_type": "ClassLabel", "names": ["dog", "cat"]}},
             ),
         ),
-        None,
         "numbers the classes differently",
-        code=2,
     ),
     Case(
         "a download that is not complete",
@@ -1003,15 +932,13 @@ PARQUET = (
         PARQUET_SEEN,
         r"ATTENTION: 1 of 3 parts is not there \(train-00001-of-00003\)",
     ),
-    Case(
+    refused(
         "two versions of a data set",
         also(
             table("data/train-00000-of-00001.parquet", image=cells(1), label=[0], features=NAMED),
             table("data/train-00000-of-00002.parquet", image=cells(2), label=[1], features=NAMED),
         ),
-        None,
         "of 1 and of 2 parts",
-        code=2,
     ),
     Case(
         "a preview beside data/",
@@ -1042,12 +969,8 @@ PARQUET = (
         table("all.parquet", image=cells(1, 2, 3), label=["cat", "dog", "dog"], is_test=[False, False, True]),
         {"train": {1: "cat", 2: "dog"}, "test": {3: "dog"}},
     ),
-    Case(
-        "a pointer of Git LFS",
-        write("train.parquet", "version https://git-lfs.github.com/spec/v1\n"),
-        None,
-        "git lfs pull",
-        code=2,
+    refused(
+        "a pointer of Git LFS", write("train.parquet", "version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"
     ),
     Case(
         "base64 of addresses",
@@ -1166,12 +1089,10 @@ SHARDS = (
         data={"train_split": "pets-train", "eval_split": "pets-train"},
     ),
     Case("dots in the key", one_shard(("x/001.05.png", picture(1)), ("x/001.cls", "0"), *B), PARQUET_SEEN),
-    Case(
+    refused(
         "two pictures of one key by dots",
         one_shard(("001.05.png", picture(1)), ("001.05.cls", "0"), ("001.06.png", picture(2)), ("001.06.cls", "1")),
-        None,
         "sample '001' has two pictures, 05.png and 06.png",
-        code=2,
     ),
     Case(
         "a mask beside the picture",
@@ -1181,7 +1102,7 @@ SHARDS = (
         passed_over=1,
     ),
     Case("a named mask beside the picture", one_shard(("a.mask.png", picture(9)), *A, *B), PARQUET_SEEN, passed_over=1),
-    Case("a key twice", one_shard(*A, *A, *B), None, "a.png is there twice", code=2),
+    refused("a key twice", one_shard(*A, *A, *B), "a.png is there twice"),
     Case("samples out of order", one_shard(A[0], B[0], B[1], A[1]), PARQUET_SEEN),
     Case(
         "members of macOS", one_shard(("._a.png", b"x"), ("__MACOSX/x.png", b"x"), *A, *B), PARQUET_SEEN, passed_over=2
@@ -1192,7 +1113,7 @@ SHARDS = (
         PARQUET_SEEN,
         passed_over=3,
     ),
-    Case("a sample without a class", one_shard(*A, B[0]), None, "sample 'b' has no class", code=2),
+    refused("a sample without a class", one_shard(*A, B[0]), "sample 'b' has no class"),
     Case(
         "a class without a picture",
         one_shard(*A, *B, ("c.cls", "1")),
@@ -1200,18 +1121,14 @@ SHARDS = (
         "1 samples without a picture",
         passed_over=1,
     ),
-    Case(
-        "a class by name", one_shard(A[0], ("a.cls", "cat"), *B), None, r"a.cls holds no class number \('cat'\)", code=2
-    ),
-    Case("a class that is no number", one_shard(A[0], ("a.cls", "²"), *B), None, "holds no class number", code=2),
+    refused("a class by name", one_shard(A[0], ("a.cls", "cat"), *B), r"a.cls holds no class number \('cat'\)"),
+    refused("a class that is no number", one_shard(A[0], ("a.cls", "²"), *B), "holds no class number"),
     Case(
         "classes in JSON",
         one_shard(A[0], ("a.json", '{"label": 0}'), B[0], ("b.json", '{"label": 1, "x": 2}')),
         PARQUET_SEEN,
     ),
-    Case(
-        "a huge class number", one_shard(*A, B[0], ("b.cls", "300000000")), None, "300000000 is no class number", code=2
-    ),
+    refused("a huge class number", one_shard(*A, B[0], ("b.cls", "300000000")), "300000000 is no class number"),
     Case(
         "linked members",
         one_shard(*A, *B, linked("c.png", "a.png"), ("c.cls", "0")),
@@ -1227,66 +1144,44 @@ SHARDS = (
         passed_over=2,
         code=2,
     ),
-    Case(
+    refused(
         "a gap in classes.txt",
         also(shard("train-0.tar", *A, *B), write("classes.txt", "cat\n\ndog\n")),
-        None,
         "line 2 is empty",
-        code=2,
     ),
-    Case(
-        "a compressed shard",
-        write("train-0.tar", b"\x1f\x8b compressed"),
-        None,
-        "cannot be read as a plain tar file",
-        code=2,
-    ),
-    Case(
+    refused("a compressed shard", write("train-0.tar", b"\x1f\x8b compressed"), "cannot be read as a plain tar file"),
+    refused(
         "an unreadable _info.json",
         also(one_shard(*A, *B), write("_info.json", "[1")),
-        None,
         "does not list shards as timm writes it",
-        code=2,
     ),
-    Case(
+    refused(
         "an _info.json of endless shards",
         also(
             one_shard(*A, *B),
             write("_info.json", '{"splits": {"train": {"filenames": ["train-0.tar"], "shard_lengths": [1e999]}}}'),
         ),
-        None,
         "does not list shards as timm writes it",
-        code=2,
     ),
-    Case(
-        "two shards joined by cat",
-        also(one_shard(*A), _rewritten(lambda raw: raw * 2)),
-        None,
-        "several were joined by cat",
-        code=2,
+    refused(
+        "two shards joined by cat", also(one_shard(*A), _rewritten(lambda raw: raw * 2)), "several were joined by cat"
     ),
-    Case(
+    refused(
         "a damaged header",
         also(one_shard(*A, *B), _rewritten(lambda raw: raw.replace(b"b.png", b"b.pn\xff", 1))),
-        None,
         "it does not go on as a tar file: it is damaged",
-        code=2,
     ),
-    Case(
+    refused(
         "cut after a member",
         also(one_shard(*A, *B), _rewritten(lambda raw: raw[: len(raw.rstrip(b"\0")) // 512 * 512 + 512])),
-        None,
         "ends without tar's end mark",
-        code=2,
     ),
-    Case(
+    refused(
         "not fetched to the end",
         also(one_shard(*A, *B), _rewritten(lambda raw: raw + bytes(2 << 20))),
-        None,
         "it was not fetched completely",
-        code=2,
     ),
-    Case(
+    refused(
         "fewer samples than _info.json says",
         also(
             one_shard(*A, *B),
@@ -1294,47 +1189,33 @@ SHARDS = (
                 "_info.json", json.dumps({"splits": {"train": {"filenames": ["train-0.tar"], "shard_lengths": [3]}}})
             ),
         ),
-        None,
         "train-0.tar holds 2 samples, and _info.json says 3",
-        code=2,
     ),
-    Case(
+    refused(
         "a share for a label",
         one_shard(("a.png", picture(1)), ("a.json", '{"label": 0.93}'), *B),
-        None,
         "holds no class number",
-        code=2,
     ),
-    Case(
-        "true for a label",
-        one_shard(("a.png", picture(1)), ("a.json", '{"label": true}'), *B),
-        None,
-        "holds no class number",
-        code=2,
+    refused(
+        "true for a label", one_shard(("a.png", picture(1)), ("a.json", '{"label": true}'), *B), "holds no class number"
     ),
-    Case(
+    refused(
         "two labels of a sample",
         one_shard(*A, ("a.json", '{"label": 1}'), *B),
-        None,
         r"has the classes 0 \(.cls\) and 1 \(.json\)",
-        code=2,
     ),
     Case("a label twice", one_shard(*A, ("a.json", '{"label": 0}'), *B), PARQUET_SEEN),
-    Case(
+    refused(
         "a coarse and a fine label",
         one_shard(("a.png", picture(1)), ("a.coarse.cls", "0"), ("a.fine.cls", "1"), *B),
-        None,
         "an image needs one",
-        code=2,
     ),
     Case("a banner beside the shards", also(one_shard(*A, *B), put("banner.png")), PARQUET_SEEN),
     Case("a number beside JSON without one", one_shard(*A, ("a.json", '{"width": 9}'), *B), PARQUET_SEEN),
-    Case(
+    refused(
         "an empty first line of names",
         also(shard("train-0.tar", *A, *B), write("classes.txt", "\ncat\ndog\n")),
-        None,
         "line 1 is empty",
-        code=2,
     ),
     Case("endings of members in capitals", one_shard(("a.PNG", picture(1)), ("a.CLS", "0"), *B), PARQUET_SEEN),
     Case("shards far below", also(one_shard(*A, *B), shard("old/train/train-1.tar", *A)), PARQUET_SEEN),
@@ -1365,18 +1246,17 @@ IMAGES = put("img/1.png", "img/2.png")
 ROWS = (("img/1.png", "cat"), ("img/2.png", "dog"))
 
 
-def listed(name: str, *rows: Sequence[str], **more: Any) -> Case:
-    """A case of a CSV file beside img/1.png and img/2.png, or other files."""
+def listed(name: str, *rows: Sequence[str], refused: str | None = None, **more: Any) -> Case:
+    """A case of a CSV file beside img/1.png and img/2.png, or other files; `refused` is what a refusal says."""
     build, options = more.pop("build", IMAGES), more.pop("options", {})
+    if refused is not None:
+        more |= {"seen": None, "says": refused, "code": 2}
     return Case(
-        name,
-        also(build, listing(*rows, **options)),
-        more.pop("seen", TWO),
-        path=options.get("name", "list.csv"),
-        **more,
+        name, also(build, listing(*rows, **options)), **{"seen": TWO, "path": options.get("name", "list.csv")} | more
     )
 
 
+THREE = put("img/1.png", "img/2.png", "img/3.png")
 LISTS = (
     listed("file and label", ("file", "label"), *ROWS, says="column file is the file, label the label"),
     listed(
@@ -1404,7 +1284,7 @@ LISTS = (
         (*ROWS[0], "False"),
         (*ROWS[1], "False"),
         ("img/3.png", "cat", "True"),
-        build=put("img/1.png", "img/2.png", "img/3.png"),
+        build=THREE,
         seen={"train": {1: "cat", 2: "dog"}, "validation": {3: "cat"}},
     ),
     listed(
@@ -1430,28 +1310,10 @@ LISTS = (
         ("file", "label"),
         *ROWS,
         ("img/1.png", "dog"),
-        seen=None,
-        says="row 4, says that img/1.png is dog, and another row that it is cat",
-        code=2,
+        refused="row 4, says that img/1.png is dog, and another row that it is cat",
     ),
-    listed(
-        "a row without a label",
-        ("file", "label"),
-        *ROWS,
-        ("img/1.png", ""),
-        seen=None,
-        says="row 4, has no label",
-        code=2,
-    ),
-    listed(
-        "a row that is too short",
-        ("file", "label"),
-        *ROWS,
-        ("img/1.png",),
-        seen=None,
-        says="row 4, has no label",
-        code=2,
-    ),
+    listed("a row without a label", ("file", "label"), *ROWS, ("img/1.png", ""), refused="row 4, has no label"),
+    listed("a row that is too short", ("file", "label"), *ROWS, ("img/1.png",), refused="row 4, has no label"),
     listed(
         "a file that is not there",
         ("file", "label"),
@@ -1462,32 +1324,21 @@ LISTS = (
         broken=1,
         code=2,
     ),
-    listed(
-        "no file is there",
-        ("file", "label"),
-        ("x/1.png", "cat"),
-        seen=None,
-        says="lists x/1.png, which is not in",
-        code=2,
-    ),
+    listed("no file is there", ("file", "label"), ("x/1.png", "cat"), refused="lists x/1.png, which is not in"),
     listed(
         "addresses in a list",
         ("file", "label"),
         ("https://example.org/1.png", "cat"),
-        seen=None,
-        says="pictures are not downloaded",
-        code=2,
+        refused="pictures are not downloaded",
     ),
     listed(
         "a column for each class",
         ("file", "cat", "dog"),
         ("img/1.png", "1", "0"),
         ("img/2.png", "0", "1"),
-        seen=None,
-        says="cat, dog look like one column for each class",
-        code=2,
+        refused="cat, dog look like one column for each class",
     ),
-    listed("a header alone", ("file", "label"), seen=None, says="a header and no rows", code=2),
+    listed("a header alone", ("file", "label"), refused="a header and no rows"),
     listed(
         "numbers as classes",
         ("file", "label"),
@@ -1511,63 +1362,51 @@ LISTS = (
         ("img/1.png", "cafe\u0301"),
         ("img/2.png", "caf\u00e9"),
         ("img/3.png", "bar"),
-        build=put("img/1.png", "img/2.png", "img/3.png"),
+        build=THREE,
         seen={"": {1: "caf\u00e9", 2: "caf\u00e9", 3: "bar"}},
     ),
-    Case(
+    refused(
         "not UTF-8",
         also(IMAGES, write("list.csv", "file,label\nimg/1.png,caf\xe9\n".encode("latin-1"))),
-        None,
         "is not UTF-8; save it again",
-        code=2,
         path="list.csv",
     ),
-    Case("an empty table", also(IMAGES, write("list.csv", "")), None, "has no rows", code=2, path="list.csv"),
+    refused("an empty table", also(IMAGES, write("list.csv", "")), "has no rows", path="list.csv"),
     Case(
         "a list in parquet",
         also(IMAGES, table("list.parquet", path=["img/1.png", "img/2.png"], label=["cat", "dog"])),
         TWO,
         path="list.parquet",
     ),
-    Case(
+    refused(
         "the folder of a list",
         also(put("1.png", "2.png"), listing(("file", "label"), ("1.png", "cat"), ("2.png", "dog"))),
-        None,
         r"give data.path=.*/list.csv",
-        code=2,
     ),
     listed(
         "a label with the separator in it",
         ("file", "label"),
         ("img/1.png", "crane", " bird"),
         ("img/2.png", "crane", " machine"),
-        seen=None,
-        says="row 2, has 3 cells and the table 2 columns",
-        code=2,
+        refused="row 2, has 3 cells and the table 2 columns",
     ),
     listed("empty cells after the last column", ("file", "label"), (*ROWS[0], "", ""), ROWS[1]),
-    Case(
+    refused(
         "a quote that is not closed",
         also(IMAGES, write("list.csv", 'file,label\nimg/1.png,cat\nimg/2.png,"dog\n')),
-        None,
         "row 3, cannot be read: unexpected end of data .an unclosed quote",
-        code=2,
         path="list.csv",
     ),
-    Case(
+    refused(
         "a quote that closes later",
         also(IMAGES, write("list.csv", 'file,label\nimg/1.png,"cat\nimg/2.png,dog"\n')),
-        None,
         "row 2: .* is no label; an image needs one class, in one line",
-        code=2,
         path="list.csv",
     ),
-    Case(
+    refused(
         "rows after empty lines",
         also(IMAGES, write("list.csv", "file,label\n\n\n\nimg/1.png,cat\nimg/2.png,\n")),
-        None,
         "row 6, has no label",
-        code=2,
         path="list.csv",
     ),
     listed(
@@ -1576,7 +1415,7 @@ LISTS = (
         ("0", "img/1.png", "cat", "train"),
         ("1", "img/2.png", "dog", "train"),
         ("0", "img/3.png", "cat", "test"),
-        build=put("img/1.png", "img/2.png", "img/3.png"),
+        build=THREE,
         seen={"train": {1: "cat", 2: "dog"}, "test": {3: "cat"}},
         says="data set the split",
     ),
@@ -1586,7 +1425,7 @@ LISTS = (
         (*ROWS[0], "training"),
         (*ROWS[1], "training"),
         ("img/3.png", "cat", "dev"),
-        build=put("img/1.png", "img/2.png", "img/3.png"),
+        build=THREE,
         seen={"training": {1: "cat", 2: "dog"}, "dev": {3: "cat"}},
         says="purpose the split",
     ),
@@ -1596,7 +1435,7 @@ LISTS = (
         (*ROWS[0], "1"),
         (*ROWS[1], "1"),
         ("img/3.png", "cat", "0"),
-        build=put("img/1.png", "img/2.png", "img/3.png"),
+        build=THREE,
         seen={"train": {1: "cat", 2: "dog"}, "test": {3: "cat"}},
     ),
     listed(
@@ -1604,9 +1443,7 @@ LISTS = (
         ("file", "label", "is_valid"),
         (*ROWS[0], "FALSCH"),
         (*ROWS[1], "WAHR"),
-        seen=None,
-        says="column is_valid, says 'FALSCH', expected yes or no",
-        code=2,
+        refused="column is_valid, says 'FALSCH', expected yes or no",
     ),
     listed(
         "is_train with the names of splits",
@@ -1614,7 +1451,7 @@ LISTS = (
         (*ROWS[0], "train"),
         (*ROWS[1], "train"),
         ("img/3.png", "cat", "test"),
-        build=put("img/1.png", "img/2.png", "img/3.png"),
+        build=THREE,
         seen={"train": {1: "cat", 2: "dog"}, "test": {3: "cat"}},
     ),
     listed("folds", ("file", "label", "fold"), (*ROWS[0], "0"), (*ROWS[1], "1")),
@@ -1625,9 +1462,7 @@ LISTS = (
         ("2", "dog"),
         build=put("train/1.jpg", "train/2.jpg", "train/1.png"),
         options={"name": "train.csv"},
-        seen=None,
-        says="lists 1, and there are train/1.jpg, train/1.png; write folder and ending into the table",
-        code=2,
+        refused="lists 1, and there are train/1.jpg, train/1.png; write folder and ending into the table",
     ),
     listed(
         "a file with two labels in two splits",
@@ -1635,9 +1470,7 @@ LISTS = (
         (*ROWS[0], "train"),
         (*ROWS[1], "train"),
         ("./img/1.png", "dog", "val"),
-        seen=None,
-        says="row 4, says that ./img/1.png is dog, and another row that it is cat",
-        code=2,
+        refused="row 4, says that ./img/1.png is dog, and another row that it is cat",
     ),
     listed(
         "a label called y beside an x, asked for",
@@ -1651,19 +1484,9 @@ LISTS = (
         ("file", "x", "y", "kind"),
         ("img/1.png", "2", "3", "cat"),
         ("img/2.png", "2", "4", "dog"),
-        seen=None,
-        says="has no column for the label .columns: file, x, y, kind.",
-        code=2,
+        refused="has no column for the label .columns: file, x, y, kind.",
     ),
-    listed(
-        "pandas' nothing",
-        ("file", "label"),
-        ROWS[0],
-        ("img/2.png", "nan"),
-        seen=None,
-        says="row 3, has no label",
-        code=2,
-    ),
+    listed("pandas' nothing", ("file", "label"), ROWS[0], ("img/2.png", "nan"), refused="row 3, has no label"),
     listed(
         "a header in another language",
         ("Datei", "Klasse"),
@@ -1673,12 +1496,10 @@ LISTS = (
     ),
     listed("Excel's first line", ("file", "label"), *ROWS, options={"separator": ";", "start": "sep=;\n"}),
     listed("a header in the middle", ("file", "label"), ROWS[0], ("file", "label"), ROWS[1]),
-    Case(
+    refused(
         "UTF-16 without its mark",
         also(IMAGES, write("list.csv", "file,label\n".encode("utf-16-le"))),
-        None,
         r"is no UTF-8 text \(is it UTF-16\?\)",
-        code=2,
         path="list.csv",
     ),
     listed(
@@ -1718,9 +1539,7 @@ LISTS = (
         ("1.dcm", "cat"),
         ("2.dcm", "dog"),
         build=put("1.dcm", "2.dcm"),
-        seen=None,
-        says="no pictures that can be read; 2 .dcm pictures that cannot be read here",
-        code=2,
+        refused="no pictures that can be read; 2 .dcm pictures that cannot be read here",
     ),
     Case(
         "NUL in a name",
@@ -1731,18 +1550,16 @@ LISTS = (
         code=2,
         path="list.parquet",
     ),
-    Case(
+    refused(
         "several labels in parquet",
         also(IMAGES, table("list.parquet", path=["img/1.png", "img/2.png"], label=[["cat"], ["cat", "dog"]])),
-        None,
         "is no label; an image needs one class",
-        code=2,
         path="list.parquet",
     ),
     Case(
         "a list in parquet with splits, its column called image",
         also(
-            put("img/1.png", "img/2.png", "img/3.png"),
+            THREE,
             table(
                 "list.parquet",
                 image=["img/1.png", "img\\2.png", "img/3.png"],
@@ -1786,7 +1603,7 @@ LISTS = (
         (*ROWS[0], "yes"),
         (*ROWS[1], "yes"),
         ("img/3.png", "cat", "no"),
-        build=put("img/1.png", "img/2.png", "img/3.png"),
+        build=THREE,
         seen={"train": {1: "cat", 2: "dog"}, "test": {3: "cat"}},
     ),
 )
