@@ -98,12 +98,12 @@ def test_a_folder_means_what_the_plain_definition_says(files: set[str], any_orde
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make(root, files)
-        expected, found = plain(files), understood(root)
-        if expected is None or found is None:
+        expected, meant = plain(files), understood(root)
+        if expected is None or meant is None:
             assert expected is None
-            assert found is None
+            assert meant is None
             return
-        layout, seen = found
+        layout, seen = meant
         assert seen == expected
         refused = sum(
             sum(file.startswith(f"{split}/" if split else "") for file in pictures_of(files))
@@ -117,20 +117,16 @@ def pictures_of(files: set[str]) -> list[str]:
     return [file for file in files if visible(file) and file.lower().endswith(".png")]
 
 
-TELL = """
-import json, sys
-from pathlib import Path
-from tests.data.test_layout import understood
-
-for folder in sorted(Path(sys.argv[1]).iterdir()):
-    found = understood(folder)
-    if found is None:
-        print(json.dumps(None))
-        continue
-    layout, _ = found
-    sources = [layout.read(split or None, 3, None) for split, seen in found[1].items() if seen is not None]
-    print(json.dumps([layout.splits, [[s.classes, s.labels.tolist(), list(s.paths)] for s in sources]]))
-"""
+def told(trees: Path) -> str:
+    """What is understood of each folder, in order."""
+    lines = []
+    for root in sorted(trees.iterdir()):
+        meant = understood(root)
+        if meant is not None:
+            layout, seen = meant
+            sources = [layout.read(split or None, 3, None) for split, files in seen.items() if files is not None]
+            lines.append([layout.splits, [[s.classes, s.labels.tolist(), list(s.paths)] for s in sources]])  # type: ignore[attr-defined]
+    return json.dumps(lines)
 
 
 def test_every_process_understands_the_same(tmp_path: Path) -> None:
@@ -143,15 +139,16 @@ def test_every_process_understands_the_same(tmp_path: Path) -> None:
             file = tmp_path / "trees" / f"{tree:02}" / f"{split}{numbers.choice(kinds)}/{numbers.choice(kinds)}{k}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
-    told = []
-    for seed in ("0", "42"):
-        environment = os.environ | {"PYTHONHASHSEED": seed}
-        words = [sys.executable, "-c", TELL, str(tmp_path / "trees")]
-        done = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
-        told.append(done.stdout)
-    assert told[0] == told[1]
-    understood_ones = [json.loads(line) for line in told[0].splitlines()]
-    assert sum(one is not None for one in understood_ones) > 10
+    tell = (
+        "import sys; from pathlib import Path; from tests.data.test_layout import told; print(told(Path(sys.argv[1])))"
+    )
+    seed = "0" if os.environ.get("PYTHONHASHSEED") == "42" else "42"
+    words = [sys.executable, "-c", tell, str(tmp_path / "trees")]
+    other = subprocess.run(
+        words, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": seed}
+    ).stdout
+    assert json.loads(other) == json.loads(told(tmp_path / "trees"))
+    assert len(json.loads(other)) > 10
 
 
 def test_links_end_and_repeat_nothing(tmp_path: Path) -> None:
