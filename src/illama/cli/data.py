@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as json_format
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +52,7 @@ def shard_command(
     check_targets(json=json)
     result = write_shards(source, target, images_per_shard=images_per_shard, seed=seed, threads=workers)
     if json is not None:
-        write_result(json, json_format.dumps(asdict(result), indent=1) + "\n")
+        write_result(json, json_format.dumps(result.to_dict(), indent=1) + "\n")
     if json != STDOUT:
         print(shard_report(result))
     if result.left_out:

@@ -96,6 +96,10 @@ class ShardingResult:
     left_out: dict[str, str]
     passed_over: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
 
 @dataclass(frozen=True)
 class FinishedShard:
