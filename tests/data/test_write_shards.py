@@ -350,8 +350,10 @@ def test_other_options_and_other_folders_are_refused(tmp_path: Path) -> None:
         shard(source, target, images_per_shard=8, seed=3)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
+    (tmp_path / "full" / ".letter.partial").write_text("mine too")
     with pytest.raises(UserError, match=r"full holds something else \(letter.txt\); give a new or empty folder"):
         shard(source, tmp_path / "full")
+    assert sorted(contents(tmp_path / "full")) == [".letter.partial", "letter.txt"]
     with pytest.raises(UserError, match=r"lies inside of .*, where it would become a class"):
         shard(source, source / "train" / "shards")
     with pytest.raises(UserError, match=r"letter.txt is a file"):

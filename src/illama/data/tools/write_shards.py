@@ -233,7 +233,6 @@ def _plan(layout: FolderLayout, target: Path, images_per_shard: int, seed: int) 
         UserError: The folder holds something else, or was begun with other options or another source.
     """
     present = sorted(entry.name for entry in target.iterdir() if not is_partial(entry.name))
-    remove_partial(target)
     if PLAN_FILE not in present:
         if present:
             raise UserError(f"{target} holds something else ({', '.join(present[:3])}); give a new or empty folder")
@@ -241,6 +240,7 @@ def _plan(layout: FolderLayout, target: Path, images_per_shard: int, seed: int) 
         for name in plan.classes:
             if not name.isprintable() or name != name.strip():
                 raise UserError(f"class folder {name!r} cannot be a line of {CLASSES_FILE}; rename it")
+        remove_partial(target)  # a writer that was killed at this very moment
         with replacing(target / PLAN_FILE) as partial:
             write_plan(plan, partial)
         to_disk(target)
@@ -254,6 +254,7 @@ def _plan(layout: FolderLayout, target: Path, images_per_shard: int, seed: int) 
         reasons = [changed] if changed else []
     if reasons:
         raise UserError(f"{target} cannot be continued: {'; '.join(reasons)}; undo that, or give a new folder")
+    remove_partial(target)
     return plan
 
 
