@@ -27,7 +27,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -262,11 +262,9 @@ def _noted(target: Path) -> dict[str, FinishedShard]:
     """The shards that are noted as finished, by name; a line that a crash cut off counts as none."""
     file, noted = target / FINISHED_FILE, {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
-        try:
+        with suppress(ValueError, TypeError):
             shard = FinishedShard(**parse_json(line))
-        except (ValueError, TypeError):
-            continue
-        noted[shard.file] = shard
+            noted[shard.file] = shard
     return noted
 
 
