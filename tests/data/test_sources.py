@@ -104,24 +104,13 @@ def test_folder_finds_other_endings_and_odd_names(tmp_path: Path) -> None:
     assert all(train.read(i).mode == "RGB" for i in range(3))
 
 
-def test_folder_errors(tmp_path: Path) -> None:
-    root = _write(tmp_path / "a", {"train/one": 1, "train/two": 0, "val/one": 1})
-    with pytest.raises(UserError, match=r"class folder .*two has no images"):
-        open_source(_config(root), "train")
+def test_a_split_that_is_not_there(tmp_path: Path) -> None:
+    root = _write(tmp_path / "a", {"train/one": 1, "val/one": 1})
     with pytest.raises(UserError, match="no split 'test'; splits found: train, val"):
         open_source(_config(root), "test")
-    root = _write(tmp_path / "b", {"train/one": 1, "test/ten9": 2})
-    with pytest.raises(UserError, match=r"2 images of class 'ten9', which the model was not trained on"):
-        open_source(_config(root), "eval", classes=("one",))
-    root = _write(tmp_path / "c", {"train/one": 1})
+    root = _write(tmp_path / "b", {"train/one": 1})
     with pytest.raises(UserError, match=r"no split to evaluate on .*found: train.*val_fraction"):
         open_source(_config(root), "eval", classes=("one",))
-    (root / "train" / "loose.png").write_bytes(_png(0))
-    with pytest.raises(UserError, match=r"loose.png lies outside of a class folder"):
-        open_source(_config(root), "train")
-    (tmp_path / "d" / "train" / "one").mkdir(parents=True)
-    with pytest.raises(UserError, match="has no images"):
-        open_source(_config(tmp_path / "d"), "train")
 
 
 def test_folder_without_splits(tmp_path: Path) -> None:
@@ -140,14 +129,6 @@ def test_folder_without_splits(tmp_path: Path) -> None:
     assert "val_fraction 0.2" in held.description
     other = open_source(carved, "eval", seed=5)
     assert [held.location(i) for i in range(7)] != [other.location(i) for i in range(7)]
-
-
-def test_a_broken_file_is_named_by_its_path(tmp_path: Path) -> None:
-    root = _write(tmp_path, {"train/one": 1, "train/two": 1})
-    (root / "train" / "one" / "0.png").write_bytes(_png(0)[:80])
-    train = open_source(_config(root), "train")
-    with pytest.raises(BrokenImage, match=r"one/0.png"):
-        train.read(0)
 
 
 # parquet
@@ -198,31 +179,8 @@ def test_parquet_keeps_few_row_groups_of_a_large_set(tmp_path: Path, monkeypatch
     assert train.classes == tuple("0123456789")
 
 
-def test_parquet_with_labels_as_names(tmp_path: Path) -> None:
-    _parquet(tmp_path / "train-0.parquet", [0, 1, 2], names=None, label=["b", "a", "b"])
-    train = open_source(_config(tmp_path), "train")
-    assert (train.classes, train.labels.tolist()) == (("a", "b"), [1, 0, 1])
-
-
-@pytest.mark.parametrize(
-    ("label", "message"),
-    [([0, None, 1], "1 rows have no label"), ([0, -1, 1], "label -1"), ([0.5, 1.0, 2.0], "expected whole numbers")],
-)
-def test_parquet_with_useless_labels(tmp_path: Path, label: list[object], message: str) -> None:
-    _parquet(tmp_path / "train-0.parquet", [0, 1, 2], names=None, label=label)
-    with pytest.raises(UserError, match=message):
-        open_source(_config(tmp_path), "train")
-
-
-def test_parquet_errors(tmp_path: Path) -> None:
+def test_a_broken_cell_is_named_by_its_row(tmp_path: Path) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    pq.write_table(pa.table({"picture": [b"x"], "label": [0]}), tmp_path / "train.parquet")
-    with pytest.raises(UserError, match=r"no image .* its columns: picture, label"):
-        open_source(_config(tmp_path), "train")
-    (tmp_path / "val.parquet").write_bytes(b"nothing of the kind")
-    with pytest.raises(UserError, match="cannot be read as parquet"):
-        open_source(_config(tmp_path), "val")
-    _parquet(tmp_path / "test.parquet", [0], names=None)
     pq.write_table(pa.table({"image": [{"bytes": b"text", "path": None}], "label": [0]}), tmp_path / "test.parquet")
     with pytest.raises(BrokenImage, match=r"test.parquet row 0: not an image"):
         open_source(_config(tmp_path), "test").read(0)
@@ -280,15 +238,10 @@ def test_shards_as_timm_lists_them(tmp_path: Path) -> None:
     assert (train.classes, train.labels.tolist()) == (("null", "eins"), [0, 1])
 
 
-def test_shard_errors(tmp_path: Path) -> None:
-    _shard(tmp_path / "train-0.tar", [0], {"lost.png": _png(1)})
-    with pytest.raises(UserError, match=r"sample 'lost' has no class"):
-        open_source(_config(tmp_path, name="wds/x"), "train")
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    _shard(tmp_path / "train-0.tar", [0])
     with pytest.raises(UserError, match=r"train-1.tar does not exist \(2 of 2 are missing\)"):
         open_source(_config(tmp_path, name="wds/x"), "train-{1..2}.tar")
-    (tmp_path / "val.tar").write_bytes(b"no tar")
-    with pytest.raises(UserError, match="cannot be read as a plain tar file"):
-        open_source(_config(tmp_path, name="wds/x"), "val")
 
 
 def test_torchvision_set(tmp_path: Path) -> None:
@@ -419,6 +372,9 @@ def test_a_vanished_file_is_a_broken_image(tmp_path: Path) -> None:
     for read in (source.read, source.picture, source.encoded):
         with pytest.raises(BrokenImage, match=r"zero/1\.png: No such file"):
             read(1)
+    (tmp_path / "train/zero/0.png").write_bytes(_png(0)[:80])
+    with pytest.raises(BrokenImage, match=r"zero/0\.png"):
+        source.read(0)
     (tmp_path / "train/zero/0.png").write_bytes(b"")
     with pytest.raises(BrokenImage, match=r"zero/0\.png: the file is empty"):
         source.picture(0)
