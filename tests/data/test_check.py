@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
-def found(result: CheckResult) -> dict[str, set[str]]:
+def issues_of(result: CheckResult) -> dict[str, set[str]]:
     """What was found, by kind; files by their names without ending."""
     kinds = {kind.name: {stem(place.where) for place in result.places(kind)} for kind in Issue}
     return {str(name): places for name, places in kinds.items() if places}
@@ -101,7 +101,7 @@ EVERYTHING = {
 
 def test_everything_is_found_in_a_folder(folder: Path) -> None:
     result = check_data(DataConfig(path=str(folder)), workers=2)
-    assert found(result) == EVERYTHING
+    assert issues_of(result) == EVERYTHING
     assert groups(result) == {
         ("again", "good"): (True, False, False),
         ("as", "as"): (False, False, True),
@@ -145,7 +145,7 @@ def test_the_json_has_every_path(folder: Path) -> None:
 def test_shards_and_their_folder_are_found_alike(folder: Path, tmp_path: Path) -> None:
     write_shards(folder, tmp_path / "shards", images_per_shard=4)
     result = check_data(DataConfig(path=str(tmp_path / "shards"), name="wds/x"))
-    assert found(result) == EVERYTHING
+    assert issues_of(result) == EVERYTHING
     assert groups(result) == groups(check_data(DataConfig(path=str(folder))))
 
 
@@ -166,7 +166,7 @@ def test_parquet_rows_are_found_alike(folder: Path, tmp_path: Path) -> None:
 def test_other_sources_and_their_splits(tmp_path: Path) -> None:
     digits = check_data(DataConfig(name="digits"), min_side=8)
     assert [(split.name, len(split.rows)) for split in digits.splits] == [("train", 1437), ("test", 360)]
-    assert found(digits) == {}
+    assert issues_of(digits) == {}
     assert digits.spread("bytes") is None, "there are no files"
     assert digits.duplicates == []
     for name in ("red", "blue"):
@@ -243,9 +243,9 @@ def test_an_image_that_kills_its_reader_is_found(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(check, "inspect", dies)
     monkeypatch.setattr(check, "_CHUNK", 4)
     result = check_data(DataConfig(path=str(folder)), workers=2)
-    assert found(result)["BROKEN"] == {"cut", "empty", "grey"}
+    assert issues_of(result)["BROKEN"] == {"cut", "empty", "grey"}
     assert [place.detail for place in result.places(Issue.BROKEN) if "grey" in place.where] == [CRASHED]
-    assert found(result)["TINY"] == {"narrow"}
+    assert issues_of(result)["TINY"] == {"narrow"}
 
 
 SLOW = """

@@ -68,9 +68,9 @@ def changed(**feature: object) -> dict[str, Any]:
     ],
 )
 def test_an_entry_that_describes_nothing_is_left_out(tmp_path: Path, about: object) -> None:
-    found = source(write(tmp_path / "train.parquet", [0, 1, 1], about=about))
-    assert found.classes == ("0", "1")
-    assert found.read(2).getpixel((0, 0)) == 2
+    images = source(write(tmp_path / "train.parquet", [0, 1, 1], about=about))
+    assert images.classes == ("0", "1")
+    assert images.read(2).getpixel((0, 0)) == 2
 
 
 @pytest.mark.parametrize("names", [3, "ab", [1, None], {"a": "b"}, {"0": 1, "1": 2}, [["a"], ["b"]], {"-1": "a"}, True])
@@ -94,9 +94,9 @@ def test_classes_that_are_no_list_of_names(tmp_path: Path, names: object) -> Non
     ],
 )
 def test_types_of_labels_that_are_read(tmp_path: Path, label: Any, classes: tuple[str, ...]) -> None:
-    found = source(write(tmp_path / "train.parquet", label))
-    assert found.classes == classes
-    assert [found.classes[number] for number in found.labels[1:]] == [found.classes[found.labels[1]]] * 2
+    images = source(write(tmp_path / "train.parquet", label))
+    assert images.classes == classes
+    assert [images.classes[number] for number in images.labels[1:]] == [images.classes[images.labels[1]]] * 2
 
 
 @pytest.mark.parametrize(
@@ -179,11 +179,11 @@ def test_damaged_pictures_are_broken_pictures(
     how = {"compression": "none", "use_dictionary": False}
     file = write(tmp_path / "train.parquet", ["a", "b"] * 3, row_group_size=2, **how)
     file.write_bytes(damage(file.read_bytes()))
-    found = source(file)
-    found.prepare()
+    images = source(file)
+    images.prepare()
     with pytest.raises(BrokenImage, match=r"train.parquet row [01]"):
-        [found.read(i) for i in range(2)]
-    assert found.read(5).getpixel((0, 0)) == 5
+        [images.read(i) for i in range(2)]
+    assert images.read(5).getpixel((0, 0)) == 5
     assert main(["data", "check", str(file), "--workers", "1"]) == 2
     assert "of 6 images are broken" in capsys.readouterr().err
 

@@ -164,12 +164,12 @@ def test_webdataset_and_timm_read_the_shards(tmp_path: Path) -> None:
     shard(source, tmp_path / "s")
     for split, count in (("train", 30), ("val", 20)):
         files = [str(tmp_path / "s" / name) for name in shards_of(tmp_path / "s", split)]
-        found = {one["__key__"]: one for one in webdataset.WebDataset(files, shardshuffle=False)}
-        assert len(found) == count
-        for key, one in found.items():
+        samples = {sample["__key__"]: sample for sample in webdataset.WebDataset(files, shardshuffle=False)}
+        assert len(samples) == count
+        for key, sample in samples.items():
             folder, name = key.split("/")
-            assert one["png"] == (source / split / folder / f"{name}.png").read_bytes()
-            assert f"digit{int(one['cls'])}" == folder
+            assert sample["png"] == (source / split / folder / f"{name}.png").read_bytes()
+            assert f"digit{int(sample['cls'])}" == folder
         dataset = create_dataset("wds/x", root=str(tmp_path / "s"), split=split)
         assert len(dataset) == count
         labels = sorted(label for _, label in dataset)
