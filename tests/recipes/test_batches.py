@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from illama.cli.recipe_view import describe
+from illama.cli.recipes import describe
 from illama.errors import UserError
 from illama.recipes import BatchPlan, load_recipe, plan_batches
 from illama.recipes.batches import train_image_count
@@ -149,7 +149,7 @@ def test_print_tells_an_impossible_batch() -> None:
 
 def test_recipes_load_without_torch() -> None:
     code = (
-        "import sys; from illama.recipes import load_recipe; from illama.cli.recipe_view import describe; "
+        "import sys; from illama.recipes import load_recipe; from illama.cli.recipes import describe; "
         "describe(load_recipe('digits_micro')); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

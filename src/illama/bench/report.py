@@ -19,8 +19,8 @@ from illama.bench.interleave import Spread
 from illama.bench.machine import OTHERS_LIMIT
 from illama.bench.results import CaseRow, Group, Report
 from illama.console import Terminal
+from illama.console.table import terminal_table
 from illama.errors import UserError
-from illama.report import terminal_table
 from illama.system.environment import environment
 from illama.system.files import remove, write_file
 

@@ -230,7 +230,7 @@ def _hand_over(result: "AnalysisResult", shared: LookOptions, about: str, subjec
 def _print_summary(findings: tuple["AnalysisResult", ...]) -> None:
     from illama.analysis.report import summary_table
     from illama.console import Terminal
-    from illama.report import terminal_table
+    from illama.console.table import terminal_table
 
     table = summary_table(findings)
     Terminal().print(terminal_table(table.header, table.rows))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 from cyclopts.validators import Number
 
-from illama.cli.output import STDOUT, Json, check_targets, write_result
+from illama.cli.output import STDOUT, Json, check_targets, hand_over
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,10 +50,7 @@ def shard_command(
 
     check_targets(json=json)
     result = write_shards(source, target, images_per_shard=images_per_shard, seed=seed, threads=workers)
-    if json is not None:
-        write_result(json, json_format.dumps(result.to_dict(), indent=1) + "\n")
-    if json != STDOUT:
-        print(shard_report(result))
+    hand_over(json, result.to_dict, lambda: print(shard_report(result)))
     if result.left_out:
         total = len(result.left_out) + sum(split.images for split in result.splits)
         raise UserError(
@@ -97,10 +93,7 @@ def check_command(
     check_targets(json=json)
     config = _config(source, data, overrides)
     result = check_data(config, min_side=min_side, workers=workers, decode=not quick)
-    if json is not None:
-        write_result(json, json_format.dumps(result.to_dict(), indent=1) + "\n")
-    if json != STDOUT:
-        print(check_report(result))
+    hand_over(json, result.to_dict, lambda: print(check_report(result)))
     verdict = _verdict(result, strict=strict)
     if verdict:
         raise UserError(f"{verdict}; " + ("--json FILE lists them all" if json in (None, STDOUT) else f"list: {json}"))

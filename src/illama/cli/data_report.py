@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import islice
 
 import numpy as np
 from rich.filesize import decimal
 
+from illama.console.table import aligned
 from illama.console.text import duration, shown
 from illama.data.tools.check_result import INFORMATION, CheckResult, Duplicates, Issue
 from illama.data.tools.write_shards import ShardingResult
@@ -86,7 +87,7 @@ def _split_table(result: CheckResult) -> list[str]:
         size = int(split.rows["bytes"].sum(dtype=np.int64))
         numbers = (f"{len(split.rows):,}", f"{len(counts):,}", *spread, decimal(size) if size else "")
         rows.append([shown(split.name), *numbers])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _class_table(result: CheckResult) -> list[str]:
@@ -98,7 +99,7 @@ def _class_table(result: CheckResult) -> list[str]:
     places = np.arange(len(order)) if few else np.concatenate([order[:half], order[-half:]])
     rows = [["class", *(shown(split.name) for split in result.splits)]]
     rows += [[shown(result.classes[c]), *(f"{split.class_counts[c]:,}" for split in result.splits)] for c in places]
-    lines = _aligned(rows)
+    lines = aligned(rows)
     if not few:
         lines.insert(1 + half, f"... {len(order) - 2 * half:,} classes between these (--json has all)")
     return lines
@@ -110,7 +111,7 @@ def _size_table(result: CheckResult) -> list[str]:
         spread = result.spread(column)
         if spread is not None:
             rows.append([title, *(decimal(int(v)) if column == "bytes" else f"{v:,.0f}" for v in spread)])
-    return _aligned(rows)
+    return aligned(rows)
 
 
 def _problems(result: CheckResult) -> list[str]:
@@ -163,14 +164,3 @@ def _examples(count: int, title: str, examples: Iterable[str]) -> list[str]:
         return []
     lines = [f"{count:,} {title}", *(f"  {text}" for text in islice(examples, EXAMPLES))]
     return [*lines, f"  and {count - EXAMPLES:,} more (--json has all)"] if count > EXAMPLES else lines
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table: the first column to the left, numbers to the right."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    ]

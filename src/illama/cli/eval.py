@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from illama.cli.output import STDOUT, Json, check_targets, say, write_result
+from illama.cli.output import Json, check_targets, hand_over, say
 from illama.cli.subject_options import Checkpoint, SubjectOptions
-from illama.console.json_text import as_json
 from illama.console.text import shown
 
 if TYPE_CHECKING:
@@ -37,10 +36,7 @@ def eval_command(
     result = evaluate(checkpoint, **options.given(), progress=True, save_logits=save_logits)
     if not is_main_process():
         return
-    if json is not None:
-        write_result(json, as_json(result.to_dict()))
-    if json != STDOUT:
-        print(report(result))
+    hand_over(json, result.to_dict, lambda: print(report(result)))
     for where, why in result.skipped.items():
         say(f"illama: skipped {where}: {why}")
     if save_logits is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from illama.cli.output import STDOUT, Json, check_targets, write_result
-from illama.console.json_text import as_json
+from illama.cli.output import Json, check_targets, hand_over
+from illama.console.table import aligned
 from illama.console.text import shown
 
 if TYPE_CHECKING:
@@ -25,11 +25,8 @@ def info_command(weights: Path, /, *, json: Json = None) -> None:
     from illama.weights.load import load_weights
 
     check_targets(json=json)
-    found = load_weights(weights)
-    if json is not None:
-        write_result(json, as_json(to_dict(found)))
-    if json != STDOUT:
-        print(report(found))
+    loaded = load_weights(weights)
+    hand_over(json, lambda: to_dict(loaded), lambda: print(report(loaded)))
 
 
 def to_dict(weights: Weights) -> dict[str, Any]:
@@ -62,12 +59,13 @@ def report(weights: Weights) -> str:
     height, width = config.height_width
     names = ", ".join(shown(name) for name in meta.classes[:SHOWN_CLASSES])
     more = f", ... ({len(meta.classes):,})" if len(meta.classes) > SHOWN_CLASSES else ""
-    mask = {"none": "none (bidirectional)"}.get(config.mask, f"{config.mask}, {config.mask_mode}")
     lines = {
         "file": shown(values["file"], 200),
         "network": f"{config.depth} blocks, {config.embed_dim} wide, {config.num_heads} heads, {config.ffn}, "
         f"{config.norm} norm, positions {config.position}",
-        "mask": mask if config.mask == "none" else f"{mask}, softness {meta.softness:g}",
+        "mask": "none (bidirectional)"
+        if config.mask == "none"
+        else f"{config.mask}, {config.mask_mode}, softness {meta.softness:g}",
         "image": f"{height} x {width} px (height x width), {config.in_chans} channels, "
         f"patches of {config.patch_size} px, class token {config.cls_position}",
         "parameters": f"{values['parameters']:,} ({', '.join(values['types'])})",
@@ -79,8 +77,7 @@ def report(weights: Weights) -> str:
     }
     if weights.unused:
         lines["not used"] = f"{len(weights.unused)} tensors of the file, such as {shown(weights.unused[0])}"
-    longest = max(map(len, lines))
-    return "\n".join(f"{name:<{longest}}  {text}" for name, text in lines.items())
+    return "\n".join(aligned(list(lines.items()), left=2))
 
 
 def _words(values: dict[str, Any]) -> str:

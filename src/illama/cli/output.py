@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from illama.console.json_text import as_json
 from illama.console.text import shown
 from illama.errors import UserError
 from illama.system.files import demand_writable, utf8, write_file
@@ -22,8 +24,6 @@ Csv = Annotated[
     str | None,
     Parameter(allow_leading_hyphen=True, metavar="FILE", help="Write the result as CSV to a file; - is stdout."),
 ]
-
-
 STDOUT = "-"
 
 
@@ -56,6 +56,21 @@ def check_targets(**targets: str | None) -> None:
         options = " and ".join(f"--{option}" for option in given)
         where = "stdout" if STDOUT in places else given.popitem()[1]
         raise UserError(f"{options} cannot both write to {where}; give one of them another file")
+
+
+def hand_over(json: str | None, values: Callable[[], Any], show: Callable[[], object]) -> None:
+    """The result of a command, as JSON where that is asked for, and for people unless the JSON is on stdout.
+
+    Args:
+        json: The option's file; None where it is not given.
+        values: Gives the result as plain values, or as a text that is JSON already.
+        show: Prints it for people.
+    """
+    if json is not None:
+        result = values()
+        write_result(json, result if isinstance(result, str) else as_json(result))
+    if json != STDOUT:
+        show()
 
 
 def write_result(target: str, text: str) -> None:

@@ -94,7 +94,7 @@ def _weights(text: str) -> tuple[str, Path]:
 def _show(title: str, table: Table) -> None:
     """A table of the report on the terminal."""
     from illama.console import Terminal
-    from illama.report import terminal_table
+    from illama.console.table import terminal_table
 
     console = Terminal()
     if not console.is_terminal:

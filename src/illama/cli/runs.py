@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from illama.cli.output import STDOUT, Json, check_targets, write_result
-from illama.console.json_text import as_json
+from illama.cli.output import Json, check_targets, hand_over
+from illama.console.table import aligned
 from illama.console.text import shown
 from illama.errors import UserError
 
@@ -53,27 +53,22 @@ def runs_command(
     if out is not None:
         raise UserError(f"--out {out} is the picture of --plot, which is not given; add --plot RUN OTHER")
     runs = [read_run(path) for path in find_runs(directory)]
-    if json is not None:
-        plain = {"runs": [run.to_dict() for run in runs]}
-        write_result(json, as_json(plain))
-    if json != STDOUT:
-        print(report(runs, directory, shutil.get_terminal_size((140, 24)).columns))
+    width = shutil.get_terminal_size((140, 24)).columns
+    hand_over(json, lambda: {"runs": [run.to_dict() for run in runs]}, lambda: print(report(runs, directory, width)))
 
 
 def report(runs: Sequence[RunStatus], directory: Path, width: int) -> str:
     """The runs for people: a line for each, and below it what does not fit or what to do."""
-    cells = [_cells(run) for run in runs]
-    others = [max(map(len, column)) for column in zip(HEADER[1:], *cells, strict=True)]
-    most = max(SHORTEST_NAME, min(int(NAME_SHARE * width), width - sum(others) - 2 * len(others)))
-    rows = [(_tail(_name(run.path, directory), most), *row) for run, row in zip(runs, cells, strict=True)]
-    widths = [max(map(len, [HEADER[0], *(row[0] for row in rows)])), *others]
-    room = width - sum(widths) - 2 * len(widths)
+    numbers = aligned([HEADER[1:], *map(_cells, runs)])
+    longest = max(SHORTEST_NAME, min(int(NAME_SHARE * width), width - len(numbers[0]) - 2))
+    names = [_tail(_name(run.path, directory), longest) for run in runs]
+    header, *rows = aligned(list(zip([HEADER[0], *names], numbers, strict=True)), left=2)
+    room = width - len(header) - 2
     beside = room >= RECIPE_ROOM
-    lines = [_line((*HEADER, "RECIPE") if beside else HEADER, widths)]
+    lines = [f"{header}  RECIPE" if beside else header]
     for run, row in zip(runs, rows, strict=True):
         recipe = _recipe(run)
-        line = _line(row, widths)
-        lines.append(f"{line}  {_shortened(recipe, room)}".rstrip() if beside else line)
+        lines.append(f"{row}  {_shortened(recipe, room)}".rstrip() if beside else row)
         if not beside and recipe:
             lines.append(f"  {_shortened(recipe, width - 2)}")
         lines += [f"  {detail}" for detail in _details(run)]
@@ -117,15 +112,6 @@ def _shortened(words: Sequence[str], room: int) -> str:
         if len(text) <= room:
             return text
     return words[0][:room] if words else ""
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """Words to the left, numbers to the right."""
-    padded = [
-        f"{cell:<{width}}" if column < 2 else f"{cell:>{width}}"
-        for column, (cell, width) in enumerate(zip(cells, widths, strict=False))
-    ]
-    return "  ".join([*padded, *cells[len(widths) :]]).rstrip()
 
 
 def _name(path: Path, directory: Path) -> str:

@@ -42,7 +42,7 @@ def train_command(
     changes = list(overrides) if data is None else [*overrides, override("data.path", data)]
     resolved = load_recipe(recipe, changes)
     if print_only:
-        from illama.cli.recipe_view import describe
+        from illama.cli.recipes import describe
 
         print(describe(resolved, look_at_data=data is not None or "data.path" in overridden_keys(overrides)), end="")
         return

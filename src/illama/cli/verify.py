@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from illama.cli.output import STDOUT, Device, Json, check_targets, say, write_result
-from illama.console.json_text import as_json
+from illama.cli.output import Device, Json, check_targets, hand_over, say
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,10 +38,7 @@ def verify_command(
     found = verify(checkpoint, data=data, split=split, batch_size=batch_size, device=device, progress=True)
     for where, why in found.result.skipped.items():
         say(f"illama: skipped {where}: {why}")
-    if json is not None:
-        write_result(json, as_json(found.to_dict()))
-    if json != STDOUT:
-        print(report(found))
+    hand_over(json, found.to_dict, lambda: print(report(found)))
     if found.complete and not found.agrees:
         raise UserError(mismatch(found))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from illama.report.document import Block, Bullets, Code, Document, Figure, Section, Table, Text
-from illama.report.formats import csv_text, svg_bytes, terminal_table
+from illama.report.formats import csv_text, svg_bytes
 from illama.report.write import html, markdown, write_document
 
 __all__ = [
@@ -19,6 +19,5 @@ __all__ = [
     "html",
     "markdown",
     "svg_bytes",
-    "terminal_table",
     "write_document",
 ]

@@ -1,4 +1,4 @@
-"""Parts that documents share: colours, CSV, SVG whose bytes depend on the figure alone, tables on the terminal."""
+"""Parts that documents share: colours, CSV, SVG whose bytes depend on the figure alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from illama.system.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from rich.table import Table
 
 BLUE, ORANGE, GREEN, PURPLE, SKY, YELLOW = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
 GREY = "#777777"
@@ -78,17 +77,3 @@ def save_png(figure: Figure, path: Path, dpi: int) -> Path:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     return path
-
-
-def terminal_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """The first column stands left, the others right; cells are shown as they are, without markup."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold", min_width=5)
-    for cells in rows:
-        table.add_row(*(Text(safe_lines(cell)) for cell in cells))
-    return table
