@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ways import PARTS
 
 from illama.bench.interleave import Case, Effort, Rounds, measure
 from illama.bench.machine import OtherLoad
-from illama.bench.report import bench_environment
+from illama.bench.results import bench_environment
 from illama.device.timers import WallTimer
 from illama.system.processes import keep_freed_memory
 
@@ -51,9 +52,9 @@ def _way(case: Case, first: Case, rounds: Rounds) -> dict[str, Any]:
     time_s = rounds.time(case.name)
     return {
         "name": case.name,
-        "seconds": time_s.to_dict(),
+        "seconds": asdict(time_s),
         "flops_per_s": None if case.flops is None else case.flops / time_s.median,
-        "speedup": None if case is first else rounds.speedup(case.name, over=first.name).to_dict(),
+        "speedup": None if case is first else asdict(rounds.speedup(case.name, over=first.name)),
     }
 
 

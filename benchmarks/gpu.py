@@ -184,7 +184,7 @@ def parts(given: argparse.Namespace) -> list[Part]:
 
 def tell_versions(device: str, file: str) -> None:
     """Writes what the numbers are made with, in a process of its own: this one holds nothing on the device."""
-    from illama.bench.report import bench_environment
+    from illama.bench.results import bench_environment
 
     found = bench_environment(torch.device(device))
     found.pop("command", None)

@@ -30,15 +30,15 @@ def timer(monkeypatch: pytest.MonkeyPatch, known_ceilings: Ceilings) -> FakeTime
 def test_every_backend_is_measured_or_says_why_not(timer: FakeTimer) -> None:
     report = bench_attention(options())
     (group,) = report.groups
-    names = [row.name for row in group.rows]
+    names = [row.name for row in group.cases]
     assert names[:2] == [SDPA, SDPA_CAUSAL]
     assert "illama reference" in names
     for backend in BACKENDS:
         told = [note for note in group.notes if f'"{backend}"' in note]
         assert (f"illama {backend}" in names) != bool(told), backend
     assert "it cannot mask after the softmax" in " ".join(group.notes)
-    assert group.rows[0].ratio is None
-    assert group.rows[-1].ratio is not None
+    assert group.cases[0].ratio is None
+    assert group.cases[-1].ratio is not None
 
 
 @pytest.mark.parametrize(("backward", "passes"), [(False, 1), (True, 3)])
@@ -46,10 +46,10 @@ def test_needed_operations(timer: FakeTimer, backward: bool, passes: int) -> Non
     pairs, visible, product = 5 * 5, 5 * 6 // 2, 2 * 1 * 2 * 32
     expected = {SDPA: 2 * pairs, SDPA_CAUSAL: 2 * visible, "illama reference": pairs + visible}
     report = bench_attention(options(backend=("reference",), backward=backward))
-    for row in report.groups[0].rows:
-        assert row.flops_per_s == pytest.approx(passes * product * expected[row.name] / 0.5)
+    for row in report.groups[0].cases:
+        assert row.needed_flops_per_s == pytest.approx(passes * product * expected[row.name] / 0.5)
     soft = bench_attention(options(backend=("reference",), backward=backward, softness=0.5))
-    assert soft.groups[0].rows[2].flops_per_s == pytest.approx(passes * product * 2 * pairs / 0.5)
+    assert soft.groups[0].cases[2].needed_flops_per_s == pytest.approx(passes * product * 2 * pairs / 0.5)
 
 
 def test_backward_means_gradients_of_all_three(timer: FakeTimer) -> None:
@@ -77,14 +77,14 @@ def test_an_unknown_backend_is_refused() -> None:
 
 
 def test_a_backend_named_for_what_it_cannot_do_is_refused_before_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "measure_ceilings", None)
+    monkeypatch.setattr(attention, "measure_groups", None)
     with pytest.raises(UserError, match=r"--backend sdpa cannot serve \(1, 2, 5, 32\) in bf16: it cannot mask after"):
         bench_attention(options(backend=("reference", "sdpa"), dtype=("bf16",)))
 
 
 def test_all_beside_a_name_leaves_out_what_cannot_serve(timer: FakeTimer) -> None:
     (group,) = bench_attention(options(backend=("sdpa", "all"))).groups
-    assert "illama reference" in [row.name for row in group.rows]
+    assert "illama reference" in [row.name for row in group.cases]
     assert '"sdpa" cannot serve' in " ".join(group.notes)
 
 

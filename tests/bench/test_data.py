@@ -16,7 +16,7 @@ from PIL import Image
 from illama.bench import data as bench_data_module
 from illama.bench.data import LoaderTimer, bench_data
 from illama.bench.options import DataOptions
-from illama.bench.report import markdown
+from illama.bench.report import as_markdown
 from illama.errors import UserError
 
 SMALL = ("model.img_size=32", "model.embed_dim=32", "model.depth=1", "model.num_heads=1")
@@ -52,14 +52,14 @@ def test_an_image_folder_is_compared_with_timms_loader(folder: Path) -> None:
     report = bench_data(str(folder), [*SMALL, "augment.crop=resized"], OPTIONS)
     (group,) = report.groups
     names = ["illama", "timm create_loader", "illama, the same images in a shard"]
-    assert [row.name for row in group.rows] == names
-    assert set(group.profile) == {"one image, one core"}
-    assert {"decode", "crop and resize"} < set(group.profile["one image, one core"])
-    assert all(seconds >= 0 for seconds in group.profile["one image, one core"].values())
-    assert all(row.items_per_s > 0 for row in group.rows)
-    assert group.rows[1].ratio is not None
+    assert [row.name for row in group.cases] == names
+    assert set(group.profile_s) == {"one image, one core"}
+    assert {"decode", "crop and resize"} < set(group.profile_s["one image, one core"])
+    assert all(seconds >= 0 for seconds in group.profile_s["one image, one core"].values())
+    assert all(row.items_per_s > 0 for row in group.cases)
+    assert group.cases[1].ratio is not None
     assert "12 images, 2 classes" in report.lines[0]
-    text = markdown(report)
+    text = as_markdown(report)
     assert "streamed from disk" in text
     assert "it would wait" in text
     assert "GFLOP/s" not in text  # loading has no arithmetic to compare with
@@ -95,7 +95,7 @@ def test_class_folders_without_splits_serve_whole(folder: Path, tmp_path: Path) 
 def test_an_odd_batch_is_not_given_to_timms_mixing(folder: Path) -> None:
     options = dataclasses.replace(OPTIONS, batch=5)
     report = bench_data(str(folder), [*SMALL, "augment.crop=resized"], options)
-    assert "timm create_loader" not in [row.name for row in report.groups[0].rows]
+    assert "timm create_loader" not in [row.name for row in report.groups[0].cases]
     assert any("even number" in note for note in report.groups[0].notes)
 
 
@@ -118,7 +118,7 @@ def test_the_shard_holds_the_same_images(folder: Path) -> None:
 
 def test_a_source_without_files_is_measured_alone() -> None:
     report = bench_data("digits", [], OPTIONS)
-    (row,) = report.groups[0].rows
+    (row,) = report.groups[0].cases
     assert row.name == "illama"
     assert report.groups[0].title.startswith("digits_micro: batches of 4")
     assert any("image folders only" in note for note in report.groups[0].notes)
@@ -126,7 +126,7 @@ def test_a_source_without_files_is_measured_alone() -> None:
 
 def test_padded_crops_are_not_compared_with_resized_ones(folder: Path) -> None:
     report = bench_data(str(folder), SMALL, OPTIONS)
-    assert [row.name for row in report.groups[0].rows] == ["illama", "illama, the same images in a shard"]
+    assert [row.name for row in report.groups[0].cases] == ["illama", "illama, the same images in a shard"]
     assert any("augment.crop=resized" in note for note in report.groups[0].notes)
 
 

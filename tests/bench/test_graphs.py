@@ -17,7 +17,7 @@ from illama.bench.attention import SDPA, SDPA_CAUSAL, bench_attention
 from illama.bench.interleave import GRAPH_CALLS, GRAPH_S, ROUND_S, Case, Effort, measure
 from illama.bench.machine import Ceilings
 from illama.bench.options import AttentionOptions
-from illama.bench.report import markdown, print_report
+from illama.bench.report import as_markdown, print_report
 from illama.device import timers
 from illama.device.timers import CannotCapture, CudaGraphs, graphs_for, timer_for
 from tests.bench.conftest import FakeTimer
@@ -105,12 +105,12 @@ def test_attention_is_captured_where_the_device_has_graphs(
     options = AttentionOptions(device="cpu", shape=("1,1,5,32",), rounds=1, backend=("reference",), backward=backward)
     report = bench_attention(options)
     assert set(asked) == {torch.device("cpu")}
-    assert [(row.name, row.eager) for row in report.groups[0].rows] == [
+    assert [(row.name, row.timed_eagerly) for row in report.groups[0].cases] == [
         (SDPA, False),
         (SDPA_CAUSAL, False),
         ("illama reference", True),
     ]
-    text = markdown(report)
+    text = as_markdown(report)
     assert "| illama reference (timed eagerly) |" in text
     assert "* illama reference: timed eagerly, with what the host does: it waits for the device" in text
     assert "captured in a CUDA graph" in text
@@ -235,5 +235,5 @@ def test_on_cuda_every_backend_is_captured(
 ) -> None:
     asked = AttentionOptions(device="cuda", shape=("2,3,65,64",), dtype=("bf16",), rounds=1, backward=backward)
     (group,) = bench_attention(asked).groups
-    assert {row.name: row.failure for row in group.rows if row.failure is not None} == {}
+    assert {row.name: row.failure for row in group.cases if row.failure is not None} == {}
     assert group.rounds.eager == {}

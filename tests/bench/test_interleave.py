@@ -33,7 +33,9 @@ class Neighbours(OtherLoad):
 @pytest.mark.parametrize("values", [[3.0], [1.0, 2.0], [random.random() for _ in range(7)]])
 def test_spread_is_median_and_quartiles(values: list[float]) -> None:
     spread = Spread.of(values)
-    assert [spread.low, spread.median, spread.high] == pytest.approx(np.percentile(values, [25, 50, 75]))
+    assert [spread.quartile_low, spread.median, spread.quartile_high] == pytest.approx(
+        np.percentile(values, [25, 50, 75])
+    )
 
 
 def test_every_round_times_each_case_once_in_rotated_order() -> None:
@@ -57,9 +59,9 @@ def test_a_machine_that_slows_down_moves_times_but_no_ratio() -> None:
         return pace["now"] * (3.0 if run is slow.run else 1.0)
 
     found = measure([slow, fast], Effort(rounds=6), timer=FakeTimer(seconds_of))
-    assert found.time(slow.name).high > 2 * found.time(slow.name).low
+    assert found.time(slow.name).quartile_high > 2 * found.time(slow.name).quartile_low
     ratio = found.speedup(fast.name, over=slow.name)
-    assert [ratio.low, ratio.median, ratio.high] == pytest.approx([3.0, 3.0, 3.0])
+    assert [ratio.quartile_low, ratio.median, ratio.quartile_high] == pytest.approx([3.0, 3.0, 3.0])
     assert found.speedup(slow.name, over=fast.name).median == pytest.approx(1 / 3)
 
 

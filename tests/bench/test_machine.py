@@ -56,12 +56,10 @@ def test_no_proc_means_unknown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 def test_floors_use_the_measured_ceilings() -> None:
     found = Ceilings({"float32": 2e9}, {"float32": ""}, {1000: 50.0, 10_000: 80.0, 100_000: 10.0})
-    assert found.arithmetic_floor_s(1e9, "float32") == 0.5
     assert found.bandwidth(500) == 80.0  # a larger buffer was read faster: the ceiling is the best
     assert found.bandwidth(10_000) == 80.0
     assert found.bandwidth(10_001) == 10.0
     assert found.bandwidth(1e9) == 10.0
-    assert found.bandwidth_floor_s(300.0, 1e9) == 30.0
 
 
 def test_the_ceiling_is_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +67,9 @@ def test_the_ceiling_is_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(machine, "_CPU_BUFFERS_MIB", (1, 2))
     monkeypatch.setattr(machine, "timer_for", lambda device: FakeTimer(lambda run: 0.5))
     found = measure_ceilings(CPU, ("float32", "bf16"))
-    assert found.flops_per_s == {"float32": 2 * 5 * 6 * 7 / 0.5, "bf16": 2 * 5 * 6 * 7 / 0.5}
-    assert found.how["bf16"].endswith("5 x 6 x 7")
-    assert found.bytes_per_s == {1 << 20: 2 << 20, 2 << 20: 4 << 20}
+    assert found.matmul_flops_per_s == {"float32": 2 * 5 * 6 * 7 / 0.5, "bf16": 2 * 5 * 6 * 7 / 0.5}
+    assert found.matmul["bf16"].endswith("5 x 6 x 7")
+    assert found.bytes_per_s_by_buffer_bytes == {1 << 20: 2 << 20, 2 << 20: 4 << 20}
 
 
 def test_every_way_to_multiply_gives_the_product() -> None:

@@ -24,7 +24,7 @@ from illama.bench.machine import Ceilings, out_of_memory, unless_out_of_memory
 from illama.bench.model import bench_networks
 from illama.bench.networks import Treatment, build_illama
 from illama.bench.options import AttentionOptions, ModelOptions
-from illama.bench.report import markdown, print_report, write_report
+from illama.bench.report import as_markdown, print_report, write_report
 from illama.bench.results import Report
 from illama.cli.main import main
 from illama.errors import UserError
@@ -155,7 +155,7 @@ def without_room(monkeypatch: pytest.MonkeyPatch, ours: set[int], vit: set[int],
 def rows(report: Report) -> list[list[tuple[str, bool, bool, str | None]]]:
     """Of each group and row: name, whether there is a time, whether a ratio, and why not."""
     return [
-        [(row.name, row.time_s is not None, row.ratio is not None, row.failure) for row in group.rows]
+        [(row.name, row.seconds is not None, row.ratio is not None, row.failure) for row in group.cases]
         for group in report.groups
     ]
 
@@ -187,10 +187,10 @@ def test_a_network_without_room_says_so_in_its_row(
     assert [len(so_far.groups) for so_far in kept] == [1, 2, 3]
     assert [len(so_far.missing) for so_far in kept] == [2, 1, 0]
     print_report(report)
-    text = markdown(report)
+    text = as_markdown(report)
     assert f"illama: {WHY}" in text or not ours
     assert text.count("| out of memory |") == sum(not timed for group in expected for _, timed, _, _ in group)
-    assert "NOT FINISHED: still to be measured were toy, 32 px, batch 3, float32." in markdown(kept[1])
+    assert "NOT FINISHED: still to be measured were toy, 32 px, batch 3, float32." in as_markdown(kept[1])
     written = {path.suffix for path in write_report(report, tmp_path, chart=in_build)}
     assert written == {".md", ".json"} | ({".png"} if in_build and BOTH in expected else set())
     stored = json.loads((tmp_path / "train.json").read_text())
@@ -224,7 +224,7 @@ def test_profile_and_peak_without_room_are_left_out(monkeypatch: pytest.MonkeyPa
     report = bench_networks(options(batch=(1,), profile=True), training=False, configs={"toy": TOY})
     assert rows(report) == [BOTH]
     assert f"profile of illama: {WHY}" in report.groups[0].notes
-    assert report.groups[0].rows[0].peak_bytes is None
+    assert report.groups[0].cases[0].peak_bytes is None
 
 
 @pytest.mark.parametrize("failing", ["illama reference", SDPA, "inputs"])

@@ -16,8 +16,7 @@ import pytest
 from illama.analysis.landscape.measures import fill_grid
 from illama.cli.output import check_targets, write_result
 from illama.errors import UserError
-from illama.report.document import Document
-from illama.report.write import write_document
+from illama.report import Document, write_document
 from illama.system import files as disk
 from illama.training.log import MetricsFile
 from illama.training.loop import Run, train

@@ -13,15 +13,14 @@ from typing import Any, cast
 
 import torch
 
-from illama.bench.data_picture import draw_samples
-from illama.bench.data_stages import stages_of_one_image
+from illama.bench.data_images import draw_samples, stages_of_one_image
 from illama.bench.interleave import Case, Effort, Rounds, measure
 from illama.bench.machine import OtherLoad, unless_out_of_memory
 from illama.bench.networks import Treatment, build_illama
 from illama.bench.options import DataOptions
-from illama.bench.progress import BenchProgress
-from illama.bench.report import bench_environment, check_folder
-from illama.bench.results import CaseRow, Group, Report, row_of
+from illama.bench.report import check_folder
+from illama.bench.results import CaseRow, Group, Report, bench_environment
+from illama.console.progress import WorkProgress
 from illama.data import TrainLoader, look, open_source
 from illama.data.augment.per_image import timm_options
 from illama.data.decode.images import BrokenImage
@@ -80,8 +79,7 @@ def bench_data(source: str, overrides: Sequence[str], options: DataOptions) -> R
     check_folder(options.out)
     recipe = load_recipe(options.recipe or ("digits_micro" if source == "digits" else "imagenet1k_tiny"), overrides)
     with ExitStack() as stack:
-        progress = stack.enter_context(BenchProgress(1))
-        progress.begin(f"{recipe.name} on {source}")
+        progress = stack.enter_context(WorkProgress(f"{recipe.name} on {source}", 1, unit=None))
         images, recipe, batch = _prepare(source, recipe, options)
         shards = _as_shards(images, stack)
         cases, notes = _cases(images, shards, recipe, batch, device)
@@ -89,18 +87,14 @@ def bench_data(source: str, overrides: Sequence[str], options: DataOptions) -> R
         timer = LoaderTimer(device, skip=workers)
         names = [case.name for case in cases]
         rounds = _measure(cases, timer, workers, options, progress)
-        ours = names[0]
-        found = {
-            case.name: row_of(
-                case, rounds, None, "", ratio=None if case.name == ours else rounds.speedup(ours, case.name)
-            )
-            for case in cases
-        }
-        rows = tuple(found.get(name) or CaseRow.failed(name, rounds.failures[name]) for name in names)
+        rows = {name: CaseRow(name, failure=why) for name, why in rounds.failures.items()}
+        for case in cases:
+            ratio = None if case.name == names[0] else rounds.speedup(names[0], over=case.name)
+            rows[case.name] = CaseRow.of(case, rounds, None, "", ratio=ratio)
         progress.tell(1.0, "training steps of the same network")
         step: list[str] = []
         with unless_out_of_memory(lambda why: step.append(f"A training step could not be timed: {why}.")):
-            step.append(_step_line(recipe, batch, device, rows[0].items_per_s))
+            step.append(_step_line(recipe, batch, device, rows[names[0]].items_per_s))
         profile = {}
         streams_crops = resolve_crop(recipe) == "resized"
         if streams_crops:
@@ -116,13 +110,11 @@ def bench_data(source: str, overrides: Sequence[str], options: DataOptions) -> R
         "images/s",
         "illama is x times as fast",
         "illama is x\ntimes as fast",
-        (Group(title, rows, rounds, notes, profile=profile),),
-        None,
         bench_environment(device),
         lines,
+        (Group(title, tuple(rows[name] for name in names), rounds, notes, profile_s=profile),),
     )
-    report.demand_a_time("give a smaller --batch")
-    return report
+    return report.demand_a_time("give a smaller --batch")
 
 
 def _prepare(source: str, recipe: Recipe, options: DataOptions) -> tuple[Source, Recipe, int]:
@@ -238,7 +230,7 @@ def _timm_batches(images: Source, recipe: Recipe, batch: int, device: torch.devi
         yield (pixels, labels) if mix is None else mix(pixels, labels)
 
 
-def _measure(cases: list[Case], timer: Timer, workers: int, options: DataOptions, progress: BenchProgress) -> Rounds:
+def _measure(cases: list[Case], timer: Timer, workers: int, options: DataOptions, progress: WorkProgress) -> Rounds:
     """Rounds of a whole number of batches from each worker."""
     calls = {}
     for case in cases:

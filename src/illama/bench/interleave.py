@@ -61,8 +61,8 @@ class Spread:
     """Median and quartiles of a sample."""
 
     median: float
-    low: float
-    high: float
+    quartile_low: float
+    quartile_high: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
@@ -70,9 +70,6 @@ class Spread:
             return cls(values[0], values[0], values[0])
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median, low, high)
-
-    def to_dict(self) -> dict[str, float]:
-        return {"median": self.median, "quartile_low": self.low, "quartile_high": self.high}
 
 
 @dataclass

@@ -11,10 +11,9 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -61,10 +60,10 @@ def free_memory() -> None:
 
 
 def _no_room(error: BaseException) -> str:
-    found = _TRIED.search(str(error))
-    if found is None:
+    tried = _TRIED.search(str(error))
+    if tried is None:
         return "out of memory"
-    amount, unit = found.groups()
+    amount, unit = tried.groups()
     size = f"{int(amount) / 2**30:,.2f} GiB" if unit == "bytes" else f"{amount} {unit}"
     return f"out of memory (tried to allocate {size})"
 
@@ -99,10 +98,10 @@ def _resident_growth(run: Callable[[], object]) -> int | None:
 
 
 def _status_bytes(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    if found is None:
+    size = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    if size is None:
         raise OSError(f"no {field} in /proc/self/status")
-    return int(found[1]) << 10
+    return int(size[1]) << 10
 
 
 OTHERS_LIMIT = 0.12  # cores; one busy neighbour makes two-thread timings 1.2 to 2.2 times longer
@@ -162,37 +161,21 @@ class Ceilings:
     """The best that was measured on one device.
 
     Attributes:
-        flops_per_s: Precision -> the fastest matrix product's floating-point operations per second.
-        how: Precision -> which product that was.
-        bytes_per_s: Size of a buffer in bytes -> bytes read and written per second.
-        others: CPU cores that other processes kept busy meanwhile; None where it cannot be known.
+        matmul_flops_per_s: Precision -> the fastest matrix product's floating-point operations per second.
+        matmul: Precision -> which product that was.
+        bytes_per_s_by_buffer_bytes: Size of a buffer -> bytes read and written per second.
+        busy_cores_of_others: CPU cores that other processes kept busy meanwhile; None where it cannot be known.
     """
 
-    flops_per_s: dict[str, float]
-    how: dict[str, str]
-    bytes_per_s: dict[int, float] = field(default_factory=dict)
-    others: float | None = None
+    matmul_flops_per_s: dict[str, float]
+    matmul: dict[str, str]
+    bytes_per_s_by_buffer_bytes: dict[int, float]
+    busy_cores_of_others: float | None = None
 
     def bandwidth(self, working_set: float) -> float:
         """Bytes per second for data of that size: the best of all buffers at least as large (small ones are cached)."""
-        sizes = [size for size in self.bytes_per_s if size >= working_set] or [max(self.bytes_per_s)]
-        return max(self.bytes_per_s[size] for size in sizes)
-
-    def arithmetic_floor_s(self, flops: float, precision: str) -> float:
-        """Seconds that the products alone take at the ceiling."""
-        return flops / self.flops_per_s[precision]
-
-    def bandwidth_floor_s(self, moved: float, working_set: float) -> float:
-        """Seconds that moving the bytes takes at the ceiling for data of that size."""
-        return moved / self.bandwidth(working_set)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "matmul_flops_per_s": self.flops_per_s,
-            "matmul": self.how,
-            "bytes_per_s_by_buffer_bytes": {str(size): speed for size, speed in self.bytes_per_s.items()},
-            "busy_cores_of_others": self.others,
-        }
+        speeds = self.bytes_per_s_by_buffer_bytes
+        return max(speeds[size] for size in [size for size in speeds if size >= working_set] or [max(speeds)])
 
 
 def measure_ceilings(device: torch.device, precisions: tuple[Precision, ...]) -> Ceilings:
@@ -218,7 +201,7 @@ def measure_ceilings(device: torch.device, precisions: tuple[Precision, ...]) ->
 
 def _bandwidths(device: torch.device, timer: Timer) -> dict[int, float]:
     """Bytes per second of reading, and of copying, for buffers from cache size to memory size: the better one."""
-    found = {}
+    speeds = {}
     for mib in _GPU_BUFFERS_MIB if device.type == "cuda" else _CPU_BUFFERS_MIB:
         size = mib << 20
         source = torch.ones(size // 8, device=device)  # half the size, float32; the copy is the other half
@@ -226,5 +209,5 @@ def _bandwidths(device: torch.device, timer: Timer) -> dict[int, float]:
         whole = torch.ones(size // 4, device=device)
         copying = size / seconds_per_call(partial(target.copy_, source), timer, SAMPLING)
         reading = size / seconds_per_call(whole.sum, timer, SAMPLING)
-        found[size] = max(copying, reading)
-    return found
+        speeds[size] = max(copying, reading)
+    return speeds

@@ -8,14 +8,13 @@ from functools import partial
 import torch
 
 from illama.bench.interleave import Case, Effort, Rounds, measure
-from illama.bench.machine import Ceilings, OtherLoad, free_memory, measure_ceilings, peak_bytes, unless_out_of_memory
+from illama.bench.machine import Ceilings, OtherLoad, free_memory, peak_bytes, unless_out_of_memory
 from illama.bench.networks import OURS, Network, Treatment, network_builders, treatments
 from illama.bench.options import ModelOptions
 from illama.bench.profile import profile
-from illama.bench.progress import BenchProgress
-from illama.bench.report import bench_environment
-from illama.bench.results import CaseRow, Group, Report, row_of
+from illama.bench.results import CaseRow, Group, Report, bench_environment, measure_groups
 from illama.bench.runtimes import check_runtimes, runtime_cases, runtime_name
+from illama.console.progress import WorkProgress
 from illama.device import resolve_device
 from illama.device.timers import timer_for
 from illama.errors import UserError
@@ -46,28 +45,20 @@ def bench_networks(
     device = resolve_device(options.device)
     _check(options, device, training=training)
     sizes = dict(configs) if configs else {name: VARIANTS[name] for name in options.model}
-    todo = treatments(options, sizes, device, training=training)
-    with BenchProgress(len(todo)) as progress:
-        progress.begin("measuring ceilings")
-        ceilings = None if options.no_ceilings else measure_ceilings(device, tuple(options.precision))
-        report = Report(
-            "train" if training else "model",
-            "images/s",
-            "illama is x times as fast",
-            "illama is x\ntimes as\nfast",
-            (),
-            ceilings,
-            bench_environment(device),
-            _how(options, training=training),
-            tuple(title for title, _ in todo),
-        )
-        for title, treatment in todo:
-            progress.begin(title)
-            report = report.with_group(_group(title, treatment, options, ceilings, progress))
-            keep(report)
-            progress.end()
-    report.demand_a_time("give a smaller --batch or --img-size")
-    return report
+    report = Report(
+        "train" if training else "model",
+        "images/s",
+        "illama is x times as fast",
+        "illama is x\ntimes as\nfast",
+        bench_environment(device),
+        _how(options, training=training),
+    )
+    groups = [
+        (title, partial(_group, title, treatment, options))
+        for title, treatment in treatments(options, sizes, device, training=training)
+    ]
+    report = measure_groups(report, groups, keep, device, () if options.no_ceilings else options.precision)
+    return report.demand_a_time("give a smaller --batch or --img-size")
 
 
 def _check(options: ModelOptions, device: torch.device, *, training: bool) -> None:
@@ -83,7 +74,7 @@ def _check(options: ModelOptions, device: torch.device, *, training: bool) -> No
 
 
 def _group(
-    title: str, treatment: Treatment, options: ModelOptions, ceilings: Ceilings | None, progress: BenchProgress
+    title: str, treatment: Treatment, options: ModelOptions, ceilings: Ceilings | None, progress: WorkProgress
 ) -> Group:
     """Build, warm up, time, weigh and profile the networks of one group, and let go of them."""
     if treatment.compile_mode is not None:
@@ -95,37 +86,47 @@ def _group(
 
 
 def _measured(
-    title: str, treatment: Treatment, options: ModelOptions, ceilings: Ceilings | None, progress: BenchProgress
+    title: str, treatment: Treatment, options: ModelOptions, ceilings: Ceilings | None, progress: WorkProgress
 ) -> Group:
     networks: dict[str, Network] = {}
     failures: dict[str, str] = {}
     builders = network_builders(treatment, options)
     names = list(builders)
+    peer = names[1]
     for name, build in builders.items():
         with unless_out_of_memory(partial(failures.__setitem__, name)):
             networks[name] = build()
     cases = [network.case for network in networks.values()]
     if options.runtimes and treatment.precision == "float32":
-        for name, case in _elsewhere(options, names[1], networks, treatment, failures, progress).items():
-            names.append(name)
-            cases += [case] if case is not None else []
+        names += [runtime_name(peer, runtime) for runtime in options.runtimes]
+        cases += _elsewhere(options, peer, networks, treatment, failures, progress)
     rounds = _timed(cases, networks, treatment, options, progress) if cases else Rounds({})
     rounds.failures = failures | rounds.failures
-    rows = [CaseRow.failed(name, rounds.failures[name]) if name in rounds.failures else None for name in names]
+    rows = {name: CaseRow(name, failure=why) for name, why in rounds.failures.items()}
     for case in cases:
         network = networks.get(case.name)  # None in another runtime, whose memory torch does not know
-        ratio = None if case.name == OURS else rounds.speedup(OURS, over=case.name)
-        peak = None if network is None else _memory(network, treatment)
-        parameters = None if network is None else sum(p.numel() for p in network.module.parameters())
-        rows[names.index(case.name)] = row_of(
-            case, rounds, ceilings, treatment.precision, ratio=ratio, peak_bytes=peak, parameters=parameters
+        rows[case.name] = CaseRow.of(
+            case,
+            rounds,
+            ceilings,
+            treatment.precision,
+            ratio=None if case.name == OURS else rounds.speedup(OURS, over=case.name),
+            peak_bytes=None if network is None else _memory(network, treatment),
+            parameters=None if network is None else sum(p.numel() for p in network.module.parameters()),
         )
-    notes = _first_calls(treatment, rounds)
+    notes = []
+    if treatment.compile_mode is not None:
+        calls = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in rounds.first_call_s.items())
+        notes.append(f"first call, compilation included: {calls}")
     if rounds.failures and cases:
-        notes += ("all networks of a group are in memory at once: alone, one that is out of memory here may fit",)
-    profiles, told = _profiles(networks, options)
-    arithmetic = _arithmetic(networks, names[1])
-    return Group(title, tuple(row for row in rows if row is not None), rounds, (*notes, *told), arithmetic, profiles)
+        notes.append("all networks of a group are in memory at once: alone, one that is out of memory here may fit")
+    profiles: dict[str, dict[str, float]] = {}
+    for name, network in networks.items() if options.profile else ():
+        with unless_out_of_memory(lambda why, name=name: notes.append(f"profile of {name}: {why}")):  # type: ignore[misc]
+            profiles[name] = profile(network.module, network.eager, network.device)
+    flops = [networks[name].case.flops if name in networks else None for name in (OURS, peer)]
+    arithmetic = None if flops[0] is None or flops[1] is None else flops[1] / flops[0]
+    return Group(title, tuple(rows[name] for name in names), rounds, tuple(notes), arithmetic, profiles)
 
 
 def _timed(
@@ -133,13 +134,13 @@ def _timed(
     networks: dict[str, Network],
     treatment: Treatment,
     options: ModelOptions,
-    progress: BenchProgress,
+    progress: WorkProgress,
 ) -> Rounds:
     """Rounds of the networks; those for which there is no memory are gone from both."""
 
-    def tell(share: float, text: str) -> None:
-        compiling = treatment.compile_mode is not None and text.startswith("first call")
-        progress.tell(share, f"compiling, {text}" if compiling else text)
+    def tell(share: float, doing: str) -> None:
+        compiling = treatment.compile_mode is not None and doing.startswith("first call")
+        progress.tell(share, f"compiling, {doing}" if compiling else doing)
 
     def let_go(name: str) -> None:
         networks.pop(name, None)
@@ -160,53 +161,25 @@ def _elsewhere(
     networks: dict[str, Network],
     treatment: Treatment,
     failures: dict[str, str],
-    progress: BenchProgress,
-) -> dict[str, Case | None]:
-    """The peer in other runtimes, by name; None, with a failure, where there is no memory for it."""
-    found: dict[str, Case | None] = dict.fromkeys(runtime_name(peer, runtime) for runtime in options.runtimes)
+    progress: WorkProgress,
+) -> list[Case]:
+    """The peer in other runtimes; none, with a failure for each, where there is no memory for it."""
     why = failures.get(peer)
     if why is None:
         told: list[str] = []
         with unless_out_of_memory(told.append):
-            cases = runtime_cases(options.runtimes, networks[peer], treatment, progress.tell)
-            found |= {case.name: case for case in cases}
-        why = told[0] if told else None
-    if why is not None:
-        failures |= dict.fromkeys(found, why)
-    return found
-
-
-def _arithmetic(networks: dict[str, Network], peer: str) -> float | None:
-    """Needed operations of the first peer over ours; None where one of them was not measured."""
-    own, other = (networks[name].case.flops if name in networks else None for name in (OURS, peer))
-    return None if own is None or other is None else other / own
-
-
-def _first_calls(treatment: Treatment, rounds: Rounds) -> tuple[str, ...]:
-    if treatment.compile_mode is None:
-        return ()
-    calls = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in rounds.first_call_s.items())
-    return (f"first call, compilation included: {calls}",)
-
-
-def _profiles(
-    networks: dict[str, Network], options: ModelOptions
-) -> tuple[dict[str, dict[str, float]], tuple[str, ...]]:
-    """Where the time of each network goes, and what to say of those for whose eager calls there is no memory."""
-    found: dict[str, dict[str, float]] = {}
-    told: list[str] = []
-    for name, network in networks.items() if options.profile else ():
-        with unless_out_of_memory(lambda why, name=name: told.append(f"profile of {name}: {why}")):  # type: ignore[misc]
-            found[name] = profile(network.module, network.eager, network.device)
-    return found, tuple(told)
+            return runtime_cases(options.runtimes, networks[peer], treatment, progress.tell)
+        why = told[0]
+    failures |= {runtime_name(peer, runtime): why for runtime in options.runtimes}
+    return []
 
 
 def _memory(network: Network, treatment: Treatment) -> int | None:
     """Memory at the peak; None where it cannot be measured."""
-    taken = None
     with unless_out_of_memory(lambda why: None):
         taken = peak_bytes(network.case.run, treatment.device)
-    return None if taken is None else network.held_bytes() + taken
+        return None if taken is None else network.held_bytes() + taken
+    return None
 
 
 def _how(options: ModelOptions, *, training: bool) -> tuple[str, ...]:

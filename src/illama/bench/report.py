@@ -1,106 +1,50 @@
-"""A benchmark as a table for the terminal, as Markdown, as JSON and as a chart."""
+"""A benchmark as tables for the terminal, as Markdown, as JSON and as a chart."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import shlex
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import torch
 from matplotlib.figure import Figure
-from rich.console import Console
-from rich.table import Table
 
 from illama.bench.interleave import Spread
 from illama.bench.machine import OTHERS_LIMIT
 from illama.bench.results import CaseRow, Group, Report
 from illama.console import Terminal
+from illama.console.json_text import as_json
 from illama.console.table import terminal_table
 from illama.errors import UserError
-from illama.system.environment import environment
+from illama.report import Block, Bullets, Document, Section, Table, markdown
+from illama.report.formats import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
 from illama.system.files import remove, write_file
 
 GIB, MIB = 1 << 30, 1 << 20
 PIPED_WIDTH = 120  # characters of a line where there is no terminal, and from where on a terminal gets all columns
 
 
-def bench_environment(device: torch.device) -> dict[str, Any]:
-    """What a run folder records, plus what decides speed: memory, Triton, instruction set, the GPU's size."""
-    found = environment(device)
-    found.pop("working_folder", None)  # serves to continue a run; a report is published
-    try:
-        found["versions"]["triton"] = metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        found["versions"]["triton"] = None
-    found["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
-    known = hasattr(os, "sysconf")
-    found["memory_bytes"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else None
-    if device.type == "cuda":
-        found["gpu_memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
-        found["cuda"] = torch.version.cuda
-    return found
-
-
-def print_report(report: Report, console: Console | None = None) -> None:
+def print_report(report: Report) -> None:
     """The report on stdout: one table for each group."""
-    console = console or Terminal()
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
+    console = Terminal(piped_width=PIPED_WIDTH)
     wide = console.width >= PIPED_WIDTH
     for group in report.groups:
-        console.print(f"\n{group.title}", style="bold", highlight=False, markup=False)
-        console.print(_terminal_table(report, group, wide=wide))
+        console.print(f"\n{group.title}", style="bold")
+        table = _for_terminal(report, group, wide=wide)
+        console.print(terminal_table(table.header, table.rows))
         for line in _group_lines(group):
-            console.print(line, highlight=False, markup=False)
-        if group.profile:
-            console.print(terminal_table(*_profile_rows(group)))
-    header, rows = _summary(report)
-    if len(rows) > 1:
-        rows = rows if wide else [[cell.replace(" (", "\n(") for cell in cells] for cells in rows]
+            console.print(line)
+        if group.profile_s:
+            profile = _profile(group)
+            console.print(terminal_table(profile.header, profile.rows))
+    summary = _summary(report)
+    if len(summary.rows) > 1:
+        rows = [cells if wide else [cell.replace(" (", "\n(") for cell in cells] for cells in summary.rows]
         console.print("\nall together", style="bold")
-        console.print(terminal_table(header, rows))
+        console.print(terminal_table(summary.header, rows))
     console.print()
     for line in (*_ceiling_lines(report), *report.lines):
-        console.print(line, highlight=False, markup=False)
-
-
-def _terminal_table(report: Report, group: Group, *, wide: bool) -> Table:
-    """What fits on a terminal; the files have all columns."""
-    floors = ["of\nceiling", "floor ms\nFLOPs", "floor ms\nbytes"]
-    header = ["", report.unit, "ms", report.ratio_short, *floors, "peak\nMiB"] + ["GFLOP/s"] * wide
-    rows = []
-    for row in group.rows:
-        name, rate, times, ratio, speed, share, arithmetic, bandwidth, memory = _cells(row)
-        if not wide:
-            times = times if row.time_s is None else times.split(" ")[0]
-            ratio, speed = ratio.replace(" ", "\n"), ""
-        rows.append([name, rate, times, ratio, share, arithmetic, bandwidth, memory.removesuffix(" MiB"), speed])
-    return terminal_table(*_without_empty_columns(header, rows))
-
-
-def _summary(report: Report) -> tuple[list[str], list[list[str]]]:
-    """One line for each group: its first case and the first one that it is compared with."""
-    header = ["", report.unit, "ms", "ms of the peer", report.ratio_title, "arithmetic alone", "of ceiling"]
-    rows = []
-    for group in report.groups:
-        own, *others = group.rows
-        peer = next((row for row in others if row.ratio is not None), None)
-        if group.arithmetic_ratio is None or peer is None or peer.ratio is None:
-            continue  # only networks are told in one line, where both have a time
-        arithmetic = f"{group.arithmetic_ratio:.2f}"
-        share = "" if own.utilization is None else f"{100 * own.utilization:.0f} %"
-        times = [_number(1e3 * row.time_s.median) for row in (own, peer) if row.time_s is not None]
-        rows.append([group.title, _rate(own), *times, ratio_text(peer.ratio), arithmetic, share])
-    return header, rows
-
-
-def _without_empty_columns(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    kept = [at for at in range(len(header)) if any(cells[at] for cells in rows)]
-    return [header[at] for at in kept], [[cells[at] for at in kept] for cells in rows]
+        console.print(line)
 
 
 def write_report(report: Report, folder: Path, *, chart: bool = True) -> list[Path]:
@@ -117,20 +61,19 @@ def write_report(report: Report, folder: Path, *, chart: bool = True) -> list[Pa
         UserError: The folder cannot be written to.
     """
     check_folder(folder)
-    files = {".md": markdown(report).encode(), ".json": (json.dumps(report.to_dict(), indent=1) + "\n").encode()}
-    if chart and any(row.ratio is not None for group in report.groups for row in group.rows):
-        files[".png"] = draw_ratios(report)
+    files = {".md": as_markdown(report), ".json": as_json(report.to_dict())}
+    contents = {f"{report.what}{suffix}": text.encode() for suffix, text in files.items()}
+    picture = f"{report.what}.png"
+    if chart and any(row.ratio is not None for group in report.groups for row in group.cases):
+        contents[picture] = draw_ratios(report)
     try:
-        written = []
-        if ".png" not in files:
-            remove(folder / f"{report.what}.png")
-        for suffix, content in files.items():
-            path = folder / f"{report.what}{suffix}"
-            write_file(path, content)
-            written.append(path)
+        if picture not in contents:
+            remove(folder / picture)
+        for name, content in contents.items():
+            write_file(folder / name, content)
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written: {error.strerror}") from error
-    return written
+    return [folder / name for name in contents]
 
 
 def check_folder(folder: Path | None) -> None:
@@ -149,89 +92,116 @@ def check_folder(folder: Path | None) -> None:
         raise UserError(f"--out {folder} cannot be written to; give another folder")
 
 
-def markdown(report: Report) -> str:
+def as_markdown(report: Report) -> str:
     """The whole report as Markdown: what was measured, on what, how to do it again."""
-    found = report.environment
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version is not None)
-    memory = f"{found['memory_bytes'] / GIB:.0f} GiB memory" if found["memory_bytes"] else "memory unknown"
-    lines = [
-        f"# illama bench {report.what}",
-        "",
-        f"`{shlex.join(['illama', *found['command'][1:]])}`",
-        "",
-        f"* {found['processor']}, {found['cpu_cores']} cores, {found['torch_threads']} threads, "
-        f"{found['cpu_capability']}, {memory}; device {found['device']}",
-        f"* {versions}; {found['platform']}; revision {found['git_revision']}",
-        *(f"* {line}" for line in (*_missing_lines(report), *_ceiling_lines(report), *report.lines)),
-        "* Rounds in rotated order; times are medians over rounds with quartiles in brackets, and a ratio is the "
-        "median of the ratios within the rounds. A round in which other processes kept more than "
-        f"{OTHERS_LIMIT:.2f} cores busy is made again.",
-        "",
-    ]
+    made = report.environment
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items() if version is not None)
+    memory = f"{made['memory_bytes'] / GIB:.0f} GiB memory" if made["memory_bytes"] else "memory unknown"
+    how = Bullets(
+        (
+            f"{made['processor']}, {made['cpu_cores']} cores, {made['torch_threads']} threads, "
+            f"{made['cpu_capability']}, {memory}; device {made['device']}",
+            f"{versions}; {made['platform']}; revision {made['git_revision']}",
+            *([f"NOT FINISHED: still to be measured were {'; '.join(report.missing)}."] if report.missing else []),
+            *_ceiling_lines(report),
+            *report.lines,
+            "Rounds in rotated order; times are medians over rounds with quartiles in brackets, and a ratio is the "
+            "median of the ratios within the rounds. A round in which other processes kept more than "
+            f"{OTHERS_LIMIT:.2f} cores busy is made again.",
+        )
+    )
     summary = _summary(report)
-    if len(summary[1]) > 1:
-        lines += ["## All together", "", *_markdown_table(*summary), ""]
+    sections = [Section("", (how,)), *([Section("All together", (summary,))] if len(summary.rows) > 1 else [])]
     for group in report.groups:
-        columns = _without_empty_columns(_header(report), [_cells(row) for row in group.rows])
-        lines += [f"## {group.title}", "", *_markdown_table(*columns), ""]
-        lines += [*(f"* {line}" for line in _group_lines(group)), ""]
-        if group.profile:
-            lines += [*_markdown_table(*_profile_rows(group)), ""]
-    return "\n".join(lines).rstrip() + "\n"
+        rows = _without_empty_columns(_header(report), [_cells(row) for row in group.cases])
+        blocks: list[Block] = [rows, Bullets(tuple(_group_lines(group)))]
+        sections.append(Section(group.title, (*blocks, *([_profile(group)] if group.profile_s else []))))
+    command = shlex.join(["illama", *made["command"][1:]])
+    return markdown(Document(f"illama bench {report.what}", f"`{command}`", tuple(sections)))
 
 
 def _header(report: Report) -> list[str]:
-    return [
-        "",
-        report.unit,
-        "ms (quartiles)",
-        report.ratio_title,
-        "GFLOP/s",
-        "of ceiling",
-        "floor arithmetic, ms",
-        "floor bandwidth, ms",
-        "peak memory",
-    ]
+    floors = ["floor arithmetic, ms", "floor bandwidth, ms"]
+    return ["", report.unit, "ms (quartiles)", report.ratio_title, "GFLOP/s", "of ceiling", *floors, "peak memory"]
 
 
 def _cells(row: CaseRow) -> list[str]:
+    share = row.fraction_of_matmul_ceiling
     return [
-        f"{row.name} (timed eagerly)" if row.eager else row.name,
-        _rate(row),
+        f"{row.name} (timed eagerly)" if row.timed_eagerly else row.name,
+        _number(row.items_per_s),
         _times(row),
         "" if row.ratio is None else ratio_text(row.ratio),
-        "" if row.flops_per_s is None else _number(row.flops_per_s / 1e9),
-        "" if row.utilization is None else f"{100 * row.utilization:.0f} %",
-        "" if row.arithmetic_floor_s is None else _number(1e3 * row.arithmetic_floor_s),
-        "" if row.bandwidth_floor_s is None else _number(1e3 * row.bandwidth_floor_s),
+        _number(row.needed_flops_per_s, 1e-9),
+        "" if share is None else f"{100 * share:.0f} %",
+        _number(row.arithmetic_floor_s, 1e3),
+        _number(row.bandwidth_floor_s, 1e3),
         _memory(row),
     ]
 
 
+def _for_terminal(report: Report, group: Group, *, wide: bool) -> Table:
+    """What fits on a terminal; the files have all columns."""
+    floors = ["of\nceiling", "floor ms\nFLOPs", "floor ms\nbytes"]
+    header = ["", report.unit, "ms", report.ratio_short, *floors, "peak\nMiB", "GFLOP/s"]
+    rows = []
+    for row in group.cases:
+        name, rate, times, ratio, speed, share, arithmetic, bandwidth, memory = _cells(row)
+        if not wide:
+            times = times if row.seconds is None else times.split(" ")[0]
+            ratio, speed = ratio.replace(" ", "\n"), ""
+        rows.append([name, rate, times, ratio, share, arithmetic, bandwidth, memory.removesuffix(" MiB"), speed])
+    return _without_empty_columns(header, rows)
+
+
+def _summary(report: Report) -> Table:
+    """One line for each group: its first case and the first one that it is compared with."""
+    rows = []
+    for group in report.groups:
+        own, *others = group.cases
+        peer = next((row for row in others if row.ratio is not None), None)
+        if group.arithmetic_ratio is None or peer is None or peer.ratio is None:
+            continue  # only networks are told in one line, where both have a time
+        share = own.fraction_of_matmul_ceiling
+        times = [_number(row.seconds.median, 1e3) for row in (own, peer) if row.seconds is not None]
+        ratios = ratio_text(peer.ratio), f"{group.arithmetic_ratio:.2f}"
+        rows.append(
+            (group.title, _number(own.items_per_s), *times, *ratios, "" if share is None else f"{100 * share:.0f} %")
+        )
+    header = ("", report.unit, "ms", "ms of the peer", report.ratio_title, "arithmetic alone", "of ceiling")
+    return Table(header, tuple(rows))
+
+
+def _without_empty_columns(header: list[str], rows: list[list[str]]) -> Table:
+    columns = [at for at in range(len(header)) if any(cells[at] for cells in rows)]
+    return Table(tuple(header[at] for at in columns), tuple(tuple(cells[at] for at in columns) for cells in rows))
+
+
 def _memory(row: CaseRow) -> str:
-    if row.peak_bytes is None:
-        return "not measured" if row.flops_per_s is not None else ""  # loading images has no floors and no such column
-    return f"{_number(row.peak_bytes / MIB)} MiB"
+    if row.peak_bytes is None:  # loading images has no floors and no such column
+        return "not measured" if row.needed_flops_per_s is not None else ""
+    return f"{_number(row.peak_bytes, 1 / MIB)} MiB"
 
 
 def ratio_text(ratio: Spread) -> str:
     """A ratio with its quartiles: 1.14 (1.12-1.17)."""
-    return f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
-
-
-def _rate(row: CaseRow) -> str:
-    return "" if row.items_per_s is None else _number(row.items_per_s)
+    return f"{ratio.median:.2f} ({ratio.quartile_low:.2f}-{ratio.quartile_high:.2f})"
 
 
 def _times(row: CaseRow) -> str:
-    time_s = row.time_s
-    if time_s is None:
+    if row.seconds is None:
         return "" if row.failure is None else row.failure.partition(" (")[0]  # all of it stands below the table
-    return f"{_number(1e3 * time_s.median)} ({_number(1e3 * time_s.low)}-{_number(1e3 * time_s.high)})"
+    median, low, high = (
+        _number(value, 1e3) for value in (row.seconds.median, row.seconds.quartile_low, row.seconds.quartile_high)
+    )
+    return f"{median} ({low}-{high})"
 
 
-def _number(value: float) -> str:
-    """Three digits that mean something, without exponents."""
+def _number(value: float | None, unit: float = 1.0) -> str:
+    """Three digits that mean something, without exponents; nothing for None."""
+    if value is None:
+        return ""
+    value *= unit
     if value >= 100:
         return f"{value:,.0f}"
     if value >= 10:
@@ -241,40 +211,37 @@ def _number(value: float) -> str:
 
 def _group_lines(group: Group) -> list[str]:
     rounds = group.rounds
-    made = rounds.made
-    text = f"{made} rounds"
+    text = f"{rounds.made} rounds"
     if rounds.others:
         others = Spread.of(rounds.others)
         text += f"; other processes kept {others.median:.2f} cores busy (median, highest {max(rounds.others):.2f})"
     if rounds.repeated:
         text += f"; {rounds.repeated} rounds made again because others were busy"
-    lines = [text] if made else []
-    lines += [f"{row.name}: {row.failure}" for row in group.rows if row.failure is not None]
+    lines = [text] if rounds.made else []
+    lines += [f"{row.name}: {row.failure}" for row in group.cases if row.failure is not None]
     lines += [f"{name}: timed eagerly, with what the host does: {why}" for name, why in rounds.eager.items()]
     if rounds.disturbed:
         lines.append(
-            f"DISTURBED: in {rounds.disturbed} of {made} rounds others kept more than {OTHERS_LIMIT:.2f} cores busy; "
-            "measure again on a quiet machine"
+            f"DISTURBED: in {rounds.disturbed} of {rounds.made} rounds others kept more than {OTHERS_LIMIT:.2f} cores "
+            "busy; measure again on a quiet machine"
         )
     if group.arithmetic_ratio is not None:
         lines.append(f"arithmetic alone would give {group.arithmetic_ratio:.3f}")
     return [*lines, *group.notes]
 
 
-def _missing_lines(report: Report) -> list[str]:
-    return [f"NOT FINISHED: still to be measured were {'; '.join(report.missing)}."] if report.missing else []
-
-
 def _ceiling_lines(report: Report) -> list[str]:
-    if report.ceilings is None:
+    ceilings = report.ceilings
+    if ceilings is None:
         return []
     products = ", ".join(
-        f"{precision} {speed / 1e9:,.0f} GFLOP/s ({report.ceilings.how[precision]})"
-        for precision, speed in report.ceilings.flops_per_s.items()
+        f"{precision} {speed / 1e9:,.0f} GFLOP/s ({ceilings.matmul[precision]})"
+        for precision, speed in ceilings.matmul_flops_per_s.items()
     )
-    memory = ", ".join(f"{size >> 20} MiB {speed / 1e9:,.0f}" for size, speed in report.ceilings.bytes_per_s.items())
+    buffers = ceilings.bytes_per_s_by_buffer_bytes.items()
+    memory = ", ".join(f"{size >> 20} MiB {speed / 1e9:,.0f}" for size, speed in buffers)
     lines = [f"Measured ceilings: matrix products {products}; memory in GB/s by buffer: {memory}."]
-    others = report.ceilings.others
+    others = ceilings.busy_cores_of_others
     if others is not None and others > OTHERS_LIMIT:
         lines.append(
             f"DISTURBED: while the ceilings were measured others kept {others:.2f} cores busy; they are too low, and "
@@ -283,60 +250,40 @@ def _ceiling_lines(report: Report) -> list[str]:
     return lines
 
 
-def _profile_rows(group: Group) -> tuple[list[str], list[list[str]]]:
+def _profile(group: Group) -> Table:
     """Kinds of work as rows, cases as columns: ms per call and share."""
-    kinds = sorted({kind for found in group.profile.values() for kind in found}, key=_profile_order(group))
+    profiles = group.profile_s.values()
+    kinds = {kind for profile in profiles for kind in profile}
     rows = []
-    for kind in kinds:
-        cells = [kind]
-        for found in group.profile.values():
-            seconds, total = found.get(kind, 0.0), sum(found.values()) or 1.0
-            cells.append(f"{_number(1e3 * seconds)} ({100 * seconds / total:.0f} %)")
-        rows.append(cells)
-    rows.append(["all", *(_number(1e3 * sum(found.values())) for found in group.profile.values())])
-    return ["ms", *group.profile], rows
-
-
-def _profile_order(group: Group) -> Any:
-    return lambda kind: -max(found.get(kind, 0.0) for found in group.profile.values())
-
-
-def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return [
-        "| " + " | ".join(header) + " |",
-        "|---|" + "---:|" * (len(header) - 1),
-        *("| " + " | ".join(cell or " " for cell in cells) + " |" for cells in rows),
-    ]
-
-
-# The colours of the other figures of this project (Okabe and Ito's, which colour-blind readers can tell apart).
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#777777")
+    for kind in sorted(kinds, key=lambda kind: -max(profile.get(kind, 0.0) for profile in profiles)):
+        parts = [(profile.get(kind, 0.0), sum(profile.values()) or 1.0) for profile in profiles]
+        rows.append((kind, *(f"{_number(own, 1e3)} ({100 * own / total:.0f} %)" for own, total in parts)))
+    rows.append(("all", *(_number(sum(profile.values()), 1e3) for profile in profiles)))
+    return Table(("ms", *group.profile_s), tuple(rows))
 
 
 def draw_ratios(report: Report) -> bytes:
     """Horizontal bars, one for each row that has a ratio, with quartiles; equality is a line. A PNG file's bytes."""
-    bars = [(group, row) for group in report.groups for row in group.rows if row.ratio is not None]
-    names = list(dict.fromkeys(row.name for _, row in bars))
+    colors = (BLUE, ORANGE, GREEN, PURPLE, SKY, GREY)
+    bars = [(group, row, row.ratio) for group in report.groups for row in group.cases if row.ratio is not None]
+    names = list(dict.fromkeys(row.name for _, row, _ in bars))
     figure = Figure(figsize=(9, 1.6 + 0.42 * len(bars)), layout="constrained")
     axes = figure.subplots()
-    for place, (group, row) in enumerate(bars):
-        assert row.ratio is not None
-        error = [[row.ratio.median - row.ratio.low], [row.ratio.high - row.ratio.median]]
-        color = COLORS[names.index(row.name) % len(COLORS)]
-        label = row.name if row.name not in axes.get_legend_handles_labels()[1] else None
-        axes.barh(place, row.ratio.median, 0.7, xerr=error, color=color, label=label, error_kw={"capsize": 3})
-        axes.annotate(
-            f"{row.ratio.median:.2f}", (row.ratio.high, place), (5, 0), textcoords="offset points", va="center"
-        )
-        first_peer = group.rows[1] is row
-        if first_peer and group.arithmetic_ratio is not None:
-            marked = "what arithmetic alone would give"
-            known = marked in axes.get_legend_handles_labels()[1]
-            axes.plot(group.arithmetic_ratio, place, "k|", markersize=18, label=None if known else marked)
+    for place, (group, row, ratio) in enumerate(bars):
+        labels = axes.get_legend_handles_labels()[1]
+        error = [[ratio.median - ratio.quartile_low], [ratio.quartile_high - ratio.median]]
+        color = colors[names.index(row.name) % len(colors)]
+        label = None if row.name in labels else row.name
+        axes.barh(place, ratio.median, 0.7, xerr=error, color=color, label=label, error_kw={"capsize": 3})
+        end = (ratio.quartile_high, place)
+        axes.annotate(f"{ratio.median:.2f}", end, (5, 0), textcoords="offset points", va="center")
+        if group.cases[1] is row and group.arithmetic_ratio is not None:
+            mark = "what arithmetic alone would give"
+            axes.plot(group.arithmetic_ratio, place, "k|", markersize=18, label=None if mark in labels else mark)
     axes.axvline(1.0, color="black", linewidth=1)
-    axes.set_yticks(range(len(bars)), [group.title for group, _ in bars], fontsize=9)
+    axes.set_yticks(range(len(bars)), [group.title for group, _, _ in bars], fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.12 * max(row.ratio.high for _, row in bars if row.ratio is not None))
+    axes.set_xlim(0, 1.12 * max(ratio.quartile_high for _, _, ratio in bars))
     axes.set_xlabel(f"{report.ratio_title} (median and quartiles of the rounds)")
     axes.set_title(f"illama bench {report.what}, {report.environment['processor']}, {report.environment['device']}")
     axes.spines[["top", "right"]].set_visible(False)

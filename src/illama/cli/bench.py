@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from illama.bench.options import AttentionOptions, DataOptions, ModelOptions
-from illama.cli.output import STDOUT, Json, check_targets, write_result
+from illama.cli.output import STDOUT, Json, check_targets, hand_over, write_result
 from illama.system.files import is_stream
 
 if TYPE_CHECKING:
@@ -93,30 +92,24 @@ def _check(options: EffortOptions, json: str | None) -> None:
 def _keeper(options: EffortOptions, json: str | None) -> Callable[[Report], None]:
     """Writes what there is after each group: an interrupted bench keeps what it has measured."""
     from illama.bench.report import write_report
+    from illama.console.json_text import as_json
 
     file = None if json is None or json == STDOUT or is_stream(Path(json)) else json
 
     def keep(report: Report) -> None:
         if file is not None:
-            write_result(file, _as_json(report))
+            write_result(file, as_json(report.to_dict()))
         if options.out is not None:
             write_report(report, options.out, chart=False)
 
     return keep
 
 
-def _as_json(report: Report) -> str:
-    return json_format.dumps(report.to_dict(), indent=1) + "\n"
-
-
 def _hand_over(report: Report, options: EffortOptions, json: str | None) -> None:
     """Print the report, and write what was asked for."""
     from illama.bench.report import print_report, write_report
 
-    if json is not None:
-        write_result(json, _as_json(report))
-    if json != STDOUT:
-        print_report(report)
+    hand_over(json, report.to_dict, lambda: print_report(report))
     if options.out is not None:
         for path in write_report(report, options.out):
             if json != STDOUT:

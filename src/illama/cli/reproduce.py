@@ -96,10 +96,8 @@ def _show(title: str, table: Table) -> None:
     from illama.console import Terminal
     from illama.console.table import terminal_table
 
-    console = Terminal()
-    if not console.is_terminal:
-        console.width = 160
-    console.print(f"\n{title}", style="bold", highlight=False, markup=False)
+    console = Terminal(piped_width=160)
+    console.print(f"\n{title}", style="bold")
     console.print(terminal_table(table.header, table.rows))
 
 

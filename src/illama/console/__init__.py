@@ -17,13 +17,13 @@ class Terminal(Console):
 
     Args:
         stderr: Whether it writes to stderr, else to stdout.
+        piped_width: Characters of a line where there is no terminal; as rich takes it when None.
     """
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        if stderr:
-            super().__init__(file=cast("IO[str]", _Stderr()))
-        else:
-            super().__init__()
+    def __init__(self, *, stderr: bool = False, piped_width: int | None = None) -> None:
+        super().__init__(file=cast("IO[str]", _Stderr()) if stderr else None, markup=False, highlight=False)
+        if piped_width is not None and not self.is_terminal:
+            self.width = piped_width
 
     def on_broken_pipe(self) -> None:
         """What rich would end the process for with exit code 1."""

@@ -53,7 +53,7 @@ class WorkProgress:
 
     def say(self, text: str) -> None:
         """One line for a person, above the bar."""
-        self._console.print(safe_lines(text), highlight=False, markup=False, soft_wrap=True)
+        self._console.print(safe_lines(text), soft_wrap=True)
 
     def advance(self, amount: float) -> None:
         """So much more is done."""

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from illama.report.document import Block, Bullets, Code, Document, Figure, Section, Table, Text
+from illama.report.document import (
+    Block,
+    Bullets,
+    Code,
+    Document,
+    Figure,
+    Section,
+    Table,
+    Text,
+    html,
+    markdown,
+    write_document,
+)
 from illama.report.formats import csv_text, svg_bytes
-from illama.report.write import html, markdown, write_document
 
 __all__ = [
     "Block",

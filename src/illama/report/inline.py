@@ -8,83 +8,59 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterator
+
+from markdown_it import MarkdownIt
 
 from illama.console.text import safe_lines
 
-# Stars count only between white space or punctuation and backticks only alone: where Markdown's own rules for them
-# are beyond a line, they are text in both.
+# A scheme that is not among these (javascript:, data:) could run what a cell says; white space, brackets and backticks
+# would have to be written otherwise in a file.
+_SAFE_URL = re.compile(r"(?:(?:https?|mailto):|(?![A-Za-z][A-Za-z0-9+.-]*:))[^()\s<>`\\]+", re.IGNORECASE)
+# The second for texts in which three stars stand together: what they mean beside others is beyond a line, so stars are
+# text there.
+_PARSERS = [MarkdownIt("zero").enable(rules) for rules in (["backticks", "link", "emphasis"], ["backticks", "link"])]
+for _parser in _PARSERS:
+    _parser.normalizeLink = lambda url: url  # type: ignore[method-assign]
+    _parser.validateLink = lambda url: _SAFE_URL.fullmatch(url) is not None  # type: ignore[method-assign]
 _BREAKABLE = re.compile(r"[^\S\N{NO-BREAK SPACE}]+")  # one space for all; a no-break space stays what it is
-_OUTSIDE = r"[^\s!-)+-/:-@\[-`{-~]"
-_SPAN = re.compile(
-    r"(?<!`)` ?(?P<code>[^`\s](?:[^`]*[^`\s])?) ?`(?!`)"
-    rf"|(?<!{_OUTSIDE})\*\*(?=\S)(?P<bold>[^*]+)(?<=\S)\*\*(?!\*|{_OUTSIDE})"
-    r"|\[(?P<label>[^\[\]]+)\]\((?P<url>[^()\s<>`\\]+)\)"
-)
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_SAFE_SCHEMES = ("http:", "https:", "mailto:")  # javascript: and data: would run what a cell says
 # What GitHub's Markdown would read as markup; underscores within words mean nothing there and stay readable.
 _MARKUP = re.compile(r"[!#]$|[*`~$\[\]<>|]|(?<![^\W_])_|_(?![^\W_])|\\(?=[!-/:-@\[-`{-~]|$)|&(?=#?\w+;)")
 _BLOCK_START = re.compile(r"^(#{1,6}(?= |$)|[-+](?=[ -]|$)|\d{1,9}(?=[.)]( |$)))")
+_HTML_TAGS = {"strong_open": "<strong>", "strong_close": "</strong>", "link_close": "</a>"}
 
 
-@dataclass(frozen=True)
-class Span:
-    """A piece of a text. "text" and "code" have `text`; "bold" and "link" have `inside`, a link also `url`."""
+def _parts(text: str) -> Iterator[tuple[str, str]]:
+    """(kind, content) of the pieces of a text: "text", "code_inline", "strong_open", "strong_close", "link_open" with
+    its address, "link_close".
 
-    kind: Literal["text", "code", "bold", "link"]
-    text: str = ""
-    inside: tuple[Span, ...] = ()
-    url: str = ""
-
-
-def parse(text: str) -> tuple[Span, ...]:
-    """Cut a text into spans. White space is one space, no-break spaces stay; a link to an unsafe scheme stays text.
-
-    Characters that a page or a terminal would act upon stand as their codes.
+    White space is one space, no-break spaces stay. What a page or a terminal would act upon stands as its code.
     """
-    return tuple(_spans(safe_lines(_BREAKABLE.sub(" ", text.strip()))))
-
-
-def _spans(text: str) -> list[Span]:
-    spans, at = [], 0
-    for match in _SPAN.finditer(text):
-        span = _span(match)
-        if span is None:
+    text = safe_lines(_BREAKABLE.sub(" ", text.strip()))
+    words = ""
+    for token in _PARSERS["***" in text].parseInline(text)[0].children or []:
+        if token.type in ("text", "em_open", "em_close") or token.markup == "__":
+            words += token.content or token.markup
             continue
-        if match.start() > at:
-            spans.append(Span("text", text[at : match.start()]))
-        spans.append(span)
-        at = match.end()
-    if at < len(text):
-        spans.append(Span("text", text[at:]))
-    return spans
-
-
-def _span(match: re.Match[str]) -> Span | None:
-    if match["code"] is not None:
-        return Span("code", match["code"])
-    if match["bold"] is not None:
-        return Span("bold", inside=tuple(_spans(match["bold"])))
-    scheme = _SCHEME.match(match["url"])
-    if scheme is not None and scheme[0].lower() not in _SAFE_SCHEMES:
-        return None
-    return Span("link", inside=tuple(_spans(match["label"])), url=match["url"])
+        if words:
+            yield "text", words
+        words = ""
+        yield token.type, str(token.attrs["href"]) if token.type == "link_open" else token.content
+    if words:
+        yield "text", words
 
 
 def to_html(text: str) -> str:
     """A text with inline Markdown as HTML, everything escaped."""
-    return "".join(map(_html, parse(text)))
-
-
-def _html(span: Span) -> str:
-    inside = "".join(map(_html, span.inside))
-    if span.kind == "bold":
-        return f"<strong>{inside}</strong>"
-    if span.kind == "link":
-        return f'<a href="{html.escape(span.url)}">{inside}</a>'
-    return f"<code>{html.escape(span.text)}</code>" if span.kind == "code" else html.escape(span.text)
+    written = ""
+    for kind, content in _parts(text):
+        if kind == "code_inline":
+            written += f"<code>{html.escape(content)}</code>"
+        elif kind == "link_open":
+            written += f'<a href="{html.escape(content)}">'
+        else:
+            written += _HTML_TAGS.get(kind) or html.escape(content)
+    return written
 
 
 def to_markdown(text: str, *, cell: bool = False) -> str:
@@ -94,20 +70,27 @@ def to_markdown(text: str, *, cell: bool = False) -> str:
         text: The text.
         cell: It stands in a table, where a bar ends a cell even within code.
     """
-    written = "".join(_markdown(span, cell) for span in parse(text))
+    written, url = "", ""
+    for kind, content in _parts(text):
+        if kind == "code_inline":
+            written += _code(content.replace("|", "\\|") if cell else content)
+        elif kind == "link_open":
+            url = content.replace("&", "&amp;").replace("|", "%7C")
+            written += "["
+        elif kind == "link_close":
+            written += f"]({url})"
+        elif kind == "text":
+            written += _MARKUP.sub(lambda match: "&amp;" if match[0] == "&" else f"\\{match[0]}", content)
+        else:
+            written += "**"
     return written if cell else _BLOCK_START.sub(_escape_start, written)
 
 
-def _markdown(span: Span, cell: bool) -> str:
-    inside = "".join(_markdown(part, cell) for part in span.inside)
-    if span.kind == "bold":
-        return f"**{inside}**"
-    if span.kind == "link":
-        url = span.url.replace("&", "&amp;").replace("|", "%7C")
-        return f"[{inside}]({url})"
-    if span.kind == "code":
-        return f"`{span.text.replace('|', chr(92) + '|') if cell else span.text}`"
-    return _MARKUP.sub(lambda match: "&amp;" if match[0] == "&" else f"\\{match[0]}", span.text)
+def _code(content: str) -> str:
+    """Code between more backticks than stand together in it."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", content)), default=0))
+    space = " " if "`" in (content[:1], content[-1:]) else ""
+    return f"{fence}{space}{content}{space}{fence}"
 
 
 def _escape_start(match: re.Match[str]) -> str:
@@ -117,8 +100,4 @@ def _escape_start(match: re.Match[str]) -> str:
 
 def to_plain(text: str) -> str:
     """A text without its markup."""
-    return "".join(map(_plain, parse(text)))
-
-
-def _plain(span: Span) -> str:
-    return span.text + "".join(map(_plain, span.inside))
+    return "".join(content for kind, content in _parts(text) if kind in ("text", "code_inline"))
