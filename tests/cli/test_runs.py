@@ -11,7 +11,7 @@ import pytest
 
 from illama.cli.runs import report
 from illama.recipes import Change
-from illama.training.run_lock import RunLock
+from illama.system.lock import RunLock
 from illama.training.runs import RunStatus, read_run
 from tests.cli.conftest import Run
 from tests.training.test_runs import MakeRun, make_run

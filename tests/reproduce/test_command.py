@@ -12,8 +12,8 @@ import pytest
 from illama.errors import UserError
 from illama.reproduce.command import Wanted, make_plan, reproduce
 from illama.reproduce.runner import Outcome
+from illama.system.lock import RunLock
 from illama.training.loop import Run
-from illama.training.run_lock import RunLock
 from tests.reproduce.conftest import TOY, InlineSlot
 
 REPORTS = ("report.html", "report.md", "results.json")

@@ -18,10 +18,10 @@ from illama.cli.output import check_targets, write_result
 from illama.errors import UserError
 from illama.report import Document, write_document
 from illama.system import files as disk
+from illama.system.lock import LOCK_FILE, RunLock
 from illama.training.log import MetricsFile
 from illama.training.loop import Run, train
 from illama.training.run_folder import write_files
-from illama.training.run_lock import LOCK_FILE, RunLock
 from tests.pictures import paint, tiny
 from tests.runs import same_weights, stopped_run
 

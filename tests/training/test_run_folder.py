@@ -24,11 +24,12 @@ from illama.checkpoint import saver
 from illama.checkpoint.folder import has_checkpoint
 from illama.errors import UserError
 from illama.recipes import Recipe, load_recipe
-from illama.training import run_folder, run_lock
+from illama.system import lock as run_lock
+from illama.system.lock import LOCK_FILE, RunLock, lock_holder
+from illama.training import run_folder
 from illama.training.log import RunLog
 from illama.training.loop import Run, train
 from illama.training.run_folder import check_run_folder, write_run_folder
-from illama.training.run_lock import LOCK_FILE, RunLock, lock_holder
 from tests.pictures import paint, tiny
 from tests.runs import records, same_weights
 
@@ -48,7 +49,7 @@ def test_a_second_process_is_told_who_trains_there(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=rf"process {os.getpid()} on {socket.gethostname()}.*--out") as caught:
             RunLock(run).__enter__()
         assert "\n" not in str(caught.value)
-        script = f"from illama.training.run_lock import RunLock; RunLock({str(run)!r}).__enter__()"
+        script = f"from illama.system.lock import RunLock; RunLock({str(run)!r}).__enter__()"
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         assert f"process {os.getpid()} on" in done.stderr
     assert lock_holder(run) is None

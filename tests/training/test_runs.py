@@ -15,8 +15,8 @@ import torch
 from illama.checkpoint import Meta, keep_checkpoint, kept_tag, save_checkpoint
 from illama.errors import UserError
 from illama.recipes import Recipe, load_recipe
+from illama.system.lock import RunLock
 from illama.training.run_folder import write_run_folder
-from illama.training.run_lock import RunLock
 from illama.training.runs import RunStatus, find_runs, read_run
 from tests.training.conftest import TOY
 

@@ -22,7 +22,7 @@ from illama.reproduce.runner import Outcome, open_slots, train_all
 from illama.reproduce.studies import COMPLEXITY, NAMES, STUDIES
 from illama.reproduce.study_report import how_it_was_made, records, study_section, write_results
 from illama.system.files import make_folder
-from illama.training.run_lock import RunLock
+from illama.system.lock import RunLock
 
 COLLAPSE_IMAGES = 64
 _COLLAPSE_LABELS = {

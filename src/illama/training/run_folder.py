@@ -13,7 +13,7 @@ from illama.errors import UserError
 from illama.recipes import Recipe, load_recipe, recipe_diff
 from illama.system.environment import environment
 from illama.system.files import is_partial, make_folder, to_disk, utf8, write_file
-from illama.training.run_lock import LOCK_FILE
+from illama.system.lock import LOCK_FILE
 
 if TYPE_CHECKING:
     import torch

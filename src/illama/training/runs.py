@@ -34,9 +34,9 @@ from illama.recipes.rules import flatten
 from illama.recipes.schema import SoftnessConfig
 from illama.system.environment import launch_words, typed_command
 from illama.system.given_file import read_given, read_given_text
+from illama.system.lock import in_words, lock_holder
 from illama.tasks import TASKS, Score
 from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE, is_logged_number
-from illama.training.run_lock import in_words, lock_holder
 
 State = Literal["running", "finished", "stopped", "broken"]
 Record = dict[str, Any]

@@ -1,4 +1,4 @@
-"""One process at a time trains in a run folder; who it is stands in the folder's `.lock`.
+"""One process at a time works in a folder; who it is stands in the folder's `.lock`.
 
 The folder and the lock are known by what they are, not by their names: whoever moves or deletes one of them while it
 is held is noticed by `RunLock.demand_held`.
@@ -17,7 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from illama.console.json_text import parse_json
 from illama.errors import UserError
 from illama.system.files import open_regular, write_file
 
@@ -27,9 +26,35 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK_FILE = ".lock"
-_TRIES, _PAUSE_S = 5, 0.05  # `lock_holder` holds the lock for an instant, which must not stop a training run
+PATIENCE_S = 0.2  # `lock_holder` holds the lock for an instant, which must not stop a training run
 _log = logging.getLogger("illama.training")
 _held: set[RunLock] = set()  # of this process
+
+
+def locked(handle: int, patience_s: float = PATIENCE_S) -> bool:
+    """Lock an open file or folder for this process alone, until it is closed or the process ends.
+
+    Args:
+        handle: Its number.
+        patience_s: How long another process is waited for.
+
+    Returns:
+        Whether it is; False if another process has it.
+
+    Raises:
+        OSError: There are no locks here (Windows, some network file systems).
+    """
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            if fcntl is None:
+                raise OSError("this operating system has none")
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.05)
 
 
 class RunLock:
@@ -37,7 +62,7 @@ class RunLock:
 
     The operating system gives the lock back when the process ends, however it ends; the file that stays behind blocks
     nobody. Processes forked meanwhile do not hold it: loader workers that outlive a killed run keep nobody waiting.
-    Where there are no such locks (Windows, some network file systems) there is none, which is logged once.
+    Where there are no such locks there is none, which is logged once.
 
     Args:
         run_dir: The run's folder; created if need be.
@@ -59,15 +84,14 @@ class RunLock:
             self.run_dir.mkdir(parents=True, exist_ok=True)
             if os.name != "nt":  # Windows cannot open a folder, and does not let it be moved either
                 self._folder = os.open(self.run_dir, os.O_RDONLY)
-            self._handle = self._taken()
-        except OSError as error:
+            self._handle = self._open_locked()
+        except (OSError, UserError) as error:
             self.release()
+            if isinstance(error, UserError):
+                raise
             raise UserError(
                 f"cannot write the run folder {self.run_dir}: {error.strerror}; choose another with --out"
             ) from error
-        except UserError:
-            self.release()
-            raise
         _held.add(self)
         return self
 
@@ -91,34 +115,32 @@ class RunLock:
             UserError: The folder was moved or deleted, or another process has begun to train in it.
         """
         with self._one_at_a_time:  # the thread that saves asks as well
-            self._demand_held()
-
-    def _demand_held(self) -> None:
-        if self._handle is None:
-            return
-        if self._folder is not None and not _is(self.run_dir, self._folder):
-            raise UserError(
-                f"{self.run_dir} was moved or deleted while it was trained: stopped. "
-                "Put it back, or give its new place with --out, and run the same command again"
-            )
-        lock = self.run_dir / LOCK_FILE
-        if not os.path.lexists(lock):
-            try:
-                before, self._handle = self._handle, self._taken()
-            except OSError as error:
+            if self._handle is None:
+                return
+            if self._folder is not None and not _is(self.run_dir, self._folder):
                 raise UserError(
-                    f"{lock} was deleted while the run goes on, and cannot be made again: {error.strerror}; allow "
-                    "writing there, then run the same command again"
-                ) from error
-            os.close(before)
-            _log.warning("%s was deleted while the run goes on; it is there again: leave it", lock)
-        elif not _is(lock, self._handle):
-            raise UserError(
-                f"{self.run_dir} is being trained by {in_words(lock_holder(self.run_dir) or {})} as well, "
-                f"for its {LOCK_FILE} was deleted: this one stops, its last checkpoint is whole; let the other go on"
-            )
+                    f"{self.run_dir} was moved or deleted while it was trained: stopped. "
+                    "Put it back, or give its new place with --out, and run the same command again"
+                )
+            lock = self.run_dir / LOCK_FILE
+            if not os.path.lexists(lock):
+                try:
+                    before, self._handle = self._handle, self._open_locked()
+                except OSError as error:
+                    raise UserError(
+                        f"{lock} was deleted while the run goes on, and cannot be made again: {error.strerror}; allow "
+                        "writing there, then run the same command again"
+                    ) from error
+                os.close(before)
+                _log.warning("%s was deleted while the run goes on; it is there again: leave it", lock)
+            elif not _is(lock, self._handle):
+                raise UserError(
+                    f"{self.run_dir} is being trained by {in_words(lock_holder(self.run_dir) or {})} as well, "
+                    f"for its {LOCK_FILE} was deleted: this one stops, its last checkpoint is whole; let the other "
+                    "go on"
+                )
 
-    def _taken(self) -> int:
+    def _open_locked(self) -> int:
         """The lock file, open and locked, with who holds it.
 
         Raises:
@@ -128,7 +150,14 @@ class RunLock:
         path = self.run_dir / LOCK_FILE
         while True:
             handle = open_regular(str(path), os.O_RDWR | os.O_CREAT)
-            if not self._take(handle):
+            try:
+                is_ours = locked(handle)
+            except OSError as error:
+                is_ours = True
+                _log.warning(
+                    "%s cannot be locked (%s): see to it that no other process trains there", self.run_dir, error
+                )
+            if not is_ours:
                 holder = _read(handle)
                 os.close(handle)
                 raise UserError(
@@ -140,31 +169,16 @@ class RunLock:
             if _is(path, handle):  # a copy of the folder by `cp -al` has the same file: it is not ours alone
                 write_file(path, b"")
             os.close(handle)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started}
         with suppress(OSError):  # a full disk: the lock holds without its text
             os.ftruncate(handle, 0)
-            os.pwrite(handle, json.dumps(_self()).encode() + b"\n", 0)
+            os.pwrite(handle, json.dumps(holder).encode() + b"\n", 0)
         return handle
-
-    def _take(self, handle: int) -> bool:
-        for left in reversed(range(_TRIES)):
-            try:
-                if fcntl is None:
-                    raise OSError("this operating system has none")
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if left:
-                    time.sleep(_PAUSE_S)
-                continue
-            except OSError as error:
-                _log.warning(
-                    "%s cannot be locked (%s): see to it that no other process trains there", self.run_dir, error
-                )
-            return True
-        return False
 
 
 def lock_holder(run_dir: Path) -> dict[str, Any] | None:
-    """The process that trains in a folder: its "host", "pid" and "started" as far as known; None if there is none."""
+    """The process that works in a folder: its "host", "pid" and "started" as far as known; None if there is none."""
     if fcntl is None:
         return None
     try:
@@ -197,18 +211,10 @@ def _is(path: Path, handle: int) -> bool:
         return False
 
 
-def _self() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
 def _read(handle: int) -> dict[str, Any]:
     try:
-        return dict(parse_json(os.pread(handle, 4096, 0)))
-    except (OSError, ValueError, TypeError):  # its owner is about to write it
+        return dict(json.loads(os.pread(handle, 4096, 0)))
+    except (OSError, ValueError, TypeError, RecursionError):  # its owner is about to write it
         return {}
 
 
