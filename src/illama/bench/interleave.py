@@ -159,7 +159,7 @@ def measure(
         on_failure: Told the name of a case for which there is no memory; lets go of what else holds its tensors.
     """
     group = _Group(cases, timer, Rounds({case.name: [] for case in cases}, calls=dict(calls or {})), on_failure)
-    found = group.found
+    rounds = group.rounds
     planned = _warm_up(group, effort, graphs, on_progress)
     made = 0
     while group.cases and made < planned:
@@ -167,22 +167,22 @@ def measure(
         shift = made % len(names)
         before = None if load is None else load.look()
         times = {name: group.time(name) for name in (*names[shift:], *names[:shift])}
-        if not times.keys() <= found.seconds.keys():
+        if not times.keys() <= rounds.seconds.keys():
             continue  # the rest of this round had more memory than the start
         others = None if load is None or before is None else load.since(before)
         busy = others is not None and others > OTHERS_LIMIT
-        if busy and found.repeated < planned:
-            found.repeated += 1
+        if busy and rounds.repeated < planned:
+            rounds.repeated += 1
             on_progress(made / planned, "repeating a round: other processes are busy")
             continue
         made += 1
-        found.disturbed += busy
+        rounds.disturbed += busy
         if others is not None:
-            found.others.append(others)
+            rounds.others.append(others)
         for name, seconds in times.items():
-            found.seconds[name].append(seconds)
+            rounds.seconds[name].append(seconds)
         on_progress(made / planned, f"round {made} of {planned}")
-    return found
+    return rounds
 
 
 @dataclass
@@ -200,12 +200,12 @@ class _Group:
     Args:
         cases: All of them; those that fail are taken out.
         timer: The device's clock.
-        found: Where results go.
+        rounds: Where results go.
         on_failure: As in `measure`.
     """
 
-    def __init__(self, cases: list[Case], timer: Timer, found: Rounds, on_failure: Callable[[str], None]) -> None:
-        self.cases, self.found = cases, found
+    def __init__(self, cases: list[Case], timer: Timer, rounds: Rounds, on_failure: Callable[[str], None]) -> None:
+        self.cases, self.rounds = cases, rounds
         self._timer, self._on_failure = timer, on_failure
         self._ready = {case.name: _Ready(case.run) for case in cases}
 
@@ -223,30 +223,31 @@ class _Group:
     def capture(self, name: str, graphs: Graphs) -> None:
         """Put a graph in the place of the calls."""
         seconds = self.seconds(name, WARMUP_CALLS) / WARMUP_CALLS
-        if name in self.found.failures:
+        if name in self.rounds.failures:
             return
         calls = max(1, min(GRAPH_CALLS, round(GRAPH_S / max(seconds, 1e-7))))
         with unless_out_of_memory(lambda why: self._fail(name, why)):
             try:
                 self._ready[name] = _Ready(graphs.capture(self._ready[name].run, calls), calls)
             except CannotCapture as error:
-                self.found.eager[name] = str(error)
+                self.rounds.eager[name] = str(error)
 
     def choose_runs(self, name: str, share_s: float) -> float:
         """Warm up, and choose how often to run in a round, of which the case has a share; seconds of that."""
-        found = self.found
-        runs = found.calls.get(name, WARMUP_CALLS)
+        rounds = self.rounds
+        runs = rounds.calls.get(name, WARMUP_CALLS)
         seconds = self.seconds(name, runs) / runs
-        if name in found.failures:
+        if name in rounds.failures:
             return 0.0
         ready = self._ready[name]
-        ready.runs = found.calls.get(name) or max(1, math.ceil(share_s / max(seconds, 1e-7)))
-        found.calls[name] = ready.runs * ready.calls
+        ready.runs = rounds.calls.get(name) or max(1, math.ceil(share_s / max(seconds, 1e-7)))
+        rounds.calls[name] = ready.runs * ready.calls
         return seconds * ready.runs
 
     def _fail(self, name: str, why: str) -> None:
-        self.found.failures[name] = why
-        for of_cases in (self._ready, self.found.seconds, self.found.calls, self.found.eager, self.found.first_call_s):
+        rounds = self.rounds
+        rounds.failures[name] = why
+        for of_cases in (self._ready, rounds.seconds, rounds.calls, rounds.eager, rounds.first_call_s):
             of_cases.pop(name, None)
         self.cases[:] = [case for case in self.cases if case.name != name]
         self._on_failure(name)
@@ -259,12 +260,12 @@ def _warm_up(group: _Group, effort: Effort, graphs: Graphs | None, on_progress: 
     for name in names:
         on_progress(0.0, f"first call of {name}")
         first_s = group.seconds(name, 1)
-        if name in group.found.failures:
+        if name in group.rounds.failures:
             continue
-        group.found.first_call_s[name] = first_s
+        group.rounds.first_call_s[name] = first_s
         if graphs is not None:
             group.capture(name, graphs)
-        if name not in group.found.failures:
+        if name not in group.rounds.failures:
             round_s += group.choose_runs(name, share_s)
     if effort.rounds is not None:
         return effort.rounds

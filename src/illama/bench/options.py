@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from illama.errors import UserError
 from illama.models.variants import VARIANTS
@@ -21,6 +22,8 @@ _Several = Parameter(
     consume_multiple=True, negative="", show_default=lambda values: " ".join(map(str, values)) or "none"
 )
 _Switch = Parameter(negative="")
+_AtLeastOne = Parameter(validator=Number(gte=1))
+Softness = Annotated[float, Parameter(validator=Number(gte=0, lte=1))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +38,11 @@ class EffortOptions:
     """
 
     device: str | None = None
-    seconds: float = 15.0
-    rounds: int | None = None
+    seconds: Annotated[float, Parameter(validator=Number(gt=0))] = 15.0
+    rounds: Annotated[int | None, _AtLeastOne] = None
     out: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.seconds > 0:
-            raise UserError(f"--seconds must be above 0; got {self.seconds:g}")
-        if self.rounds is not None and self.rounds < 1:
-            raise UserError(f"--rounds must be at least 1; got {self.rounds}")
         if self.out is not None and self.out.exists() and not self.out.is_dir():
             raise UserError(f"--out {self.out} is a file; give a folder")
 
@@ -69,14 +68,14 @@ class ModelOptions(EffortOptions):
     """
 
     model: Annotated[tuple[str, ...], _Several] = ("tiny",)
-    batch: Annotated[tuple[int, ...], _Several] = (1, 16)
+    batch: Annotated[tuple[int, ...], _Several, _AtLeastOne] = (1, 16)
     precision: Annotated[tuple[BenchPrecision, ...], _Several] = ("float32",)
     compile: Annotated[bool, _Switch] = False
     compile_mode: CompileMode | None = None
     img_size: int = 224
     peer: Annotated[tuple[str, ...], _Several] = ()
     no_timm: Annotated[bool, _Switch] = False
-    softness: float = 0.0
+    softness: Softness = 0.0
     runtimes: Annotated[tuple[Runtime, ...], _Several] = ()
     profile: Annotated[bool, _Switch] = False
     no_ceilings: Annotated[bool, _Switch] = False
@@ -87,10 +86,6 @@ class ModelOptions(EffortOptions):
             VARIANTS[name]
         if self.compile_mode is not None and not self.compile:
             raise UserError(f"--compile-mode {self.compile_mode} says how to compile; give --compile as well")
-        if any(batch < 1 for batch in self.batch):
-            raise UserError(f"--batch must be at least 1; got {' '.join(map(str, self.batch))}")
-        if not 0.0 <= self.softness <= 1.0:
-            raise UserError(f"--softness must lie between 0 (causal) and 1 (bidirectional); got {self.softness:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +103,7 @@ class AttentionOptions(EffortOptions):
 
     shape: Annotated[tuple[str, ...], _Several] = ("16,3,197,64", "16,12,197,64", "4,12,577,64")
     backend: Annotated[tuple[str, ...], _Several] = ("all",)
-    softness: float = 0.0
+    softness: Softness = 0.0
     dtype: Annotated[tuple[BenchPrecision, ...], _Several] = ("float32",)
     backward: Annotated[bool, _Switch] = False
     no_ceilings: Annotated[bool, _Switch] = False
@@ -116,8 +111,6 @@ class AttentionOptions(EffortOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.shapes  # noqa: B018 - complains now rather than after the measurement of the first
-        if not 0.0 <= self.softness <= 1.0:
-            raise UserError(f"--softness must lie between 0 (causal) and 1 (bidirectional); got {self.softness:g}")
 
     @property
     def shapes(self) -> tuple[tuple[int, int, int, int], ...]:
@@ -136,15 +129,8 @@ class DataOptions(EffortOptions):
     """
 
     recipe: str | None = None
-    batch: int | None = None
-    workers: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.batch is not None and self.batch < 1:
-            raise UserError(f"--batch must be at least 1; got {self.batch}")
-        if self.workers is not None and self.workers < 0:
-            raise UserError(f"--workers must be at least 0; got {self.workers}")
+    batch: Annotated[int | None, _AtLeastOne] = None
+    workers: Annotated[int | None, Parameter(validator=Number(gte=0))] = None
 
 
 def _shape(text: str) -> tuple[int, int, int, int]:

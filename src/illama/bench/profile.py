@@ -69,19 +69,19 @@ def profile(module: nn.Module, run: Callable[[], object], device: torch.device) 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with _marked(module):
         run()
-        with _silent_stderr(), torch_profile(activities=activities, acc_events=True) as found:
+        with _silent_stderr(), torch_profile(activities=activities, acc_events=True) as profiler:
             for _ in range(CALLS):
                 with record_function(SCOPE + RESIDUAL):
                     run()
     on_gpu = device.type == "cuda"
     seconds: dict[str, float] = {}
-    events = sorted(found.events() or [], key=lambda event: event.time_range.start)
-    rotations = _rotations(events)
+    events = sorted(profiler.events() or [], key=lambda event: event.time_range.start)
+    rotating = _rotations(events)
     forward_kinds = _forward_kinds(events)
     for event in events:
         own_us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if own_us > 0 and "CPU" in str(event.device_type):
-            kind = ROTATION if event in rotations else kind_of(event, forward_kinds)
+            kind = ROTATION if event in rotating else kind_of(event, forward_kinds)
             seconds[kind] = seconds.get(kind, 0.0) + own_us / 1e6 / CALLS
     return dict(sorted(seconds.items(), key=lambda pair: -pair[1]))
 
@@ -121,22 +121,22 @@ def _rotations(events: list[Any]) -> set[Any]:
     Pairs of channels are read as complex numbers and multiplied; nothing else is complex here. So these are the events
     from a reading as complex to the end of the next multiplication.
     """
-    found: set[Any] = set()
+    rotations: set[Any] = set()
     span: list[Any] = []
     end_us: float | None = None
     for event in events:
         if end_us is not None and event.time_range.start <= end_us:
-            found.add(event)  # what the multiplication calls
+            rotations.add(event)  # what the multiplication calls
             continue
         end_us = None
         if span or event.name == "aten::view_as_complex":
             span.append(event)
         if span and event.name == "aten::mul":
-            found.update(span)
+            rotations.update(span)
             span, end_us = [], event.time_range.end
         elif any(word in event.name for word in ("bmm", "softmax", "linear")):
             span = []  # no multiplication followed: this was something else
-    return found
+    return rotations
 
 
 def _forward_kinds(events: list[Any]) -> dict[int, str]:

@@ -7,9 +7,9 @@ import importlib.util
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ def runtime_cases(
             if not np.abs(logits - expected).max() <= AGREEMENT * np.abs(expected).max():
                 raise UserError(f"--runtimes {runtime}: its logits differ from torch's; its time would mean nothing")
             name = runtime_name(network.case.name, runtime)
-            cases.append(replace(network.case, name=name, run=_bound(predict, pixels)))
+            cases.append(replace(network.case, name=name, run=partial(predict, pixels)))
     return cases
 
 
@@ -86,23 +86,13 @@ def runtime_name(network: str, runtime: Runtime) -> str:
     return f"{network} in {runtime}"
 
 
-def _bound(predict: Predict, pixels: np.ndarray) -> Callable[[], object]:
-    return lambda: predict(pixels)
-
-
 def _export(module: nn.Module, images: torch.Tensor, path: Path) -> None:
-    with _quiet():
-        torch.onnx.export(module, (images,), str(path), dynamo=True, external_data=True, verbose=False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter talks about its own deprecations, which are nothing a user could act on."""
+    """Quietly: the exporter talks about its own deprecations, which are nothing a user could act on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
-            yield
+            torch.onnx.export(module, (images,), str(path), dynamo=True, external_data=True, verbose=False)
         finally:
             logging.disable(logging.NOTSET)
 

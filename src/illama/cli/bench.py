@@ -10,11 +10,14 @@ from cyclopts import App, Parameter
 
 from illama.bench.options import AttentionOptions, DataOptions, ModelOptions
 from illama.cli.output import STDOUT, Json, check_targets, hand_over, write_result
+from illama.console.json_text import as_json
 from illama.system.files import is_stream
 
 if TYPE_CHECKING:
     from illama.bench.options import EffortOptions
     from illama.bench.results import Report
+
+    Keep = Callable[[Report], None]
 
 bench_command = App(
     name="bench",
@@ -31,8 +34,7 @@ def model_command(
     """Prediction: images/s, ms, memory and the two floors, beside timm's ViT of the same size."""
     from illama.bench.model import bench_networks
 
-    _check(options, json)
-    _hand_over(bench_networks(options, training=False, keep=_keeper(options, json)), options, json)
+    _run(lambda keep: bench_networks(options, training=False, keep=keep), options, json)
 
 
 @bench_command.command(name="train")
@@ -44,8 +46,7 @@ def train_command(
     """A training step (forward, backward, AdamW), beside timm's ViT of the same size."""
     from illama.bench.model import bench_networks
 
-    _check(options, json)
-    _hand_over(bench_networks(options, training=True, keep=_keeper(options, json)), options, json)
+    _run(lambda keep: bench_networks(options, training=True, keep=keep), options, json)
 
 
 @bench_command.command(name="attention")
@@ -57,8 +58,7 @@ def attention_command(
     """Attention alone: every backend that can serve, beside torch's fused attention."""
     from illama.bench.attention import bench_attention
 
-    _check(options, json)
-    _hand_over(bench_attention(options, keep=_keeper(options, json)), options, json)
+    _run(lambda keep: bench_attention(options, keep=keep), options, json)
 
 
 @bench_command.command(name="data")
@@ -77,23 +77,18 @@ def data_command(
     """
     from illama.bench.data import bench_data
 
-    _check(options, json)
-    _hand_over(bench_data(source, overrides, options), options, json)
+    _run(lambda keep: bench_data(source, overrides, options), options, json)
 
 
-def _check(options: EffortOptions, json: str | None) -> None:
-    """Refuse, before the work begins, results that cannot be written."""
-    from illama.bench.report import check_folder
+def _run(measure: Callable[[Keep], Report], options: EffortOptions, json: str | None) -> None:
+    """Refuse results that cannot be written, measure, print the report and write what was asked for.
+
+    Files are written after each group as well: an interrupted bench keeps what it has measured.
+    """
+    from illama.bench.report import check_folder, print_report, write_report
 
     check_targets(json=json)
     check_folder(options.out)
-
-
-def _keeper(options: EffortOptions, json: str | None) -> Callable[[Report], None]:
-    """Writes what there is after each group: an interrupted bench keeps what it has measured."""
-    from illama.bench.report import write_report
-    from illama.console.json_text import as_json
-
     file = None if json is None or json == STDOUT or is_stream(Path(json)) else json
 
     def keep(report: Report) -> None:
@@ -102,13 +97,7 @@ def _keeper(options: EffortOptions, json: str | None) -> Callable[[Report], None
         if options.out is not None:
             write_report(report, options.out, chart=False)
 
-    return keep
-
-
-def _hand_over(report: Report, options: EffortOptions, json: str | None) -> None:
-    """Print the report, and write what was asked for."""
-    from illama.bench.report import print_report, write_report
-
+    report = measure(keep)
     hand_over(json, report.to_dict, lambda: print_report(report))
     if options.out is not None:
         for path in write_report(report, options.out):

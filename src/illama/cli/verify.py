@@ -35,34 +35,34 @@ def verify_command(
     from illama.evaluation.verify import verify
 
     check_targets(json=json)
-    found = verify(checkpoint, data=data, split=split, batch_size=batch_size, device=device, progress=True)
-    for where, why in found.result.skipped.items():
+    outcome = verify(checkpoint, data=data, split=split, batch_size=batch_size, device=device, progress=True)
+    for where, why in outcome.result.skipped.items():
         say(f"illama: skipped {where}: {why}")
-    hand_over(json, found.to_dict, lambda: print(report(found)))
-    if found.complete and not found.agrees:
-        raise UserError(mismatch(found))
+    hand_over(json, outcome.to_dict, lambda: print(report(outcome)))
+    if outcome.complete and not outcome.agrees:
+        raise UserError(mismatch(outcome))
 
 
-def report(found: Verification) -> str:
+def report(outcome: Verification) -> str:
     """The comparison for people."""
     from illama.evaluation.verify import TOLERANCE, VALIDATION_IMAGES
 
-    row, result = found.published, found.result
+    row, result = outcome.published, outcome.result
     lines = [
         f"{row.name} ({row.file}) on {result.data}",
-        f"measured   top-1 {result.top1:.3f} % of {result.count} images, 95 % interval {found.low:.2f} to "
-        f"{found.high:.2f} %",
+        f"measured   top-1 {result.top1:.3f} % of {result.count} images, 95 % interval {outcome.low:.2f} to "
+        f"{outcome.high:.2f} %",
         f"published  top-1 {row.top1:.1f} % in the paper, {row.top1_log:.3f} % at the end of the authors' log, "
         f"best epoch {row.best_log:.3f} %",
-        f"difference {found.difference:+.3f} points from the paper, {result.top1 - row.top1_log:+.3f} from the log",
+        f"difference {outcome.difference:+.3f} points from the paper, {result.top1 - row.top1_log:+.3f} from the log",
     ]
-    if not found.complete:
-        place = "in" if found.in_interval else "outside"
+    if not outcome.complete:
+        place = "in" if outcome.in_interval else "outside"
         lines.append(
             f"not a verification: that takes ImageNet's {VALIDATION_IMAGES} validation images, all of them readable; "
             f"the published value lies {place} the interval"
         )
-    elif found.agrees:
+    elif outcome.agrees:
         lines.append(
             f"verified: within {TOLERANCE} points of what the paper and the log give (image libraries round pixels "
             "differently, hardware adds in another order)"
@@ -70,13 +70,13 @@ def report(found: Verification) -> str:
     return "\n".join(lines)
 
 
-def mismatch(found: Verification) -> str:
+def mismatch(outcome: Verification) -> str:
     """One line for accuracy that is not the published one."""
     from illama.evaluation.verify import TOLERANCE
 
-    low, high = found.published_range
-    published = f"{low:.3f} to {high:.3f} % are published"
+    low, high = outcome.published_range
     return (
-        f"{found.published.name} reaches {found.result.top1:.3f} %, {published} (allowed: {TOLERANCE} points more or "
-        "less); check that the images are the original ones and the classes in WordNet order"
+        f"{outcome.published.name} reaches {outcome.result.top1:.3f} %, {low:.3f} to {high:.3f} % are published "
+        f"(allowed: {TOLERANCE} points more or less); check that the images are the original ones and the classes in "
+        "WordNet order"
     )

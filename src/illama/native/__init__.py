@@ -94,8 +94,8 @@ def _call(name: str, *arguments: Any) -> int:
 def _again(formula: Formula, grad: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     """Gradients by torch's operators, for somebody who differentiates a second time."""
     wanted = [t for t in inputs if t.requires_grad]
-    found = iter(torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=True))
-    return tuple(next(found) if t.requires_grad else None for t in inputs)
+    gradients = iter(torch.autograd.grad(formula(*inputs), wanted, grad, create_graph=True))
+    return tuple(next(gradients) if t.requires_grad else None for t in inputs)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -186,8 +186,8 @@ def _request(
 
 def _strides(x_BhNd: torch.Tensor | None) -> Any:
     """Those of batch, token and head."""
-    found = (0, 0, 0) if x_BhNd is None else (x_BhNd.stride(0), x_BhNd.stride(2), x_BhNd.stride(1))
-    return (ctypes.c_int64 * 3)(*found)
+    strides = (0, 0, 0) if x_BhNd is None else (x_BhNd.stride(0), x_BhNd.stride(2), x_BhNd.stride(1))
+    return (ctypes.c_int64 * 3)(*strides)
 
 
 class _Attend(torch.autograd.Function):

@@ -86,10 +86,10 @@ def _load() -> ctypes.CDLL:
     made_from = _digest(SOURCE.read_bytes(), _version(compiler), _processor(), " ".join(_FLAGS + _WIDE).encode())
     folder = _own_folder()
     if folder is not None:
-        for found in folder.glob(f"{made_from}-*.so"):
-            content = found.read_bytes()
-            if found.name == f"{made_from}-{_digest(content)}.so":
-                return ctypes.CDLL(str(found))
+        for library in folder.glob(f"{made_from}-*.so"):
+            content = library.read_bytes()
+            if library.name == f"{made_from}-{_digest(content)}.so":
+                return ctypes.CDLL(str(library))
     with tempfile.TemporaryDirectory() as temporary:
         made = _compile(compiler, Path(temporary))
         if folder is None:  # a loaded library needs its file no more
@@ -125,10 +125,10 @@ def _own_folder() -> Path | None:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(home) / "illama"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
+        status = folder.stat()
     except (OSError, RuntimeError):
         return None
-    ours = found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ours = status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return folder if ours and os.access(folder, os.W_OK) else None
 
 

@@ -28,12 +28,12 @@ def open_given(path: str | os.PathLike[str], largest: int = LARGEST) -> BinaryIO
         ValueError: It is no regular file, larger than that, or its name is none (it holds a NUL).
     """
     file: BinaryIO = open(path, "rb", opener=open_at_once)  # noqa: SIM115 - it is the caller's
-    found = os.fstat(file.fileno())
-    is_regular = stat.S_ISREG(found.st_mode)
-    if is_regular and found.st_size <= largest:
+    status = os.fstat(file.fileno())
+    is_regular = stat.S_ISREG(status.st_mode)
+    if is_regular and status.st_size <= largest:
         return file
     file.close()
-    too_many = f"{found.st_size:,} bytes are too many (allowed: up to {largest:,})"
+    too_many = f"{status.st_size:,} bytes are too many (allowed: up to {largest:,})"
     raise ValueError(too_many if is_regular else "it is no regular file")
 
 
