@@ -13,15 +13,13 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskID
 
 from illama.console import Terminal
+from illama.console.progress import BAR_WIDTH, LINE_EVERY_S
 from illama.console.text import duration, safe_lines
 from illama.errors import UserError
 from illama.system.files import own_file
 from illama.training.console import BETWEEN, SummaryColumn, TimeLeft
 from illama.training.run_folder import METRICS_FILE
 from illama.training.trackers import TensorBoard, Tracker
-
-QUIET_SECONDS = 10.0  # least time between two lines where no progress bar can be drawn
-BAR_WIDTH = 8
 
 
 class RunLog:
@@ -114,14 +112,14 @@ class RunLog:
         Args:
             step: Steps done.
             summary: At log points `illama.training.console.summary`: drawn beside the progress bar, or printed every
-                `QUIET_SECONDS` at most where there is no terminal.
+                `LINE_EVERY_S` at most where there is no terminal.
         """
         self._left.step_done(step)
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
             if summary:
                 self._bar.update(self._task, summary=summary)
-        elif summary and time.monotonic() - self._last_line > QUIET_SECONDS:
+        elif summary and time.monotonic() - self._last_line > LINE_EVERY_S:
             self._last_line = time.monotonic()
             left = duration(self._left.seconds() or 0.0)
             self.say(BETWEEN.join([f"step {step}/{self._total_steps}", summary, f"ETA {left}"]))
