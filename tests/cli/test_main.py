@@ -12,6 +12,7 @@ import pytest
 from illama.cli.main import COMMANDS
 from illama.errors import Stopped, ToldElsewhere, UserError
 from illama.recipes import list_recipes
+from illama.tasks import TASKS
 from illama.training import loop
 from tests.cli.conftest import Run
 
@@ -99,7 +100,8 @@ def fake_train(monkeypatch: pytest.MonkeyPatch, effect: BaseException | None = N
         calls.append({"recipe": recipe} | options)
         if effect is not None:
             raise effect
-        return loop.TrainResult(Path("runs/x"), 7, 98.5, 90.25, 98.5, 0.5, 1.0, {})
+        scores = {"top1": 98.5, "top1_causal": 90.25}
+        return loop.TrainResult(Path("runs/x"), 7, scores, TASKS[recipe.task].score, 98.5, 0.5, 1.0, {})
 
     monkeypatch.setattr(loop, "train", train)
     return calls
