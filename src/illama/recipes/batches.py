@@ -56,7 +56,7 @@ def plan_batches(recipe: Recipe, num_devices: int = 1) -> BatchPlan:
     if total != optimizer.lr_batch and optimizer.lr_scaling is None:
         raise UserError(
             f"train.total_batch is {total}, but optimizer.lr {optimizer.lr:g} belongs to a total batch of "
-            f"{optimizer.lr_batch}; {_scaling_offer(recipe, total)}"
+            f"{optimizer.lr_batch}; type {_scaling_choices(recipe, total)}"
         )
     lr = _linear(recipe, total) if optimizer.lr_scaling == "linear" else optimizer.lr
     if lr < optimizer.min_lr:
@@ -100,8 +100,7 @@ def _uneven(recipe: Recipe, num_devices: int, given: int) -> str:
     total = max(1, round(train.total_batch / given)) * given
     return (
         f"train.total_batch {train.total_batch} is not a multiple of {split}; type train.total_batch={total} with "
-        f"optimizer.lr_scaling=linear (lr {_linear(recipe, total):g}) or optimizer.lr_scaling=none "
-        f"(lr stays {recipe.optimizer.lr:g})"
+        f"{_scaling_choices(recipe, total)}"
     )
 
 
@@ -113,12 +112,12 @@ def _other_total(recipe: Recipe, num_devices: int, device_batch: int, accumulati
     )
     if wanted % (num_devices * device_batch) == 0:
         text += f"type train.accumulation={wanted // (num_devices * device_batch)} for {wanted}, or "
-    return text + f"for {total}: {_scaling_offer(recipe, total)}"
+    return text + f"for {total}: type {_scaling_choices(recipe, total)}"
 
 
-def _scaling_offer(recipe: Recipe, total: int) -> str:
+def _scaling_choices(recipe: Recipe, total: int) -> str:
     return (
-        f"type optimizer.lr_scaling=linear (lr {_linear(recipe, total):g}) or optimizer.lr_scaling=none "
+        f"optimizer.lr_scaling=linear (lr {_linear(recipe, total):g}) or optimizer.lr_scaling=none "
         f"(lr stays {recipe.optimizer.lr:g})"
     )
 

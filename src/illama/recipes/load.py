@@ -232,7 +232,6 @@ def _merge(below: Tree, above: Tree) -> Tree:
 
 def _build(tree: Tree, label: str, problems: list[Problem]) -> Recipe:
     """The recipe of a merged tree, or one message with all its problems."""
-    found = list(problems)
     model = tree.get("model")
     if isinstance(model, dict) and "variant" in model:
         rest = {name: value for name, value in model.items() if name != "variant"}
@@ -240,9 +239,9 @@ def _build(tree: Tree, label: str, problems: list[Problem]) -> Recipe:
             sizes = {name: getattr(VARIANTS[str(model["variant"])], name) for name in _VARIANT_FIELDS}
         except UserError as error:
             sizes = {}
-            found.append(("model.variant", str(error)))
+            problems = [*problems, ("model.variant", str(error))]
         tree = {**tree, "model": {**sizes, **rest}}
-    raise_problems(label, [*found, *find_problems(tree)])
+    raise_problems(label, [*problems, *find_problems(tree)])
     return Recipe.model_validate_json(json.dumps(without_auto(tree)))
 
 

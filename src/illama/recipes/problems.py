@@ -31,8 +31,7 @@ _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 class Key:
     """What a recipe key may hold and decides; `default` is missing (`...`) where the recipe has to say."""
 
-    annotation: Any
-    metadata: tuple[Any, ...]
+    allowed: str
     default: Any
     description: str
 
@@ -50,13 +49,13 @@ def _section_keys(section: type[RecipeSection], prefix: str) -> Iterator[tuple[s
             hints, texts = get_type_hints(ModelConfig), _attributes(ModelConfig)
             for part in dataclasses.fields(ModelConfig):
                 hint = int | Literal["auto"] if part.name == "num_classes" else hints[part.name]
-                yield f"{prefix}{name}.{part.name}", Key(hint, (), part.default, texts[part.name])
+                yield f"{prefix}{name}.{part.name}", Key(_allowed(hint), part.default, texts[part.name])
         elif isinstance(kind, type) and issubclass(kind, RecipeSection):
             yield from _section_keys(kind, f"{prefix}{name}.")
         else:
             default = ... if field.is_required() else field.default
             hint = get_type_hints(section, include_extras=True)[name]
-            yield f"{prefix}{name}", Key(hint, tuple(_limits([field])), default, field.description or "")
+            yield f"{prefix}{name}", Key(_allowed(hint, _limits([field])), default, field.description or "")
 
 
 def _attributes(kind: type) -> dict[str, str]:
@@ -81,7 +80,7 @@ def keys_as_markdown() -> str:
                 "|---|---|---|---|",
             ]
         default = "" if key.default is ... else f"`{json.dumps(key.default)}`"
-        cells = (f"`{last}`", allowed(key.annotation, key.metadata), default, " ".join(key.description.split()))
+        cells = (f"`{last}`", key.allowed, default, " ".join(key.description.split()))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines[1:]) + "\n"
 
@@ -104,7 +103,8 @@ def find_problems(tree: Mapping[str, Any]) -> list[Problem]:
             key, text = _explain(detail["type"], detail["loc"], detail.get("input"), keys)
             problems.setdefault(key, text)
     problems.pop("", None)  # impossible pairs: told below, also where other keys are wrong
-    problems.pop("model", None) if isinstance(tree.get("model"), Mapping) else None
+    if isinstance(tree.get("model"), Mapping):
+        problems.pop("model", None)
     for key, text in _model_problems(without_auto(dict(tree)).get("model"), problems):
         problems.setdefault(key, text)
     flat = {key: spec.default for key, spec in keys.items() if spec.default is not ...}
@@ -118,21 +118,21 @@ def find_problems(tree: Mapping[str, Any]) -> list[Problem]:
 
 def raise_problems(label: str, problems: Iterable[Problem]) -> None:
     """Raise one `UserError` for all problems: one line for one problem, an aligned list for more."""
-    found = [(shown(key), shown(text, _LONGEST_TEXT)) for key, text in problems]
-    if not found:
+    told = [(shown(key), shown(text, _LONGEST_TEXT)) for key, text in problems]
+    if not told:
         return
-    if len(found) == 1:
-        raise UserError(f"{label}: {found[0][0]}: {found[0][1]}")
-    width = max(len(key) for key, _ in found)
-    lines = [f"  {key:<{width}}  {text}" for key, text in found]
-    raise UserError("\n".join([f"{label} has {len(found)} problems", *lines]))
+    if len(told) == 1:
+        raise UserError(f"{label}: {told[0][0]}: {told[0][1]}")
+    width = max(len(key) for key, _ in told)
+    lines = [f"  {key:<{width}}  {text}" for key, text in told]
+    raise UserError("\n".join([f"{label} has {len(told)} problems", *lines]))
 
 
 def hint(key: str) -> str:
     """The nearest known key for an unknown one, or the keys of its section."""
-    known = list(all_keys())
-    sections = {name[: name.rindex(".")] for name in known if "." in name}
-    candidates = [*known, *sorted(sections), "model.variant"]
+    keys = list(all_keys())
+    sections = {name[: name.rindex(".")] for name in keys if "." in name}
+    candidates = [*keys, *sorted(sections), "model.variant"]
     section, _, last = key.rpartition(".")
     near = [name for name in candidates if name.rpartition(".")[2] == last]
     near = near or difflib.get_close_matches(key, candidates, n=1, cutoff=0.8)
@@ -145,32 +145,36 @@ def hint(key: str) -> str:
     return f"known here: {', '.join(here or sorted(Recipe.model_fields))}"
 
 
-def allowed(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+def _allowed(annotation: Any, limits: Iterable[Any] = ()) -> str:
     """In words, the values that a type with limits allows."""
-    limits = list(_limits(metadata))
-    origin = get_origin(annotation)
+    origin, parts, limits = get_origin(annotation), get_args(annotation), list(limits)
     if origin is Annotated:
-        base, *inner = get_args(annotation)
-        return allowed(base, [*inner, *limits])
+        return _allowed(parts[0], [*_limits(parts[1:]), *limits])
     if origin in (Union, UnionType):
-        return " or ".join(allowed(part, limits) for part in get_args(annotation))
+        return " or ".join(_allowed(part, limits) for part in parts)
     if origin is Literal:
-        *most, last = map(str, get_args(annotation))
+        *most, last = map(str, parts)
         return f"{', '.join(most)} or {last}" if most else last
     if origin is tuple:
-        parts = [part for part in get_args(annotation) if part is not ...]
-        if Ellipsis in get_args(annotation):
-            return f"a list of values, each {allowed(parts[0])}"
-        return f"a list of {len(parts)} values, each {allowed(parts[0])}"
-    if annotation is NoneType:
-        return "null"
-    if annotation is bool:
-        return "true or false"
+        count = "values" if Ellipsis in parts else f"{len(parts)} values"
+        return f"a list of {count}, each {_allowed(parts[0])}"
     if annotation is str:
-        return _text(metadata)
-    if isinstance(annotation, type) and issubclass(annotation, RecipeSection | ModelConfig):
-        return "a section of keys"
+        examples = [item.examples or [] for item in limits if isinstance(item, FieldInfo)]
+        return f"text like {', '.join(examples[0])}" if examples else "text"
+    if annotation in (NoneType, bool):
+        return "null" if annotation is NoneType else "true or false"
     return _range(limits, "whole number" if annotation is int else "number")
+
+
+def _limits(metadata: Iterable[Any]) -> Iterator[Any]:
+    """Limits, of fields too; a field itself where it has examples."""
+    for item in metadata:
+        if not isinstance(item, FieldInfo):
+            yield item
+            continue
+        yield from item.metadata
+        if item.examples:
+            yield item
 
 
 def _explain(kind: str, loc: tuple[int | str, ...], given: Any, keys: Mapping[str, Key]) -> Problem:
@@ -185,27 +189,23 @@ def _explain(kind: str, loc: tuple[int | str, ...], given: Any, keys: Mapping[st
             break
     else:
         return "", "values that do not fit together"
+    allowed = f"allowed: {keys[key].allowed if key in keys else 'a section of keys'}"
     if kind == "missing":
-        return key, "missing; " + (f"allowed: {_allowed_at(key, keys)}" if key in keys else "the section is required")
-    return key, f"allowed: {_allowed_at(key, keys)}, given {_shown(given)}"
+        return key, f"missing; {allowed if key in keys else 'the section is required'}"
+    return key, f"{allowed}, given {_shown(given)}"
 
 
-def _allowed_at(key: str, keys: Mapping[str, Key]) -> str:
-    return allowed(keys[key].annotation, keys[key].metadata) if key in keys else "a section of keys"
-
-
-def _model_problems(model: Any, known: Mapping[str, str]) -> list[Problem]:
+def _model_problems(model: Any, problems: Mapping[str, str]) -> list[Problem]:
     """What `ModelConfig` itself refuses; its shapes are judged only once all its types are right."""
     if not isinstance(model, Mapping):
         return []
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    wrong = {key.partition(".")[2] for key in known if key.startswith("model.")}
+    wrong = {key.partition(".")[2] for key in problems if key.startswith("model.")}
     values = {name: value for name, value in model.items() if name in fields - wrong}
     if isinstance(values.get("img_size"), list):
         values["img_size"] = tuple(values["img_size"])
-    found = _Unchecked(**values).problems()
-    shapes = ("img_size", "num_heads")
-    return [(f"model.{name}", text) for name, text in found if not (wrong & fields and name in shapes)]
+    shapes = ("img_size", "num_heads") if wrong & fields else ()
+    return [(f"model.{name}", text) for name, text in _Unchecked(**values).problems() if name not in shapes]
 
 
 class _Unchecked(ModelConfig):
@@ -213,23 +213,6 @@ class _Unchecked(ModelConfig):
 
     def __post_init__(self) -> None:
         pass
-
-
-def _limits(metadata: Iterable[Any]) -> Iterator[Any]:
-    for item in metadata:
-        if isinstance(item, FieldInfo):
-            yield from item.metadata
-            if item.examples:
-                yield item
-        else:
-            yield item
-
-
-def _text(metadata: Iterable[Any]) -> str:
-    for item in metadata:
-        if isinstance(item, FieldInfo) and item.examples:
-            return f"text like {', '.join(item.examples)}"
-    return "text"
 
 
 def _range(limits: list[Any], noun: str) -> str:

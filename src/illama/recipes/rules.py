@@ -113,46 +113,37 @@ def _padding_fits(crop: str, padding: int, img_size: int | list[int]) -> str | N
 
 
 @_rule("schedule.warmup_epochs", "schedule.epochs")
-def _warmup_ends(warmup: int, epochs: int) -> str | None:
-    return f"allowed: 0 to schedule.epochs ({epochs}), given {warmup}" if warmup > epochs else None
-
-
 @_rule("schedule.softness.cutoff_epochs", "schedule.epochs")
-def _softness_ends(cutoff: int, epochs: int) -> str | None:
-    return f"allowed: 0 to schedule.epochs ({epochs}), given {cutoff}" if cutoff > epochs else None
-
-
 @_rule("schedule.drop_path.cutoff_epochs", "schedule.epochs")
-def _drop_path_ends(cutoff: int, epochs: int) -> str | None:
+@_rule("schedule.patch_drop.cutoff_epochs", "schedule.epochs")
+@_rule("schedule.mixing.cutoff_epochs", "schedule.epochs")
+def _ends_within_the_run(cutoff: int, epochs: int) -> str | None:
     return f"allowed: 0 to schedule.epochs ({epochs}), given {cutoff}" if cutoff > epochs else None
 
 
 @_rule("schedule.softness.mode", "schedule.softness.shape", "schedule.softness.cutoff_epochs")
 def _standard_softness_is_constant(mode: str, shape: str, cutoff: int) -> str | None:
-    if mode == "standard" and (shape != "constant" or cutoff > 0):
-        return (
-            "standard keeps softness for the whole run; add schedule.softness.shape=constant "
-            "schedule.softness.cutoff_epochs=0"
-        )
-    return None
+    return _standard("softness", "softness", shape, cutoff) if mode == "standard" else None
 
 
 @_rule("schedule.drop_path.mode", "schedule.drop_path.shape", "schedule.drop_path.cutoff_epochs")
-def _standard_drop_path_is_constant(mode: str, shape: str, cutoff: int) -> str | None:
-    if mode == "standard" and (shape != "constant" or cutoff > 0):
-        return (
-            "standard keeps the rate for the whole run; add schedule.drop_path.shape=constant "
-            "schedule.drop_path.cutoff_epochs=0"
-        )
+def _drop_path_has_its_shape(mode: str, shape: str, cutoff: int) -> str | None:
+    if mode == "standard":
+        return _standard("the rate", "drop_path", shape, cutoff)
     if mode == "late" and shape == "linear":
         return "late starts at once; allowed with schedule.drop_path.shape=constant only"
     return None
 
 
+def _standard(what: str, section: str, shape: str, cutoff: int) -> str | None:
+    if shape == "constant" and cutoff == 0:
+        return None
+    keys = f"schedule.{section}.shape=constant schedule.{section}.cutoff_epochs=0"
+    return f"standard keeps {what} for the whole run; add {keys}"
+
+
 @_rule("schedule.patch_drop.cutoff_epochs", "schedule.patch_drop.rate", "schedule.epochs")
 def _patch_drop_ends(cutoff: int, rate: float, epochs: int) -> str | None:
-    if cutoff > epochs:
-        return f"allowed: 0 to schedule.epochs ({epochs}), given {cutoff}"
     if rate > 0 and cutoff == 0:
         return f"with schedule.patch_drop.rate {rate} allowed: 1 to schedule.epochs ({epochs}), given 0"
     return f"has no effect while schedule.patch_drop.rate is 0; given {cutoff}" if rate == 0 and cutoff > 0 else None
@@ -168,15 +159,11 @@ def _patch_drop_drops(rate: float, img_size: int | list[int], patch_size: int) -
     return f"{rate} of {patches} patches leaves {'none' if kept == 0 else 'all'} of them; choose another, or 0"
 
 
-@_rule("schedule.mixing.cutoff_epochs", "schedule.mixing.mode", "schedule.epochs")
-def _mixing_changes(cutoff: int, mode: str, epochs: int) -> str | None:
-    if cutoff > epochs:
-        return f"allowed: 0 to schedule.epochs ({epochs}), given {cutoff}"
-    if mode == "standard" and cutoff > 0:
-        return (
-            f"standard mixes for the whole run; set it to 0, or schedule.mixing.mode to early or late; given {cutoff}"
-        )
-    return None
+@_rule("schedule.mixing.cutoff_epochs", "schedule.mixing.mode")
+def _mixing_changes(cutoff: int, mode: str) -> str | None:
+    if mode != "standard" or cutoff == 0:
+        return None
+    return f"standard mixes for the whole run; set it to 0, or schedule.mixing.mode to early or late; given {cutoff}"
 
 
 @_rule("schedule.mixing.mode", "augment.mixup", "augment.cutmix")
@@ -191,11 +178,7 @@ def _drop_path_has_a_rate(mode: str, rate: float) -> str | None:
     return f"{mode} needs a rate, but model.drop_path is 0" if mode != "standard" and rate == 0 else None
 
 
-@_rule(
-    "model.mask",
-    "schedule.softness.mode",
-    "schedule.softness.cutoff_epochs",
-)
+@_rule("model.mask", "schedule.softness.mode", "schedule.softness.cutoff_epochs")
 def _mask_can_soften(mask: str, mode: str, cutoff: int) -> str | None:
     if mask == "none" and (mode == "standard" or cutoff > 0):
         return (
@@ -219,9 +202,9 @@ def _muon_has_whole_matrices(name: str, parallel: str) -> str | None:
 
 @_rule("train.cuda_graphs", "train.compile")
 def _graphs_are_compiled(cuda_graphs: bool, compiled: bool) -> str | None:
-    return (
-        "CUDA graphs replay compiled kernels; give train.compile=true as well" if cuda_graphs and not compiled else None
-    )
+    if cuda_graphs and not compiled:
+        return "CUDA graphs replay compiled kernels; give train.compile=true as well"
+    return None
 
 
 @_rule("train.total_batch", "train.device_batch", "train.accumulation", "optimizer.lr_scaling")
@@ -261,13 +244,11 @@ def _digits_are_embedded(path: str | None, name: str) -> str | None:
 
 
 @_rule("data.mean", "model.in_chans")
-def _mean_per_channel(mean: list[float], channels: int) -> str | None:
-    return f"allowed: one number per channel ({channels}), given {len(mean)}" if len(mean) != channels else None
-
-
 @_rule("data.std", "model.in_chans")
-def _std_per_channel(std: list[float], channels: int) -> str | None:
-    return f"allowed: one number per channel ({channels}), given {len(std)}" if len(std) != channels else None
+def _one_per_channel(values: list[float], channels: int) -> str | None:
+    if len(values) == channels:
+        return None
+    return f"allowed: one number per channel ({channels}), given {len(values)}"
 
 
 def _sides(img_size: int | list[int]) -> tuple[int, int]:
