@@ -112,9 +112,9 @@ class World:
         except UserError as error:
             problem = str(error)
         problems = self.gather(problem)
-        met = [rank for rank, each in enumerate(problems) if each is not None]
+        met = [rank for rank, text in enumerate(problems) if text is not None]
         if met:
-            whose = f"process {met[0]}: " if 0 < len(met) < self.size and by_each else ""
+            whose = f"process {met[0]}: " if len(met) < self.size and by_each else ""
             raise self.error(f"{whose}{problems[met[0]]}")
         return result  # type: ignore[return-value]
 

@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -110,10 +110,10 @@ def versions() -> dict[str, str]:
 @functools.cache
 def _code_id() -> str:
     """SHA-256 of this package's source: two checkouts may call themselves the same version."""
-    found, folder = hashlib.sha256(), Path(__file__).parent
+    digest, folder = hashlib.sha256(), Path(__file__).parent
     for file in sorted(folder.rglob("*.py")):
-        found.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
-    return found.hexdigest()
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
 
 
 def has_met() -> bool:
@@ -154,8 +154,13 @@ def meet(place: Place, given: Mapping[str, Any], problem: str | None = None) -> 
         trouble, teller = _trouble(here)
         if trouble is not None:
             store.add("heard", 1)
-            if keeps_store:
-                _linger(lambda: store.add("heard", 0) >= max(place.size, store.add("came", 0)))
+            until = time.monotonic() + _LINGER_S
+            while (
+                keeps_store
+                and store.add("heard", 0) < max(place.size, store.add("came", 0))
+                and time.monotonic() < until
+            ):
+                time.sleep(0.02)
             raise UserError(trouble) if teller == turn else ToldElsewhere(trouble)
     return dist.PrefixStore(f"illama/{attempt}/{number}/group", _stores[_address()])
 
@@ -171,12 +176,6 @@ def _trouble(here: Sequence[Mapping[str, Any]]) -> tuple[str | None, int]:
     first = min(here, key=lambda one: one["rank"])
     other = last if last is not first else here[0]
     return difference(first["given"], other["given"], first["rank"], other["rank"]), here.index(first)
-
-
-def _linger(done: Callable[[], bool]) -> None:
-    until = time.monotonic() + _LINGER_S
-    while not done() and time.monotonic() < until:
-        time.sleep(0.02)
 
 
 class _Patience:
@@ -220,7 +219,7 @@ def _connect(keeps_store: bool, patience: _Patience) -> dist.Store:
     address = _address()
     if address not in _stores:
         try:
-            _stores[address] = _opened(*address) if keeps_store else _found(*address, patience)
+            _stores[address] = _open_store(*address) if keeps_store else _reach_store(*address, patience)
         except (dist.DistError, RuntimeError) as error:
             said = shown(str(error).splitlines()[0], _LONGEST)
             raise UserError(
@@ -230,7 +229,7 @@ def _connect(keeps_store: bool, patience: _Patience) -> dist.Store:
     return _stores[address]
 
 
-def _opened(host: str, port: int) -> dist.Store:
+def _open_store(host: str, port: int) -> dist.Store:
     both = socket.has_dualstack_ipv6()
     try:
         server = socket.create_server(
@@ -250,7 +249,7 @@ def _opened(host: str, port: int) -> dist.Store:
     )
 
 
-def _found(host: str, port: int, patience: _Patience) -> dist.Store:
+def _reach_store(host: str, port: int, patience: _Patience) -> dist.Store:
     while True:  # torch complains on stderr of every try
         try:
             socket.create_connection((host, port), timeout=5).close()
