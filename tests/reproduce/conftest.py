@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from illama.reproduce import command
-from illama.reproduce.plan import PlannedRun
+from illama.reproduce.runner import Slot, Work, attempt
+from illama.reproduce.study import PlannedRun
 
 TOY = (
     *("model.embed_dim=16", "model.depth=2", "model.num_heads=2"),
@@ -20,7 +20,7 @@ TOY = (
 )
 
 
-class InlineSlot:
+class InlineSlot(Slot):
     """A slot that works here and now.
 
     Attributes:
@@ -28,19 +28,19 @@ class InlineSlot:
     """
 
     def __init__(self) -> None:
-        self.device, self.last = "cpu", None
+        super().__init__("cpu")
         self.trained: list[Path] = []
 
-    def submit(self, work: Callable[..., Any], run: PlannedRun, log: Path) -> Future[Any]:
-        """Do it; what goes wrong is in the future, as with a process."""
-        self.last = run.recipe  # type: ignore[assignment]
+    def submit(self, work: Work, run: PlannedRun, log: Path) -> None:
+        self.last = run.recipe
         self.trained.append(run.folder)
-        future: Future[Any] = Future()
-        try:
-            future.set_result(work(run.recipe, run.folder, run.weights, self.device))
-        except Exception as error:
-            future.set_exception(error)
-        return future
+        self.pipe, end = Pipe()
+        end.send(tuple(attempt(work, run.recipe, run.folder, run.weights, self.device, log)))
+        end.close()
+
+    @property
+    def is_alive(self) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -50,6 +50,7 @@ def slot(monkeypatch: pytest.MonkeyPatch) -> InlineSlot:
 
     @contextmanager
     def here(devices: list[str], jobs: int) -> Iterator[list[InlineSlot]]:
+        slot.last = None  # as of new ones
         yield [slot]
 
     monkeypatch.setattr(command, "open_slots", here)

@@ -28,11 +28,13 @@ from illama.models.cost import (
 )
 from illama.models.variants import PEERS, ROADMAP, VARIANTS, roadmap_config
 from illama.report import Figure, Table
-from illama.reproduce.complexity import arithmetic_figure, complexity_records, complexity_sections
-from illama.reproduce.complexity_published import (
+from illama.reproduce.complexity import (
     MILLION,
     PUBLISHED,
     agrees_to_the_printed_digits,
+    arithmetic_figure,
+    complexity_records,
+    complexity_sections,
     table_2_bidirectional,
     table_2_causal,
 )

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from illama.cli.main import main
 from illama.training.runs import read_run
 from tests.end_to_end.commands import children, gone, needs_proc, wait_until_gone
-from tests.reproduce.conftest import TOY
+from tests.reproduce.conftest import TOY, InlineSlot
 
 pytestmark = needs_proc
 PATIENCE_S = 240
 STUDY = (
     *("reproduce", "peers", *(word for word in TOY if not word.startswith("schedule.epochs"))),
     *(
-        "schedule.epochs=16",
+        "schedule.epochs=12",
         "train.save_every_steps=2",
         "train.eval_every_epochs=4",
         "--data",
@@ -55,62 +56,90 @@ def finished(out: Path) -> dict[Path, tuple[int, int]]:
     return {log: (log.stat().st_ino, log.stat().st_mtime_ns) for log in logs}
 
 
-def in_the_second_run(out: Path) -> bool:
-    """Whether one run is finished and another one has saved something."""
-    if len(list((out / "runs").glob("*"))) < 2 or not finished(out):
+def in_run(number: int, out: Path) -> bool:
+    """Whether as many runs have begun, the first is finished, and one that runs has saved something."""
+    if len(list((out / "runs").glob("*"))) < number or not finished(out):
         return False
     return any(read_run(run).step > 0 and read_run(run).state == "running" for run in (out / "runs").glob("*"))
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("whole") / "out"
-    assert start(out).wait(PATIENCE_S) == 0
-    return out
+def trainers(study: subprocess.Popen[str]) -> list[int]:
+    """The processes of its slots."""
+    return [pid for pid in children(study.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
+def said(out: Path) -> str:
+    return (out.parent / f"{out.name}.txt").read_text()
+
+
+@pytest.fixture
+def undisturbed(slot: InlineSlot, tmp_path: Path) -> dict[str, bytes]:
+    """The report of a study that nothing befell."""
+    assert main([*STUDY, "--out", str(tmp_path / "whole")]) == 0
+    reports = read_report(tmp_path / "whole")
+    assert {"report.html", "report.md", "results.json", "peers-curves.svg"} <= reports.keys()
+    return reports
+
+
+def read_report(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (out / "peers").iterdir()}
+
+
+def goes_on(out: Path, before: dict[Path, tuple[int, int]], undisturbed: dict[str, bytes]) -> None:
+    """The same command again trains what is left, and its report is that of the undisturbed study."""
+    assert start(out).wait(PATIENCE_S) == 0, said(out)
+    assert before.items() <= finished(out).items(), "a finished run was touched"
+    assert len(finished(out)) == 3
+    assert read_report(out) == undisturbed
+
+
+def test_a_study_that_loses_a_process_and_is_stopped(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    """The process costs its run alone; the signal saves the one that runs."""
+    out = tmp_path / "out"
+    study = start(out)
+    until(study, lambda: in_run(2, out))
+    (trainer,) = trainers(study)
+    os.kill(trainer, signal.SIGKILL)
+    until(study, lambda: in_run(3, out))
+    workers = children(study.pid)
+    os.kill(study.pid, signal.SIGTERM)
+    assert study.wait(PATIENCE_S) == 75, said(out)
+    assert "failed: its process died, as when memory runs out (2 of 3 runs)" in said(out)
+    assert "1 running run(s) saved; run" in said(out)
+    wait_until_gone([trainer, *workers])
+    before = finished(out)
+    assert len(before) == 1
+    goes_on(out, before, undisturbed)
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        (signal.SIGTERM, 75),
-        pytest.param(signal.SIGINT, 75, marks=pytest.mark.faults),
-        pytest.param(signal.SIGKILL, -signal.SIGKILL, marks=pytest.mark.faults),
-    ],
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 75), (signal.SIGKILL, -signal.SIGKILL)]
 )
-def test_a_study_goes_on(number: signal.Signals, code: int, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_study_goes_on(number: signal.Signals, code: int, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     """SIGINT as the terminal sends it: to the whole group."""
     out = tmp_path / "out"
     study = start(out)
-    until(study, lambda: in_the_second_run(out))
+    until(study, lambda: in_run(2, out))
     workers = children(study.pid)
     assert workers
     (os.killpg if number == signal.SIGINT else os.kill)(study.pid, number)
-    assert study.wait(PATIENCE_S) == code, (tmp_path / "out.txt").read_text()
-    assert ("1 running run(s) saved; run" in (tmp_path / "out.txt").read_text()) == (code == 75)
+    assert study.wait(PATIENCE_S) == code, said(out)
+    assert ("1 running run(s) saved; run" in said(out)) == (code == 75)
     wait_until_gone(workers)
     before = finished(out)
     assert 1 <= len(before) < 3
-    again = start(out)
-    assert again.wait(PATIENCE_S) == 0, (tmp_path / "out.txt").read_text()
-    assert before.items() <= finished(out).items(), "a finished run was touched"
-    assert len(finished(out)) == 3
-    reports = {path.name: path.read_bytes() for path in (undisturbed / "peers").iterdir()}
-    assert {"report.html", "report.md", "results.json", "peers-curves.svg"} <= reports.keys()
-    assert {path.name: path.read_bytes() for path in (out / "peers").iterdir()} == reports
+    goes_on(out, before, undisturbed)
 
 
+@pytest.mark.faults
 def test_a_worker_that_dies_costs_one_run_only(tmp_path: Path) -> None:
     out = tmp_path / "out"
     study = start(out)
-    until(study, lambda: in_the_second_run(out))
-    trainers = [pid for pid in children(study.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    assert len(trainers) == 1
-    os.kill(trainers[0], signal.SIGKILL)
+    until(study, lambda: in_run(2, out))
+    (trainer,) = trainers(study)
+    os.kill(trainer, signal.SIGKILL)
     assert study.wait(PATIENCE_S) == 2
-    assert gone(trainers[0])
-    said = (tmp_path / "out.txt").read_text()
-    assert "1 of 3 runs failed" in said
-    assert "its process died, as when memory runs out" in said
+    assert gone(trainer)
+    assert "1 of 3 runs failed" in said(out)
     assert len(finished(out)) == 2
-    assert start(out).wait(PATIENCE_S) == 0
-    assert len(finished(out)) == 3

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from illama.reproduce.plan import PlannedStudy
 from illama.reproduce.results import RowResult, RunResult, StudyResult, at_chance, in_words, read_result, welch
-from illama.reproduce.study import Claim, Collapse, Comparison, Cure, Printed, Study, StudyRow
+from illama.reproduce.study import Claim, Collapse, Comparison, Cure, PlannedStudy, Printed, Study, StudyRow
 
 
 def study_of(
@@ -23,7 +22,7 @@ def study_of(
         StudyRow("a", "A", {}, {"tiny": Printed(paper[0])}),
         StudyRow("b", "B", {}, {"tiny": Printed(paper[1])}, against="a"),
     )
-    study = Study("s", "S", "Table 0", "?", rows, claims, ("top1",), lambda recipe: "tiny")
+    study = Study("s", "S", "Table 0", "?", rows, lambda recipe: "tiny", claims, ("top1",))
     found = {
         row.name: RowResult(
             row, (), tuple(RunResult(i, x, 1.0, 1.0, images=1000) for i, x in enumerate(values[row.name])), (), 10

@@ -13,7 +13,6 @@ from illama.errors import UserError
 if TYPE_CHECKING:
     from illama.report import Table
     from illama.reproduce.command import Plan
-    from illama.reproduce.pace import Estimate
 
 _Several = Parameter(consume_multiple=True, negative="")
 
@@ -106,27 +105,24 @@ def _show_estimate(plan: Plan) -> None:
     from illama.report import Table
     from illama.reproduce.command import estimate_plan
 
-    found, together = estimate_plan(plan)
-    header = ("run", "state", "steps", "ms per step", "evaluations", "all of it")
-    _show("Plan", Table(header, tuple(map(_estimate_cells, found))))
-    times = [each.pace.total_s for each in found if each.pace is not None]
-    refused = sum(each.pace is None and not each.is_finished for each in found)
-    said = f"{len(found)} runs, {sum(each.is_finished for each in found)} finished"
-    if refused:
+    estimates, together = estimate_plan(plan)
+    rows = []
+    for one in estimates:
+        state, cells = "to do", ("", "", "", "")
+        if one.pace is None:
+            state = "finished" if one.is_finished else f"cannot run: {one.problem}"
+        else:
+            times = (f"{1e3 * one.pace.step_s:.3g}", duration(one.pace.evaluations_s), duration(one.pace.total_s))
+            cells = (f"{one.pace.steps:,}", *times)
+        rows.append((one.run.folder.name, state, *cells))
+    _show("Plan", Table(("run", "state", "steps", "ms per step", "evaluations", "all of it"), tuple(rows)))
+    times_s = [one.pace.total_s for one in estimates if one.pace is not None]
+    finished = sum(one.is_finished for one in estimates)
+    said = f"{len(estimates)} runs, {finished} finished"
+    if refused := len(estimates) - finished - len(times_s):
         said += f", {refused} cannot run"
-    if not times:
+    if not times_s:
         print(f"{said}; nothing is left to do")
         return
-    left = max(sum(times) / together, *times)
-    print(f"{said}; {len(times)} to train take about {duration(left)}, {together} at a time")
-
-
-def _estimate_cells(each: Estimate) -> tuple[str, ...]:
-    from illama.console.text import duration
-
-    name = each.run.folder.name
-    if each.pace is None:
-        return (name, "finished" if each.is_finished else f"cannot run: {each.why}", "", "", "", "")
-    pace = each.pace
-    times = (f"{1e3 * pace.step_s:.3g}", duration(pace.evaluations_s), duration(pace.total_s))
-    return (name, "to do", f"{pace.steps:,}", *times)
+    left = max(sum(times_s) / together, *times_s)
+    print(f"{said}; {len(times_s)} to train take about {duration(left)}, {together} at a time")

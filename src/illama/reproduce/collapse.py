@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -96,20 +96,10 @@ class _Measured:
     untrained: tuple[_Seen, ...]
     trained: tuple[_Seen, ...]
 
-    @property
-    def gradients(self) -> tuple[list[float], list[float]]:
-        """By the image, untrained and trained."""
-        return [seen.gradient for seen in self.untrained], [seen.gradient for seen in self.trained]
-
-    @property
-    def changes(self) -> tuple[list[float], list[float]]:
-        """Of the logits, untrained and trained."""
-        return [seen.change for seen in self.untrained], [seen.change for seen in self.trained]
-
-    @property
-    def masses(self) -> tuple[list[float], list[float]]:
-        """Of the class token's row, untrained and trained."""
-        return [seen.mass for seen in self.untrained], [seen.mass for seen in self.trained]
+    def values(self, quantity: Literal["gradient", "change", "mass"]) -> tuple[list[float], list[float]]:
+        """Untrained and trained."""
+        untrained, trained = ([getattr(seen, quantity) for seen in part] for part in (self.untrained, self.trained))
+        return untrained, trained
 
 
 def collapse_blocks(rows: Sequence[CollapseRow], images: torch.Tensor) -> tuple[Block, ...]:
@@ -169,82 +159,86 @@ def _look(model: ILlama, images: torch.Tensor) -> _Seen:
 
 def _verdicts(measured: Sequence[_Measured]) -> list[str]:
     """What holds, in numbers: blindness under `pre_softmax`, a trace through the denominator under `post_softmax`."""
-    found = []
-    seeing = [each for each in measured if not each.row.is_collapsed]
-    for each in measured:
-        if each.row.is_collapsed and each.row.mask_mode == "pre_softmax":
-            found.append(_blindness(each))
-        elif each.row.is_collapsed:
-            found.append(_trace(each) + _beside(each, [m for m in seeing if m.row.mask_mode == each.row.mask_mode]))
+    verdicts = []
+    seeing = [part for part in measured if not part.row.is_collapsed]
+    for part in measured:
+        if part.row.is_collapsed and part.row.mask_mode == "pre_softmax":
+            verdicts.append(_blindness(part))
+        elif part.row.is_collapsed:
+            cured = [other for other in seeing if other.row.mask_mode == part.row.mask_mode]
+            verdicts.append(_trace(part) + _beside(part, cured))
     if seeing:
-        least = min(min(each.changes[1]) for each in seeing)
-        names = ", ".join(f"{each.row.label} under `{each.row.mask_mode}`" for each in seeing)
-        found.append(
+        least = min(min(part.values("change")[1]) for part in seeing)
+        names = ", ".join(f"{part.row.label} under `{part.row.mask_mode}`" for part in seeing)
+        verdicts.append(
             f"**What the cures see** ({names}): exchanging the image changes the logits of every trained network by at "
             f"least {_number([least])} of their norm."
         )
-    return found
+    return verdicts
 
 
-def _blindness(each: _Measured) -> str:
-    name = f"**Strictly causal (`pre_softmax`), a class token that stands first is blind** ({each.row.label}): "
-    if not any(map(any, (*each.gradients, *each.changes))):
+def _blindness(part: _Measured) -> str:
+    name = f"**Strictly causal (`pre_softmax`), a class token that stands first is blind** ({part.row.label}): "
+    gradients, changes = part.values("gradient"), part.values("change")
+    if not any(map(any, (*gradients, *changes))):
+        seeds = f", for each of {len(part.trained)} seeds" if len(part.trained) > 1 else ""
         return (
             f"{name}this holds exactly. The gradient by the image is 0 and the logits do not change by a bit when "
-            f"the image is exchanged, untrained and trained{_for_seeds(len(each.trained))}."
+            f"the image is exchanged, untrained and trained{seeds}."
         )
     return (
-        f"{name}this does NOT hold. Trained, the gradient by the image is {_number(each.gradients[1])}, and the logits "
-        f"change by {_number(each.changes[1])} of their norm when the image is exchanged."
+        f"{name}this does NOT hold. Trained, the gradient by the image is {_number(gradients[1])}, and the logits "
+        f"change by {_number(changes[1])} of their norm when the image is exchanged."
     )
 
 
-def _trace(each: _Measured) -> str:
+def _trace(part: _Measured) -> str:
     """Whether the image reaches a class token whose row keeps nothing of the patches."""
-    masses = each.masses
+    masses, changes = part.values("mass"), part.values("change")
     text = (
         f"**Masked after the softmax (`post_softmax`), a trace of the image reaches it through the denominator** "
-        f"({each.row.label}): its row holds its weight on itself alone, {_percent(masses[0])} of the mass untrained "
+        f"({part.row.label}): its row holds its weight on itself alone, {_percent(masses[0])} of the mass untrained "
         f"and {_percent(masses[1])} trained, but that weight is divided by a sum over the keys of all patches. "
     )
-    if not any(map(any, each.changes)):
+    if not any(map(any, changes)):
         return f"{text}Yet the logits do NOT change when the image is exchanged: no trace is seen."
     return (
         f"{text}So it is not blind in the strict sense: exchanging the image changes the logits by "
-        f"{_number(each.changes[0])} of their norm untrained and by {_number(each.changes[1])} trained."
+        f"{_number(changes[0])} of their norm untrained and by {_number(changes[1])} trained."
     )
 
 
-def _beside(each: _Measured, cured: Sequence[_Measured]) -> str:
+def _beside(part: _Measured, cured: Sequence[_Measured]) -> str:
     """The trace beside what the cured networks of the same mask mode see."""
-    gradient = statistics.mean(value for other in cured for value in other.gradients[0]) if cured else 0.0
+    gradient = statistics.mean(value for other in cured for value in other.values("gradient")[0]) if cured else 0.0
     if gradient == 0:
         return ""
-    change = statistics.mean(value for other in cured for value in other.changes[1])
+    change = statistics.mean(value for other in cured for value in other.values("change")[1])
+    ratio = statistics.mean(part.values("gradient")[0]) / gradient
     return (
-        f" Untrained, its gradient by the image is {_number([statistics.mean(each.gradients[0]) / gradient])} times "
-        f"the cures' mean; the trained cures' logits change by {_number([change])}."
+        f" Untrained, its gradient by the image is {_number([ratio])} times the cures' mean; the trained cures' logits "
+        f"change by {_number([change])}."
     )
 
 
 def _table(measured: Sequence[_Measured], images: int) -> Table:
-    lines = []
-    for each in measured:
-        cells = [_number(values) for values in (*each.gradients, *each.changes)]
-        lines.append((each.row.label, f"`{each.row.mask_mode}`", *cells, _percent(each.masses[1])))
-    most = max(len(each.trained) for each in measured)
+    rows = []
+    for part in measured:
+        cells = [_number(values) for values in (*part.values("gradient"), *part.values("change"))]
+        rows.append((part.row.label, f"`{part.row.mask_mode}`", *cells, _percent(part.values("mass")[1])))
+    most = max(len(part.trained) for part in measured)
     seeds = f"; mean \N{PLUS-MINUS SIGN} standard deviation of up to {most} seeds" if most > 1 else ""
-    return Table(NUMBERS_HEADER, tuple(lines), NUMBERS_CAPTION.format(images=images, seeds=seeds))
+    return Table(NUMBERS_HEADER, tuple(rows), NUMBERS_CAPTION.format(images=images, seeds=seeds))
 
 
 def _figure(measured: Sequence[_Measured]) -> Figure:
     maps = [
         ClassMaps(
-            f"{each.row.label}, {each.row.mask_mode}",
-            torch.stack([seen.attention_LN for seen in each.trained]).mean(0),
-            each.trained[0].grid,
+            f"{part.row.label}, {part.row.mask_mode}",
+            torch.stack([seen.attention_LN for seen in part.trained]).mean(0),
+            part.trained[0].grid,
         )
-        for each in measured
+        for part in measured
     ]
     caption = (
         "What the class token of the trained networks looks at, at softness 0: its row of the matrix that multiplies "
@@ -270,10 +264,6 @@ def _digits(value: float, digits: int) -> str:
 def _percent(values: Sequence[float]) -> str:
     spread = f" \N{PLUS-MINUS SIGN} {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{spread} %"
-
-
-def _for_seeds(seeds: int) -> str:
-    return f", for each of {seeds} seeds" if seeds > 1 else ""
 
 
 PER_LINE, BLOCKS = 2, 3  # networks side by side, and maps of each

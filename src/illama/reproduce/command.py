@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,15 +13,14 @@ from typing import Any
 from illama.errors import UserError
 from illama.models.config import ModelConfig
 from illama.models.variants import ROADMAP
-from illama.recipes import Recipe
 from illama.registry import closest
-from illama.report import Block, Section, Text
-from illama.reproduce.pace import Estimate, estimate
-from illama.reproduce.plan import Base, PlannedRun, PlannedStudy, all_runs, choose_base, plan_studies
-from illama.reproduce.results import StudyResult, collect
-from illama.reproduce.runner import Outcome, open_slots, train_all
+from illama.report import Block, Document, Section, Text, write_document
+from illama.reproduce.complexity import complexity_records, complexity_sections
+from illama.reproduce.results import StudyResult, collect, environments, to_dict
+from illama.reproduce.runner import Estimate, Outcome, estimate, open_slots, train_all
 from illama.reproduce.studies import COMPLEXITY, NAMES, STUDIES
-from illama.reproduce.study_report import how_it_was_made, records, study_section, write_results
+from illama.reproduce.study import Base, PlannedRun, PlannedStudy, all_runs, choose_base, plan_studies
+from illama.reproduce.study_report import how_it_was_made, study_section
 from illama.system.files import make_folder
 from illama.system.lock import RunLock
 
@@ -146,18 +146,29 @@ def reproduce(plan: Plan) -> tuple[list[StudyResult], list[Path], Outcome]:
         with RunLock(plan.out), open_slots(devices, plan.wanted.jobs) as slots:
             outcome = train_all(plan.runs, slots, plan.out)
     results = [collect(planned, outcome.failed) for planned in plan.studies]
-    sections = [section for name in plan.wanted.names for section in _sections(name, results)]
-    found: dict[str, Any] = {}
+    sections: list[Section] = []
+    records: dict[str, Any] = {}
+    for name in plan.wanted.names:
+        if name == COMPLEXITY:
+            sections += complexity_sections()
+        else:
+            result = next(result for result in results if result.planned.study.name == name)
+            sections.append(study_section(result, _collapse(result) if name == "collapse" else ()))
     if plan.base is not None:
         command = plan.wanted.command
-        found = records(results, plan.base, command)
         sections.append(how_it_was_made(results, plan.base, plan.runs, command))
+        records = {
+            "command": command,
+            "recipe": plan.base.shown.to_dict(),
+            "environments": environments(results),
+            "studies": [to_dict(result) for result in results],
+        }
     if COMPLEXITY in plan.wanted.names:
-        from illama.reproduce.complexity import complexity_records
-
-        found["complexity"] = complexity_records()
-    title = f"illama reproduce {' '.join(plan.wanted.names)}"
-    return results, write_results(sections, found, title, plan.report_dir), outcome
+        records["complexity"] = complexity_records()
+    lead = "The paper's tables and figures beside our own runs, made by illama (arXiv 2404.06773)."
+    document = Document(f"illama reproduce {' '.join(plan.wanted.names)}", lead, tuple(sections))
+    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return results, write_document(document, plan.report_dir, {"results.json": text.encode()}), outcome
 
 
 def estimate_plan(plan: Plan) -> tuple[list[Estimate], int]:
@@ -210,44 +221,28 @@ def choose_devices(names: Sequence[str]) -> list[str]:
     return [str(resolve_device(None))]
 
 
-def _sections(name: str, results: Sequence[StudyResult]) -> list[Section]:
-    if name == COMPLEXITY:
-        from illama.reproduce.complexity import complexity_sections
-
-        return list(complexity_sections())
-    result = next(result for result in results if result.planned.study.name == name)
-    extra: tuple[Block, ...] = ()
-    if name == "collapse":
-        try:
-            extra = _collapse(result)
-        except UserError as error:  # data that has gone since; the rest of the report does not need it
-            extra = (Text(f"What the class token sees could not be computed: {error}."),)
-    return [study_section(result, extra)]
-
-
 def _collapse(result: StudyResult) -> tuple[Block, ...]:
     """What the class token sees, from the trained networks."""
+    from illama.data import EvalLoader, EvalTransform, open_source
     from illama.reproduce.collapse import CollapseRow, collapse_blocks
 
     rows, recipe = [], None
     for row in result.planned.rows:
-        runs = result.rows[row.name].finished
-        if runs:
-            recipe = runs[0].recipe
-            model = recipe.model
-            name = next(name for name in _COLLAPSE_LABELS if _is_of(model, name))
-            rows.append(CollapseRow(_COLLAPSE_LABELS[name], name, model.mask_mode, tuple(run.folder for run in runs)))
-    return () if recipe is None else collapse_blocks(rows, _images(recipe))
+        if finished := result.rows[row.name].finished:
+            recipe = finished[0].recipe
+            name = next(name for name in _COLLAPSE_LABELS if _is_of(recipe.model, name))
+            folders = tuple(run.folder for run in finished)
+            rows.append(CollapseRow(_COLLAPSE_LABELS[name], name, recipe.model.mask_mode, folders))
+    if recipe is None:
+        return ()
+    try:
+        source = open_source(recipe.data, "eval", in_chans=recipe.model.in_chans, seed=recipe.seed)
+        loader = EvalLoader(source, EvalTransform.of(recipe), COLLAPSE_IMAGES, "cpu")
+        return collapse_blocks(rows, next(iter(loader)).images)
+    except UserError as error:  # data that has gone since; the rest of the report does not need it
+        return (Text(f"What the class token sees could not be computed: {error}."),)
 
 
 def _is_of(model: ModelConfig, row: str) -> bool:
     """Whether a network is that row of the roadmap."""
     return all(getattr(model, field) == value for field, value in ROADMAP[row].items())
-
-
-def _images(recipe: Recipe) -> Any:
-    """The first images of the evaluation split, normalised, (n, C, H, W)."""
-    from illama.data import EvalLoader, EvalTransform, open_source
-
-    source = open_source(recipe.data, "eval", in_chans=recipe.model.in_chans, seed=recipe.seed)
-    return next(iter(EvalLoader(source, EvalTransform.of(recipe), COLLAPSE_IMAGES, "cpu"))).images

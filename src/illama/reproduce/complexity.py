@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from typing import TYPE_CHECKING, Any
 
 from illama.models.config import MaskMode, ModelConfig
@@ -18,21 +20,84 @@ from illama.models.cost import (
     parameters,
     peer_config,
 )
-from illama.models.variants import VARIANTS
+from illama.models.variants import VARIANTS, roadmap_config
 from illama.report import Figure, Section, Table, Text, svg_bytes
 from illama.report.formats import BLUE, GREY, ORANGE, PURPLE, SKY, YELLOW
-from illama.reproduce.complexity_published import (
-    BILLION,
-    MILLION,
-    PUBLISHED,
-    PublishedCost,
-    agrees_to_the_printed_digits,
-    table_2_bidirectional,
-    table_2_causal,
-)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+MILLION, BILLION = 10**6, 10**9
+
+
+@dataclass(frozen=True)
+class PublishedCost:
+    """A row of Tables 6 and 11, as printed, beside the configuration that it is printed for.
+
+    Attributes:
+        model: How the paper calls it.
+        data: What it was trained on.
+        config: The network.
+        parameters: In millions, digit for digit.
+        multiply_adds: In billions, digit for digit; None where the paper prints none.
+        images_per_s: On an A100, batch 1024; None where the paper prints none.
+    """
+
+    model: str
+    data: str
+    config: ModelConfig
+    parameters: str
+    multiply_adds: str | None
+    images_per_s: int | None
+
+
+def _illama(variant: str, px: int) -> ModelConfig:
+    return dataclasses.replace(VARIANTS[variant], img_size=px)
+
+
+def _vit(variant: str, px: int) -> ModelConfig:
+    return roadmap_config("vit", variant, img_size=px)
+
+
+_BOTH = "in21k, in1k"
+PUBLISHED = (
+    PublishedCost("iLLaMA-T", "in1k", _illama("tiny", 224), "5.7", "1.3", 6958),
+    PublishedCost("iLLaMA-S", "in1k", _illama("small", 224), "21.9", "4.6", 3222),
+    PublishedCost("iLLaMA-B", "in1k", _illama("base", 224), "86.3", "17.6", 1345),
+    PublishedCost("iLLaMA-B", "in1k", _illama("base", 384), "86.3", "55.5", 332),
+    PublishedCost("iLLaMA-B", _BOTH, _illama("base", 224), "86.3", "17.6", 1345),
+    PublishedCost("iLLaMA-B", _BOTH, _illama("base", 384), "86.3", "55.5", 332),
+    PublishedCost("iLLaMA-L", _BOTH, _illama("large", 224), "310.2", "62.8", 456),
+    PublishedCost("iLLaMA-L", _BOTH, _illama("large", 384), "310.2", "194.7", 116),
+    PublishedCost("DeiT-Ti", "in1k", _vit("tiny", 224), "5.7", "1.3", 6051),
+    PublishedCost("DeiT-S", "in1k", _vit("small", 224), "22.1", "4.6", 3080),
+    PublishedCost("DeiT-B", "in1k", _vit("base", 224), "86.4", "17.6", 1348),
+    PublishedCost("ViT-B/16", _BOTH, _vit("base", 384), "86.4", "55.5", 349),
+    PublishedCost("ViT-L/16", _BOTH, _vit("large", 384), "304.1", "191.2", 124),
+    PublishedCost("VisionLLaMA-L", "in1k, in1k", roadmap_config("visionllama", "large"), "310", None, None),
+)
+
+
+def table_2_bidirectional(tokens: int, width: int) -> int:
+    """Multiply-adds of an attention layer in the paper's Table 2: 4 N D^2 + 2 N^2 D."""
+    return 4 * tokens * width**2 + 2 * tokens**2 * width
+
+
+def table_2_causal(tokens: int, width: int) -> int:
+    """Multiply-adds of a causal attention layer in Table 2: 4 N D^2 + N^2 D + (floor(N^2 / 2) + 1) D."""
+    return 4 * tokens * width**2 + tokens**2 * width + (tokens**2 // 2 + 1) * width
+
+
+def agrees_to_the_printed_digits(count: int, printed: str, unit: int) -> bool:
+    """Whether a count, rounded half up to as many digits as are printed, is what is printed.
+
+    Args:
+        count: Exact.
+        printed: A number in units, such as "86.3".
+        unit: What it is printed in units of, such as `MILLION`.
+    """
+    return (Decimal(count) / unit).quantize(Decimal(printed), ROUND_HALF_UP) == Decimal(printed)
+
 
 # Two ways to count, of which the paper's digits show which one was used: everything there is, and what a counter finds.
 _PARAMETER_COUNTS = {"all": parameters, "known modules": counted_parameters}
@@ -55,12 +120,12 @@ def complexity_records() -> list[dict[str, Any]]:
 
 def complexity_sections() -> tuple[Section, ...]:
     """The study's part of a report: Tables 6 and 11, Table 2, and what a prediction really needs."""
-    records = complexity_records()
+    sizes = list(_size_records())
     return (
-        _size_section([record for record in records if record["quantity"] == "parameters"]),
-        _cost_section([record for record in records if record["quantity"] == "multiply-adds"]),
-        _layer_section([record for record in records if record["table"] == "2"]),
-        _pass_section([record for record in records if record["table"] is None]),
+        _size_section([record for record in sizes if record["quantity"] == "parameters"]),
+        _cost_section([record for record in sizes if record["quantity"] == "multiply-adds"]),
+        _layer_section(list(_layer_records())),
+        _pass_section(list(_pass_records())),
     )
 
 
@@ -75,7 +140,7 @@ def _compared(
     row: PublishedCost, quantity: str, unit: int, printed: str | None, ways: Mapping[str, Callable[[ModelConfig], int]]
 ) -> dict[str, Any]:
     counted = {way: count(row.config) for way, count in ways.items()}
-    found = [way for way, n in counted.items() if printed and agrees_to_the_printed_digits(n, printed, unit)]
+    by = [way for way, n in counted.items() if printed and agrees_to_the_printed_digits(n, printed, unit)]
     return {
         "table": "6, 11",
         "model": row.model,
@@ -85,8 +150,8 @@ def _compared(
         "unit": unit,
         "counted": counted,
         "printed": printed,
-        "reproduced_by": found,
-        "agrees": bool(found) if printed else None,
+        "reproduced_by": by,
+        "agrees": bool(by) if printed else None,
     }
 
 
@@ -182,21 +247,14 @@ def _cost_section(records: list[dict[str, Any]]) -> Section:
 
 
 def _size_row(record: dict[str, Any]) -> tuple[str, ...]:
-    counts = (f"{count / record['unit']:.3f}" for count in record["counted"].values())
+    counts = (_in(record["unit"], count) for count in record["counted"].values())
     if record["printed"] is None:
         verdict = _NOTHING
     elif len(record["reproduced_by"]) == len(record["counted"]):
         verdict = "both"
     else:
         verdict = ", ".join(record["reproduced_by"]) or "**neither**"
-    return (
-        record["model"],
-        record["data"],
-        str(record["px"]),
-        *counts,
-        record["printed"] or _NOTHING,
-        verdict,
-    )
+    return (record["model"], record["data"], str(record["px"]), *counts, record["printed"] or _NOTHING, verdict)
 
 
 def _summary(records: list[dict[str, Any]], ways: dict[str, Any]) -> str:
@@ -223,11 +281,15 @@ def _layer_section(records: list[dict[str, Any]]) -> Section:
         "saved, post",
         "saved, pre",
     )
-    bidirectional = [record for record in records if record["quantity"].endswith("bidirectional")]
-    causal = [record for record in records if record["quantity"].endswith("causal")]
-    rows = tuple(_layer_row(full, part) for full, part in zip(bidirectional, causal, strict=True))
-    agreed = sum(record["agrees"] for record in bidirectional)
-    exact = "every row" if agreed == len(bidirectional) else f"{agreed} of {len(bidirectional)} rows"
+    rows, agreed = [], 0
+    for bidirectional, causal in zip(records[::2], records[1::2], strict=True):  # as `_layer_records` has them
+        full, paper = bidirectional["counted"]["everything"], causal["printed"]
+        post, pre = (causal["counted"][mode] for mode in _MODES)
+        agreed += bidirectional["agrees"]
+        counts = (*(_in(MILLION, count) for count in (full, paper, post)), f"{post - paper:,}", _in(MILLION, pre))
+        savings = (f"{1 - count / full:.1%}" for count in (paper, post, pre))
+        rows.append((causal["model"], str(causal["tokens"]), *counts, *savings))
+    exact = "every row" if agreed == len(rows) else f"{agreed} of {len(rows)} rows"
     return Section(
         "One attention layer (Table 2)",
         (
@@ -235,7 +297,7 @@ def _layer_section(records: list[dict[str, Any]]) -> Section:
                 "How to read it: multiply-adds of one layer, projections included, for one image of N tokens; the "
                 "paper's formulas stand beside what each mask needs, and the savings are against bidirectional."
             ),
-            Table(header, rows, f"The paper's bidirectional formula is our count in {exact}."),
+            Table(header, tuple(rows), f"The paper's bidirectional formula is our count in {exact}."),
             Text(
                 "The paper counts `4 N D^2 + 2 N^2 D` bidirectional, `4 N D^2 + N^2 D + (floor(N^2/2) + 1) D` causal. "
                 "Below and on the diagonal lie `N (N + 1) / 2` pairs, so masking after the softmax (Eq. 2, "
@@ -247,17 +309,8 @@ def _layer_section(records: list[dict[str, Any]]) -> Section:
     )
 
 
-def _layer_row(bidirectional: dict[str, Any], causal: dict[str, Any]) -> tuple[str, ...]:
-    full, paper = bidirectional["counted"]["everything"], causal["printed"]
-    post, pre = (causal["counted"][mode] for mode in _MODES)
-    return (
-        causal["model"],
-        str(causal["tokens"]),
-        *(f"{count / MILLION:.3f}" for count in (full, paper, post)),
-        f"{post - paper:,}",
-        f"{pre / MILLION:.3f}",
-        *(f"{1 - count / full:.1%}" for count in (paper, post, pre)),
-    )
+def _in(unit: int, count: int) -> str:
+    return f"{count / unit:.3f}"
 
 
 def _pass_section(records: list[dict[str, Any]]) -> Section:
@@ -266,7 +319,7 @@ def _pass_section(records: list[dict[str, Any]]) -> Section:
         (
             record["model"],
             str(record["px"]),
-            *(f"{count / BILLION:.3f}" for count in record["counted"].values()),
+            *(_in(BILLION, count) for count in record["counted"].values()),
             *(f"{ratio:.3f}" for ratio in record["ratio"].values()),
         )
         for record in records
@@ -333,9 +386,7 @@ def arithmetic_figure() -> Figure:
 def _bars(config: ModelConfig) -> dict[str, dict[str, float]]:
     """Label -> part -> percent of what a ViT of the same size computes."""
     vit = multiply_add_parts(peer_config(config))
-    counts = {"ViT": vit} | {
-        mode: needed_parts(dataclasses.replace(config, mask_mode=mode)) for mode in ("post_softmax", "pre_softmax")
-    }
+    counts = {"ViT": vit} | {mode: needed_parts(dataclasses.replace(config, mask_mode=mode)) for mode in _MODES}
     whole = sum(vit.values())
     return {label: {part: 100 * n / whole for part, n in parts.items()} for label, parts in counts.items()}
 

@@ -203,10 +203,10 @@ def _draw_panel(axes: Axes, panel: StudyPanel, styles: dict[str, dict[str, Any]]
 def _mean_and_sd(line: Line) -> tuple[np.ndarray, np.ndarray]:
     """Mean and sample standard deviation over the seeds with a value, (epochs,); NaN with none, with less than two."""
     values = np.array(line.seeds, dtype=float).reshape(len(line.seeds), len(line.epochs))
-    known = np.isfinite(values)
-    count = known.sum(axis=0)
-    mean = np.where(known, values, 0.0).sum(axis=0) / np.where(count > 0, count, np.nan)
-    squares = np.where(known, values - mean, 0.0) ** 2
+    finite = np.isfinite(values)
+    count = finite.sum(axis=0)
+    mean = np.where(finite, values, 0.0).sum(axis=0) / np.where(count > 0, count, np.nan)
+    squares = np.where(finite, values - mean, 0.0) ** 2
     return mean, np.sqrt(squares.sum(axis=0) / np.where(count > 1, count - 1, np.nan))
 
 
@@ -216,13 +216,13 @@ Drawn = list[tuple[Line, np.ndarray, np.ndarray]]
 def _mark_switches(axes: Axes, drawn: Drawn, styles: dict[str, dict[str, Any]]) -> None:
     at: dict[float, list[str]] = {}
     for line, mean, _ in drawn:
-        known = np.isfinite(mean)
-        if line.switch is None or not known.any():
+        finite = np.isfinite(mean)
+        if line.switch is None or not finite.any():
             continue
-        epochs = np.array(line.epochs, dtype=float)[known]
+        epochs = np.array(line.epochs, dtype=float)[finite]
         at.setdefault(line.switch, []).append(line.label)
         if epochs[0] <= line.switch <= epochs[-1]:
-            height = np.interp(line.switch, epochs, mean[known])
+            height = np.interp(line.switch, epochs, mean[finite])
             axes.plot(line.switch, height, "o", color=styles[line.label]["color"], markersize=5, zorder=3)
     for epoch, labels in at.items():
         color = styles[labels[0]]["color"] if len(labels) == 1 else GREY  # one line serves several rows
@@ -294,16 +294,16 @@ def draw_steps(steps: Sequence[Step], title_paper: str, title_ours: str) -> byte
 
 
 def _draw_column(axes: Axes, rows: Sequence[Sequence[float]], color: str, title: str, digits: int) -> None:
-    found = [[value for value in row if math.isfinite(value)] for row in rows]
-    means = [statistics.fmean(row) if row else math.nan for row in found]
-    every = [value for row in found for value in row]
+    rows = [[value for value in row if math.isfinite(value)] for row in rows]
+    means = [statistics.fmean(row) if row else math.nan for row in rows]
+    every = [value for row in rows for value in row]
     far = far_from_most(every)
     low, high = with_margin([value for value, out in zip(every, far, strict=True) if not out] or [0.0, 100.0])
     high = max(min(high, 100.0), low + 1e-9)  # of percents
     axes.set_xlim(low, high)
     path = [(at, min(max(mean, low), high)) for at, mean in enumerate(means) if math.isfinite(mean)]
     axes.plot([mean for _, mean in path], [at for at, _ in path], color=color, alpha=0.35, linewidth=1.2)
-    for at, (row, mean) in enumerate(zip(found, means, strict=True)):
+    for at, (row, mean) in enumerate(zip(rows, means, strict=True)):
         axes.axhline(at, color=GREY, alpha=0.2, linewidth=0.8, zorder=0)
         if row:
             _draw_row(axes, at, row, mean, color, digits)
@@ -322,31 +322,14 @@ def _draw_row(axes: Axes, at: int, row: Sequence[float], mean: float, color: str
         text += f" \N{PLUS-MINUS SIGN} {sd:.{digits}f}"
         axes.plot([mean - sd, mean + sd], [at, at], color=color, linewidth=2.5, alpha=0.6, solid_capstyle="butt")
         axes.plot(row, [at + 0.24] * len(row), "o", color=color, markersize=2.5)
+    by_row = axes.get_yaxis_transform()  # x in parts of the axes, y in rows
+    place: dict[str, Any] = {"xycoords": by_row, "textcoords": "offset points", "va": "center", "fontsize": 9}
     if low <= mean <= high:
         axes.plot(mean, at, "o", color=color, markersize=7, zorder=2)
     else:
-        edge, arrow, side = (0, "<", "left") if mean < low else (1, ">", "right")
-        axes.plot(edge, at, arrow, color=ORANGE, markersize=8, transform=axes.get_yaxis_transform(), clip_on=False)
-        axes.annotate(
-            f"{mean:.1f}",
-            (edge, at),
-            (9 if edge == 0 else -9, 0),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points",
-            ha=side,
-            va="center",
-            color=ORANGE,
-            fontweight="bold",
-            fontsize=9,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-        )
-    axes.annotate(
-        text,
-        (1, at),
-        (6, 0),
-        xycoords=axes.get_yaxis_transform(),
-        textcoords="offset points",
-        va="center",
-        fontsize=9,
-        annotation_clip=False,
-    )
+        edge, arrow, side, inwards = (0, "<", "left", 9) if mean < low else (1, ">", "right", -9)
+        axes.plot(edge, at, arrow, color=ORANGE, markersize=8, transform=by_row, clip_on=False)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        look: dict[str, Any] = {"color": ORANGE, "fontweight": "bold", "bbox": box}
+        axes.annotate(f"{mean:.1f}", (edge, at), (inwards, 0), ha=side, **place, **look)
+    axes.annotate(text, (1, at), (6, 0), annotation_clip=False, **place)

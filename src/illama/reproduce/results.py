@@ -6,18 +6,27 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal, get_args
 
 from illama.console.json_text import read_json
-from illama.reproduce.plan import PlannedRun, PlannedStudy
-from illama.reproduce.study import METRICS, Claim, Collapse, Comparison, Cure, Metric, StudyRow
+from illama.reproduce.study import (
+    METRICS,
+    Claim,
+    Collapse,
+    Comparison,
+    Cure,
+    Metric,
+    PlannedRun,
+    PlannedStudy,
+    StudyRow,
+)
 from illama.training.figures import read_metrics
 from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE
 
 CONFIDENCE = 0.95  # of the interval that must leave out zero for a difference to be clear
 CHANCE_DEVIATIONS = 3  # how far above guessing an accuracy may lie that still counts as having learned nothing
+DIGITS: dict[Metric, int] = {"top1": 2, "train_loss": 3, "test_loss": 3}
 _NBSP = "\N{NO-BREAK SPACE}"
 
 Verdict = Literal[
@@ -64,6 +73,13 @@ class Difference:
             return "yes" if right else "no"
         return "yes, within noise" if right else "no, within noise"
 
+    def in_words(self, metric: Metric) -> str:
+        """With its interval: +0.52 (-0.10 to +1.14)."""
+        digits = DIGITS[metric]
+        if self.low is None or self.high is None:
+            return f"{self.value:+.{digits}f}"
+        return f"{self.value:+.{digits}f} ({self.low:+.{digits}f}{_NBSP}to{_NBSP}{self.high:+.{digits}f})"
+
 
 def welch(own: Sequence[float], others: Sequence[float]) -> Difference:
     """Difference of two means with Welch's interval: seeds are taken for independent, variances for unequal.
@@ -104,14 +120,6 @@ def in_words(values: Sequence[float], digits: int = 2) -> str:
         return ""
     spread = f"{_NBSP}±{_NBSP}{stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{mean(values):.{digits}f}{spread}"
-
-
-def difference_in_words(found: Difference, metric: Metric) -> str:
-    """A difference with its interval: +0.52 (-0.10 to +1.14)."""
-    digits = 2 if metric == "top1" else 3
-    if found.low is None or found.high is None:
-        return f"{found.value:+.{digits}f}"
-    return f"{found.value:+.{digits}f} ({found.low:+.{digits}f}{_NBSP}to{_NBSP}{found.high:+.{digits}f})"
 
 
 @dataclass(frozen=True)
@@ -179,7 +187,7 @@ class StudyResult:
         """The paper's difference between a row and the one it is compared with."""
         if row.against is None:
             return None
-        other = next(each for each in self.planned.rows if each.name == row.against)
+        other = next(other for other in self.planned.rows if other.name == row.against)
         own, others = self.paper_value(row, metric), self.paper_value(other, metric)
         return None if own is None or others is None else own - others
 
@@ -193,32 +201,27 @@ class StudyResult:
         expected = self.paper_difference(row, metric)
         if expected is None or row.against is None:
             return None
-        found = self.difference(row.name, row.against, metric)
-        if found is None:
+        difference = self.difference(row.name, row.against, metric)
+        if difference is None:
             return None
-        return "level in the paper" if abs(expected) < 1e-9 else found.verdict(more=expected > 0)
+        return "level in the paper" if abs(expected) < 1e-9 else difference.verdict(more=expected > 0)
 
     def holds(self, claim: Claim) -> tuple[Verdict, str] | None:
         """Whether a claim holds, and the numbers; None where runs are missing."""
-        found = [self._judge(part) for part in claim.parts]
-        verdicts = [verdict for verdict, _ in filter(None, found)]
-        if len(verdicts) < len(found):
+        judge = {Comparison: self._comparison, Collapse: self._collapse, Cure: self._cure}
+        judged = [judge[type(part)](part) for part in claim.parts]  # type: ignore[operator]
+        if None in judged:
             return None
-        return max(verdicts, key=WORST_LAST.index), "; ".join(said for _, said in filter(None, found))
-
-    def _judge(self, part: Comparison | Collapse | Cure) -> tuple[Verdict, str] | None:
-        if isinstance(part, Comparison):
-            return self._comparison(part)
-        return self._collapse(part) if isinstance(part, Collapse) else self._cure(part)
+        verdicts, numbers = zip(*judged, strict=True)
+        return max(verdicts, key=WORST_LAST.index), "; ".join(numbers)
 
     def _comparison(self, part: Comparison) -> tuple[Verdict, str] | None:
-        found = self.difference(part.row, part.against, part.metric)
-        if found is None:
+        difference = self.difference(part.row, part.against, part.metric)
+        if difference is None:
             return None
         names = f"{self.rows[part.row].row.label} against {self.rows[part.against].row.label}"
-        return found.verdict(
-            more=part.more
-        ), f"{names}: {METRICS[part.metric]} {difference_in_words(found, part.metric)}"
+        said = f"{names}: {METRICS[part.metric]} {difference.in_words(part.metric)}"
+        return difference.verdict(more=part.more), said
 
     def _collapse(self, part: Collapse) -> tuple[Verdict, str] | None:
         row = self.rows[part.row]
@@ -235,13 +238,13 @@ class StudyResult:
         return "no", said
 
     def _cure(self, part: Cure) -> tuple[Verdict, str] | None:
-        found = self.difference(part.row, part.collapsed, "top1")
-        if found is None:
+        difference = self.difference(part.row, part.collapsed, "top1")
+        if difference is None:
             return None
         said = f"{self._accuracy(part.row)}; {self._accuracy(part.collapsed)}"
         if self.rows[part.row].is_at_chance:
             return "no", said
-        verdict = found.verdict(more=True)
+        verdict = difference.verdict(more=True)
         sick = self.rows[part.collapsed].is_at_chance or verdict in ("yes", "yes (one seed)")
         return verdict if sick else "nothing to cure", said
 
@@ -261,7 +264,7 @@ def collect(planned: PlannedStudy, failed: Mapping[str, str]) -> StudyResult:
         runs = planned.runs.get(row.name, ())
         finished = tuple(run for run in runs if run.is_finished)
         reasons = tuple(failed[run.folder.name] for run in runs if run.folder.name in failed)
-        classes = len(_read(finished[0].folder / CLASSES_FILE)) if finished else 0
+        classes = len(read_json(finished[0].folder / CLASSES_FILE)) if finished else 0
         rows[row.name] = RowResult(row, finished, tuple(map(read_result, finished)), reasons, classes)
     return StudyResult(planned, rows)
 
@@ -280,46 +283,38 @@ def read_result(run: PlannedRun) -> RunResult:
 
 def environments(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
     """Versions and hardware of all finished runs, each kind once, without what differs from run to run."""
-    found = []
+    kinds = []
     folders = {run.folder for result in results for row in result.rows.values() for run in row.finished}
     for folder in sorted(folders):
-        environment = _read(folder / ENVIRONMENT_FILE)
+        environment = read_json(folder / ENVIRONMENT_FILE)
         for key in ("command", "working_folder"):
             environment.pop(key, None)
-        if environment not in found:
-            found.append(environment)
-    return found
+        if environment not in kinds:
+            kinds.append(environment)
+    return kinds
 
 
 def to_dict(result: StudyResult) -> dict[str, Any]:
     """Plain values for JSON."""
-    study = result.planned.study
-    rows = []
-    for row in result.planned.rows:
-        found = result.rows[row.name]
-        printed = row.paper.get(result.planned.setting)
-        rows.append(
-            {
-                "name": row.name,
-                "label": row.label,
-                "paper": None if printed is None else asdict(printed),
-                "runs": [asdict(run) for run in found.runs],
-                "folders": [run.folder.name for run in found.finished],
-                "commands": [command(run) for run in result.planned.runs.get(row.name, ())],
-                "failed": list(found.failed),
-                "against": row.against,
-                "agrees": result.agrees(row),
-            }
-        )
+    study, setting = result.planned.study, result.planned.setting
+    rows = [
+        {
+            "name": row.name,
+            "label": row.label,
+            "paper": asdict(row.paper[setting]) if setting in row.paper else None,
+            "runs": [asdict(run) for run in result.rows[row.name].runs],
+            "folders": [run.folder.name for run in result.rows[row.name].finished],
+            "commands": [command(run) for run in result.planned.runs.get(row.name, ())],
+            "failed": list(result.rows[row.name].failed),
+            "against": row.against,
+            "agrees": result.agrees(row),
+        }
+        for row in result.planned.rows
+    ]
     claims = [{"claim": claim.text, "found": result.holds(claim)} for claim in study.claims]
-    setting = result.planned.setting
     return {"study": study.name, "source": study.source, "setting": setting, "rows": rows, "claims": claims}
 
 
 def command(run: PlannedRun) -> str:
     """What trains a run by hand, for a shell."""
     return shlex.join(["illama", *run.words, "--out", f"runs/{run.folder.name}"])
-
-
-def _read(path: Path) -> Any:
-    return read_json(path)

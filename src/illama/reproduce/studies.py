@@ -46,6 +46,10 @@ def _paper(tiny: tuple[float | None, ...], base: tuple[float | None, ...]) -> di
     return {"tiny": Printed(*tiny), "base": Printed(*base)}
 
 
+def _claim(text: str, *parts: Comparison | Collapse | Cure) -> Claim:
+    return Claim(text, parts)
+
+
 CAUSAL = _soft("constant", 0)  # softness 0 from the first step: no soft mask
 ROADMAP_MIXING = _mixing(0.8, 1.0)  # Table 12
 FINAL_MIXING = _mixing(BySetting({"tiny": 0.1, "base": 0.95}), BySetting({"tiny": 0.1, "base": 1.0}))
@@ -113,23 +117,24 @@ _ROADMAP = Study(
         ),
     ),
     claims=(
-        Claim(
+        _claim(
             "Causal attention with the class token first collapses: nothing is learned.",
-            (Collapse("llama_attention", "llama_norm"),),
+            Collapse("llama_attention", "llama_norm"),
         ),
-        Claim("PS [cls] cures the collapse.", (Cure("ps_cls", "llama_attention"),)),
-        Claim("The modified causal mask cures it too.", (Cure("modified_causal", "llama_attention"),)),
-        Claim("SwiGLU is better than the MLP.", (Comparison("llama_ffn", "vit"),)),
-        Claim(
+        _claim("PS [cls] cures the collapse.", Cure("ps_cls", "llama_attention")),
+        _claim("The modified causal mask cures it too.", Cure("modified_causal", "llama_attention")),
+        _claim("SwiGLU is better than the MLP.", Comparison("llama_ffn", "vit")),
+        _claim(
             "Causal attention costs accuracy: PS [cls] stays below the bidirectional network.",
-            (Comparison("ps_cls", "llama_norm", more=False),),
+            Comparison("ps_cls", "llama_norm", more=False),
         ),
-        Claim(
+        _claim(
             "RoPE and the learned position are complementary: both are better than either.",
-            (Comparison("learned_position", "llama_position"), Comparison("learned_position", "ps_cls")),
+            Comparison("learned_position", "llama_position"),
+            Comparison("learned_position", "ps_cls"),
         ),
-        Claim("Weaker mixup and cutmix help.", (Comparison("data_augmentation", "learned_position"),)),
-        Claim("The soft mask helps.", (Comparison("soft_mask", "data_augmentation"),)),
+        _claim("Weaker mixup and cutmix help.", Comparison("data_augmentation", "learned_position")),
+        _claim("The soft mask helps.", Comparison("soft_mask", "data_augmentation")),
     ),
     notes=(
         _IMAGENET,
@@ -152,7 +157,6 @@ _SOFT_MASK = Study(
     source="Tables 3 and 4, Fig. 3 and 6",
     question="Does a mask that hardens during training lower training and test loss, and which schedule is best?",
     setting=_size,
-    metrics=("top1", "train_loss", "test_loss"),
     rows=(
         StudyRow(
             "off", "no soft mask", ILLAMA | CAUSAL | FINAL_MIXING, _paper((74.3, 2.990, 1.121), (81.3, 2.868, 0.843))
@@ -164,7 +168,7 @@ _SOFT_MASK = Study(
         _schedule("constant", 50, 74.8, 81.5),
     ),
     claims=tuple(
-        Claim(text, (Comparison(row, "off", more, metric),))  # type: ignore[arg-type]
+        _claim(text, Comparison(row, "off", more, metric))  # type: ignore[arg-type]
         for row, name in (("linear_50", "linear, cutoff 50"), ("constant_50", "constant, cutoff 50"))
         for text, more, metric in (
             (f"The soft mask ({name}) lowers the training loss.", False, "train_loss"),
@@ -199,20 +203,14 @@ _MIXING = Study(
     source="Table 5",
     question="How much mixing does a small causal network bear?",
     setting=_size,
-    metrics=("top1", "train_loss", "test_loss"),
-    rows=(
-        _mix_row("tiny", 0.8, 1.0, 73.2),
-        _mix_row("tiny", 0.5, 0.4, 73.8),
-        _mix_row("tiny", 0.3, 0.3, 73.9),
-        _mix_row("tiny", 0.2, 0.2, 74.3),
-        _mix_row("tiny", 0.1, 0.1, 74.3),
-        _mix_row("base", 0.8, 1.0, 81.2),
-        _mix_row("base", 0.9, 0.9, 81.2),
-        _mix_row("base", 0.9, 1.0, 81.2),
-        _mix_row("base", 1.0, 1.0, 81.2),
-        _mix_row("base", 0.95, 1.0, 81.3),
+    rows=tuple(
+        _mix_row(setting, mixup, cutmix, top1)
+        for setting, rows in {
+            "tiny": ((0.8, 1.0, 73.2), (0.5, 0.4, 73.8), (0.3, 0.3, 73.9), (0.2, 0.2, 74.3), (0.1, 0.1, 74.3)),
+            "base": ((0.8, 1.0, 81.2), (0.9, 0.9, 81.2), (0.9, 1.0, 81.2), (1.0, 1.0, 81.2), (0.95, 1.0, 81.3)),
+        }.items()
+        for mixup, cutmix, top1 in rows
     ),
-    claims=(),
     notes=(_IMAGENET,),
 )
 
@@ -232,23 +230,22 @@ _COLLAPSE = Study(
     source="Table 1, Sec. 3.3",
     question="Is a class token that stands first blind behind a causal mask, and do both cures work?",
     setting=_size,
-    metrics=("top1", "train_loss", "test_loss"),
     rows=tuple(
         _mode(row, mode, None if row is _ATTENTION else "llama_attention")
         for mode in _MODES
         for row in (_ATTENTION, _PS_CLS, _MODIFIED)
     ),
     claims=(
-        Claim(
+        _claim(
             "Strictly causal (Eq. 1, pre_softmax), it learns nothing.",
-            (Collapse("llama_attention_pre_softmax", "ps_cls_pre_softmax"),),
+            Collapse("llama_attention_pre_softmax", "ps_cls_pre_softmax"),
         ),
-        Claim(
+        _claim(
             "Masked after the softmax (Eq. 2, post_softmax), it learns nothing.",
-            (Collapse("llama_attention_post_softmax", "ps_cls_post_softmax"),),
+            Collapse("llama_attention_post_softmax", "ps_cls_post_softmax"),
         ),
         *(
-            Claim(f"{cure} cures it under {mode}.", (Cure(f"{row}_{mode}", f"llama_attention_{mode}"),))
+            _claim(f"{cure} cures it under {mode}.", Cure(f"{row}_{mode}", f"llama_attention_{mode}"))
             for mode in _MODES
             for row, cure in (("ps_cls", "PS [cls]"), ("modified_causal", "The modified mask"))
         ),
@@ -267,7 +264,6 @@ _MASK_MODES = Study(
     question="What does strict causality (pre_softmax) cost against the published mask (post_softmax), and what does "
     "the soft mask give either?",
     setting=_size,
-    metrics=("top1", "train_loss", "test_loss"),
     rows=(
         StudyRow(
             "bidirectional",
@@ -293,20 +289,18 @@ _MASK_MODES = Study(
         ),
     ),
     claims=(
-        Claim(
-            "A causal network stays below a bidirectional one (post_softmax).",
-            (Comparison("off_post_softmax", "bidirectional", more=False),),
+        *(
+            _claim(
+                f"A causal network stays below a bidirectional one ({mode}).",
+                Comparison(f"off_{mode}", "bidirectional", more=False),
+            )
+            for mode in _MODES
         ),
-        Claim(
-            "A causal network stays below a bidirectional one (pre_softmax).",
-            (Comparison("off_pre_softmax", "bidirectional", more=False),),
-        ),
-        Claim(
+        _claim(
             "The published mask is better than the strictly causal one.",
-            (Comparison("off_post_softmax", "off_pre_softmax"),),
+            Comparison("off_post_softmax", "off_pre_softmax"),
         ),
-        Claim("The soft mask helps under post_softmax.", (Comparison("soft_post_softmax", "off_post_softmax"),)),
-        Claim("The soft mask helps under pre_softmax.", (Comparison("soft_pre_softmax", "off_pre_softmax"),)),
+        *(_claim(f"The soft mask helps under {mode}.", Comparison(f"soft_{mode}", f"off_{mode}")) for mode in _MODES),
     ),
     notes=("Under pre_softmax the soft mask adds log(softness) to the scores, which is our definition.",),
 )
@@ -317,7 +311,6 @@ _PEERS = Study(
     source="Tables 6 and 17",
     question="How do the three compare at equal size, recipe and budget?",
     setting=_size,
-    metrics=("top1", "train_loss", "test_loss"),
     rows=(
         StudyRow("vit", "ViT", _model(ROADMAP["vit"]) | CAUSAL | FINAL_MIXING),
         StudyRow(
@@ -328,7 +321,7 @@ _PEERS = Study(
         ),
         StudyRow("illama", "iLLaMA, with the roadmap's soft mask", ILLAMA | ROADMAP_SOFT | FINAL_MIXING, against="vit"),
     ),
-    claims=(Claim("iLLaMA is better than ViT.", (Comparison("illama", "vit"),)),),
+    claims=(_claim("iLLaMA is better than ViT.", Comparison("illama", "vit")),),
     notes=(
         "The paper has no such table: its ViT (tiny 73.8, base 81.5) was trained with stronger mixing than its iLLaMA "
         "(75.0, 81.6), and VisionLLaMA's numbers come from other recipes.",
@@ -349,7 +342,6 @@ _CIFAR = Study(
     source="Table 9",
     question="Does a causal network trained on ImageNet-1K transfer as well as ViT, with and without a soft mask?",
     setting=_cifar,
-    metrics=("top1", "train_loss", "test_loss"),
     rows=(
         StudyRow("transfer_vit", "ViT-T", _model(ROADMAP["vit"]) | CAUSAL, _on_cifar(98.0, 85.5), weights="vit"),
         StudyRow(
@@ -369,7 +361,6 @@ _CIFAR = Study(
             weights="illama",
         ),
     ),
-    claims=(),
     notes=("Starts from ImageNet-1K weights: give them with --init-from illama=RUN vit=RUN.",),
 )
 

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from illama.models.cost import multiply_adds, parameters
 from illama.recipes import Recipe
-from illama.report import Block, Bullets, Code, Document, Figure, Section, Table, Text, write_document
+from illama.report import Block, Bullets, Code, Figure, Section, Table, Text
 from illama.reproduce.figures import Line, Step, StudyPanel, draw_curves, draw_steps
-from illama.reproduce.plan import Base, PlannedRun
-from illama.reproduce.results import StudyResult, difference_in_words, environments, in_words, to_dict
+from illama.reproduce.results import DIGITS, StudyResult, environments, in_words
 from illama.reproduce.results import command as run_command
-from illama.reproduce.study import METRICS, Metric, StudyRow
+from illama.reproduce.study import METRICS, Base, Metric, PlannedRun, StudyRow
 from illama.training.figures import read_metrics
 from illama.training.run_folder import METRICS_FILE
 
-_DIGITS: dict[Metric, int] = {"top1": 2, "train_loss": 3, "test_loss": 3}
 _CURVES = (
     ("training loss", "cross-entropy (nats)", "train", "loss"),
     ("test loss", "cross-entropy (nats)", "eval", "loss"),
@@ -44,9 +40,9 @@ def study_section(result: StudyResult, extra: Sequence[Block] = ()) -> Section:
     study = result.planned.study
     blocks: list[Block] = [Text(f"{study.question} ({study.source}.)"), Text(_progress(result)), Text(_HOW_TO_READ)]
     blocks.append(results_table(result))
-    claims = _claims(result)
-    if claims is not None:
-        blocks.append(claims)
+    if study.claims:
+        claims = tuple((claim.text, *(result.holds(claim) or ("no runs", ""))) for claim in study.claims)
+        blocks.append(Table(("claim", "holds here?", "measured"), claims, "Claims"))
     blocks += _pictures(result)
     blocks += extra
     if study.notes:
@@ -57,21 +53,24 @@ def study_section(result: StudyResult, extra: Sequence[Block] = ()) -> Section:
 def results_table(result: StudyResult, *, brief: bool = False) -> Table:
     """Paper | ours | differences | direction, and the losses; `brief` leaves out what a terminal has no room for."""
     planned = result.planned
+    labels = {row.name: row.label for row in planned.rows}
     columns = {"row": [_label(result, row) for row in planned.rows]}
     for metric in planned.study.metrics[: 1 if brief else None]:
         name, digits = METRICS[metric], 1 if metric == "top1" else 3
-        printed = [_number(result.paper_value(row, metric), digits) for row in planned.rows]
-        columns[f"{name}, paper ({planned.setting})"] = printed
+        printed = [result.paper_value(row, metric) for row in planned.rows]
+        columns[f"{name}, paper ({planned.setting})"] = ["" if x is None else f"{x:.{digits}f}" for x in printed]
         columns[f"{name}, ours"] = [_ours(result, row, metric) for row in planned.rows]
         agrees: list[str] = [result.agrees(row, metric) or "" for row in planned.rows]
         if metric != "top1":
             columns[f"{name}: direction agrees?"] = agrees
             continue
         expected = [result.paper_difference(row, metric) for row in planned.rows]
-        columns["difference, paper"] = ["" if value is None else f"{value:+.1f}" for value in expected]
-        columns["difference, ours"] = [_difference(result, row) for row in planned.rows]
+        columns["difference, paper"] = ["" if x is None else f"{x:+.1f}" for x in expected]
+        measured = [row.against and result.difference(row.name, row.against, metric) for row in planned.rows]
+        columns["difference, ours"] = [difference.in_words(metric) if difference else "" for difference in measured]
         if not brief:
-            columns["compared with"] = [_against(result, row) for row in planned.rows]
+            against = [labels.get(row.against or "", "").removeprefix("+ ") for row in planned.rows]
+            columns["compared with"] = against
         columns["direction agrees?"] = agrees
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     return Table(tuple(shown), tuple(zip(*shown.values(), strict=True)), f"{planned.study.source}: paper and ours")
@@ -89,31 +88,13 @@ def _label(result: StudyResult, row: StudyRow) -> str:
 
 
 def _ours(result: StudyResult, row: StudyRow, metric: Metric) -> str:
-    found, wanted = result.rows[row.name], len(result.planned.runs.get(row.name, ()))
-    if found.runs:
-        part = "" if len(found.runs) == wanted else f" ({len(found.runs)} of {wanted} seeds)"
-        return in_words(found.values(metric), _DIGITS[metric]) + part
+    ours, planned = result.rows[row.name], len(result.planned.runs.get(row.name, ()))
+    if ours.runs:
+        part = "" if len(ours.runs) == planned else f" ({len(ours.runs)} of {planned} seeds)"
+        return in_words(ours.values(metric), DIGITS[metric]) + part
     if row.edits is None:
         return "quoted, not run" if metric == "top1" else ""
-    return "failed" if found.failed else "not run"
-
-
-def _difference(result: StudyResult, row: StudyRow) -> str:
-    found = None if row.against is None else result.difference(row.name, row.against, "top1")
-    return "" if found is None else difference_in_words(found, "top1")
-
-
-def _against(result: StudyResult, row: StudyRow) -> str:
-    label = next((each.label for each in result.planned.rows if each.name == row.against), "")
-    return label.removeprefix("+ ")
-
-
-def _claims(result: StudyResult) -> Table | None:
-    rows = []
-    for claim in result.planned.study.claims:
-        found = result.holds(claim)
-        rows.append((claim.text, *(("no runs", "") if found is None else found)))
-    return Table(("claim", "holds here?", "measured"), tuple(rows), "Claims") if rows else None
+    return "failed" if ours.failed else "not run"
 
 
 def _progress(result: StudyResult) -> str:
@@ -134,7 +115,7 @@ def _progress(result: StudyResult) -> str:
 
 def _pictures(result: StudyResult) -> Iterator[Figure]:
     study = result.planned.study
-    if not any(found.runs for found in result.rows.values()):
+    if not any(row.runs for row in result.rows.values()):
         return
     panels = [StudyPanel(title, label, tuple(_lines(result, kind, key))) for title, label, kind, key in _CURVES]
     yield Figure(
@@ -171,40 +152,19 @@ def _lines(result: StudyResult, kind: str, key: str) -> Iterator[Line]:
 
 def how_it_was_made(results: Sequence[StudyResult], base: Base, runs: Sequence[PlannedRun], command: str) -> Section:
     """Commands, recipe, versions, hardware."""
-    recipe = base.common
+    made_on = tuple(_about(environment) for environment in environments(results))
     blocks: list[Block] = [
         Text("One command trains, continues and reports; what is finished is not trained again:"),
         Code(command),
-        Text(_about(recipe)),
-        Bullets(tuple(_environment(found) for found in environments(results))),
+        Text(_about_recipe(base.common)),
+        *([Bullets(made_on)] if made_on else []),
         Text("Each run by hand, in the folder of the study:"),
         Code("\n".join(map(run_command, runs))),
     ]
-    return Section("How this was made", tuple(block for block in blocks if block != Bullets(())))
+    return Section("How this was made", tuple(blocks))
 
 
-def write_results(sections: Sequence[Section], records: dict[str, Any], title: str, folder: Path) -> list[Path]:
-    """Write report.html, report.md, their pictures and results.json.
-
-    Raises:
-        UserError: The folder cannot be written to.
-    """
-    lead = "The paper's tables and figures beside our own runs, made by illama (arXiv 2404.06773)."
-    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_document(Document(title, lead, tuple(sections)), folder, {"results.json": text.encode()})
-
-
-def records(results: Sequence[StudyResult], base: Base, command: str) -> dict[str, Any]:
-    """Everything as plain values."""
-    return {
-        "command": command,
-        "recipe": base.shown.to_dict(),
-        "environments": environments(results),
-        "studies": [to_dict(result) for result in results],
-    }
-
-
-def _about(recipe: Recipe) -> str:
+def _about_recipe(recipe: Recipe) -> str:
     model, data = recipe.model, recipe.data
     limit = "" if data.max_train_images is None else f", {data.max_train_images} training images per seed"
     return (
@@ -215,13 +175,10 @@ def _about(recipe: Recipe) -> str:
     )
 
 
-def _environment(found: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version is not None)
+def _about(environment: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {text}" for name, text in environment["versions"].items() if text is not None)
     return (
-        f"{found['processor']}, {found['cpu_cores']} cores, {found['torch_threads']} threads per run, device "
-        f"{found['device']}; {versions}; {found['platform']}; revision {found['git_revision']}"
+        f"{environment['processor']}, {environment['cpu_cores']} cores, {environment['torch_threads']} threads per "
+        f"run, device {environment['device']}; {versions}; {environment['platform']}; revision "
+        f"{environment['git_revision']}"
     )
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"

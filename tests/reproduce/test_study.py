@@ -9,9 +9,8 @@ import pytest
 from illama.errors import UserError
 from illama.recipes import load_recipe
 from illama.recipes.rules import flatten
-from illama.reproduce.plan import _identity, all_runs, choose_base, plan_studies
 from illama.reproduce.studies import STUDIES
-from illama.reproduce.study import Collapse, Comparison, Cure, Epochs
+from illama.reproduce.study import Collapse, Comparison, Cure, Epochs, all_runs, choose_base, plan_studies, run_identity
 from tests.reproduce.conftest import TOY
 
 
@@ -161,8 +160,8 @@ def test_a_run_is_the_same_however_its_data_and_weights_are_spelt(tmp_path: Path
 
 def test_runs_of_earlier_versions_are_known_by_their_folders() -> None:
     """Names that versions gave whose recipes had fewer keys; a new run beside a finished one would train it again."""
-    assert _identity(load_recipe("digits_micro"), None) == "19be79eb-seed0"
+    assert run_identity(load_recipe("digits_micro"), None) == "19be79eb-seed0"
     moved = load_recipe("cifar10_micro", ["data.path=/x", "seed=2"])
-    assert _identity(moved, "abc") == "aed7e04f-seed2"
+    assert run_identity(moved, "abc") == "aed7e04f-seed2"
     other = load_recipe("digits_micro", ["data.class_depth=2"])
-    assert _identity(other, None) != "19be79eb-seed0"
+    assert run_identity(other, None) != "19be79eb-seed0"
