@@ -72,36 +72,46 @@ def catch(command: Command, aim: Phase | None, number: signal.Signals) -> None:
                 return
 
 
-def test_signals_are_answered_with_a_save(whole: Path, tmp_path: Path) -> None:
-    """One after the other in a step, in an evaluation and beside a save."""
-    for number, aim in (
-        (signal.SIGTERM, Phase.STEP),
-        (signal.SIGINT, Phase.STEP),
-        (signal.SIGTERM, Phase.EVALUATION),
-        (signal.SIGTERM, None),
-    ):
-        command = train(tmp_path)
-        catch(command, aim, number)
-        ended = command.end()
-        assert ended.code == 75, ended.err
-        assert f"stopped at step {saved_step(tmp_path / 'run')} and saved; run the same command again" in ended.err
-        assert "Traceback" not in ended.err
+def stop(command: Command, aim: Phase | None, number: signal.Signals, run: Path) -> None:
+    """Send a signal; the command saves and says so."""
+    catch(command, aim, number)
+    ended = command.end()
+    assert ended.code == 75, ended.err
+    assert f"stopped at step {saved_step(run)} and saved; run the same command again" in ended.err
+    assert "Traceback" not in ended.err
+
+
+def test_a_run_is_its_own_and_answers_signals_with_a_save(whole: Path, tmp_path: Path) -> None:
+    """A second command in its folder is told who trains there; a signal in an evaluation, another beside a save."""
+    command = train(tmp_path)
+    command.until(lambda: command.step >= 1)
+    with command.frozen():
+        assert f"is being trained by process {command.pid}" in train(tmp_path).end().problem()
+    stop(command, Phase.EVALUATION, signal.SIGINT, tmp_path / "run")
+    stop(train(tmp_path), None, signal.SIGTERM, tmp_path / "run")
     train(tmp_path).end().fine()
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_a_second_command_is_told_who_trains_there(whole: Path, tmp_path: Path) -> None:
-    first = train(tmp_path)
-    first.until(lambda: first.step >= 1)
-    with first.frozen():
-        assert f"is being trained by process {first.pid}" in train(tmp_path).end().problem()
-    first.end().fine()
+@pytest.mark.faults
+def test_more_signals_are_answered_with_a_save(whole: Path, tmp_path: Path) -> None:
+    for number, aim in (
+        (signal.SIGTERM, Phase.STEP),
+        (signal.SIGINT, Phase.STEP),
+        (signal.SIGTERM, Phase.EVALUATION),
+        (signal.SIGINT, None),
+    ):
+        stop(train(tmp_path), aim, number, tmp_path / "run")
+    train(tmp_path).end().fine()
     assert_same_run(whole, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
     ("what", "overrides", "told"),
-    [("checkpoint", (), "cannot save the checkpoint"), ("log", ("train.save_every_steps=null",), "metrics.jsonl")],
+    [
+        ("checkpoint", (), "cannot save the checkpoint"),
+        pytest.param("log", ("train.save_every_steps=null",), "metrics.jsonl", marks=pytest.mark.faults),
+    ],
 )
 def test_files_that_may_not_grow(what: str, overrides: tuple[str, ...], told: str, whole: Path, tmp_path: Path) -> None:
     """In the middle of a run, by the system's limit: the save in the background fails, or a line of the log."""
@@ -147,6 +157,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
+@pytest.mark.faults
 def test_a_full_disk(small_disk: Path, whole: Path, tmp_path: Path) -> None:
     """At the start, then in the middle of the run; with room again it ends like an undisturbed one."""
     run, words = small_disk / "run", (*RUN, "--out", small_disk / "run")
@@ -167,13 +178,17 @@ def test_a_full_disk(small_disk: Path, whole: Path, tmp_path: Path) -> None:
     assert_same_run(whole, run)
 
 
-def test_a_folder_that_cannot_be_written_to(whole: Path, tmp_path: Path) -> None:
-    run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    run = tmp_path / "run"
     run.mkdir(mode=0o555)
     problem = train(tmp_path, mere_owner=True).end().problem()
     assert f"cannot write the run folder {run}: Permission denied" in problem
     assert list(run.iterdir()) == []
-    run.chmod(0o755)
+
+
+@pytest.mark.faults
+def test_a_folder_that_can_no_longer_be_written_to(whole: Path, tmp_path: Path) -> None:
+    run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
     command = train(tmp_path, mere_owner=True)
     command.until(lambda: command.step >= 12 and not command.is_saving)
     checkpoints.chmod(0o555)
@@ -197,7 +212,13 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize(("damage", "file"), [(cut, "training_state.pt"), (flip, "model.safetensors")])
+@pytest.mark.parametrize(
+    ("damage", "file"),
+    [
+        (cut, "training_state.pt"),
+        pytest.param(flip, "model.safetensors", marks=pytest.mark.faults),
+    ],
+)
 def test_a_damaged_checkpoint_has_one_before_it(
     damage: object, file: str, killed: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -264,6 +285,7 @@ def on_pictures(pictures: Path, workers: int) -> tuple[str, ...]:
     )
 
 
+@pytest.mark.faults
 def test_a_data_set_that_loses_a_file(pictures: Path, tmp_path: Path) -> None:
     """Another image stands in for it, and it is counted."""
     command = train(tmp_path, *on_pictures(pictures, workers=1))
@@ -274,7 +296,7 @@ def test_a_data_set_that_loses_a_file(pictures: Path, tmp_path: Path) -> None:
     assert f"1 unreadable training image(s) left out, the first: {lost}: No such file or directory" in said
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.faults), 1])
 def test_a_data_set_that_goes_and_comes_back(workers: int, pictures: Path, tmp_path: Path) -> None:
     words = on_pictures(pictures, workers)
     train(tmp_path, *words, run="whole").end().fine()

@@ -20,24 +20,27 @@ pytestmark = needs_proc
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def threads_left(work: Callable[[Path], None], folder: Path) -> tuple[type[Exception] | None, int]:
-    """How it ended, and the threads of the group that are there while its caller still has the error in hand."""
+def threads_left(works: list[Callable[[Path], None]], folder: Path) -> list[tuple[type[Exception] | None, int]]:
+    """How each ended, and the threads of its group that are there while its caller still has the error in hand."""
     Run._draw = lambda self: None  # type: ignore[method-assign]
-    end: Exception | None = None
-    try:
-        work(folder)
-    except (UserError, Stopped) as error:
-        end = error
-    names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
-    return None if end is None else type(end), sum("gloo" in name for name in names)
+    ends = []
+    for work in works:
+        end: Exception | None = None
+        try:
+            work(folder / work.__name__)
+        except (UserError, Stopped) as error:
+            end = error
+        names = [file.read_text() for file in Path("/proc/self/task").glob("*/comm")]
+        ends.append((None if end is None else type(end), sum("gloo" in name for name in names)))
+    return ends
 
 
-@pytest.mark.parametrize("work", [process_ends.gather, process_ends.finish, process_ends.stop, process_ends.fail])
-def test_no_thread_outlives_its_group(work: Callable[[Path], None], tmp_path: Path) -> None:
+def test_no_thread_outlives_its_group(tmp_path: Path) -> None:
     """It would need an interpreter to let go of its last tensors, at a time when there is none."""
-    ends = in_processes(2, threads_left, work, tmp_path)
-    assert [left for _, left in ends] == [0, 0]
-    assert (ends[0][0] is None) == (process_ends.ENDS[work] == 0)
+    works = [process_ends.gather, process_ends.finish, process_ends.fail, process_ends.stop]
+    first, _ = in_processes(2, threads_left, works, tmp_path)
+    assert [left for _, left in first] == [0] * 4
+    assert [error is None for error, _ in first] == [process_ends.ENDS[work] == 0 for work in works]
 
 
 @pytest.mark.faults
