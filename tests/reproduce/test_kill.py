@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from illama.cli.main import main
+from illama.reproduce.runner import LOOK_EVERY_S
 from illama.training.runs import read_run
 from tests.end_to_end.commands import children, gone, needs_proc, wait_until_gone
 from tests.reproduce.conftest import TOY, InlineSlot
@@ -101,12 +102,15 @@ def test_a_study_that_loses_a_process_and_is_stopped(undisturbed: dict[str, byte
     (trainer,) = trainers(study)
     os.kill(trainer, signal.SIGKILL)
     until(study, lambda: in_run(3, out))
-    workers = children(study.pid)
+    (third,) = trainers(study)
+    os.kill(third, signal.SIGSTOP)  # or it may be done before the study looks whether it was asked to stop
     os.kill(study.pid, signal.SIGTERM)
+    time.sleep(3 * LOOK_EVERY_S)
+    os.kill(third, signal.SIGCONT)
     assert study.wait(PATIENCE_S) == 75, said(out)
     assert "failed: its process died, as when memory runs out (2 of 3 runs)" in said(out)
     assert "1 running run(s) saved; run" in said(out)
-    wait_until_gone([trainer, *workers])
+    wait_until_gone([trainer, third])
     before = finished(out)
     assert len(before) == 1
     goes_on(out, before, undisturbed)
