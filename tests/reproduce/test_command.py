@@ -17,8 +17,8 @@ from illama.errors import UserError
 from illama.recipes import load_recipe
 from illama.reproduce.command import Wanted, make_plan, reproduce
 from illama.reproduce.runner import Outcome
-from illama.training.loop import Run
 from illama.system.lock import RunLock
+from illama.training.loop import Run
 from tests.reproduce.conftest import TOY, InlineSlot
 
 REPORTS = ("report.html", "report.md", "results.json")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from illama.cli.main import main
+from illama.data import look
 from illama.errors import UserError
 from illama.recipes import load_recipe
 from illama.tasks.fit import FEW_STEPS, fit_to_data, short_run
@@ -148,8 +149,9 @@ def test_the_recipes_seed_holds_out(tmp_path: Path) -> None:
     data = paint(tmp_path / "d", {"a": 20, "b": 20})
     chosen = []
     for seed in (0, 3):
-        fitted = fit_to_data(tiny(data, "data.val_fraction=0.3", f"seed={seed}"))
-        same = fitted.layout.open("eval", seed=seed, in_chans=3)
+        recipe = tiny(data, "data.val_fraction=0.3", f"seed={seed}")
+        fitted, layout = fit_to_data(recipe), look(recipe.data)
+        same = layout.open("eval", seed=seed, in_chans=3)
         names = [same.location(i) for i in range(len(same))]
         assert names == [fitted.evaluated.location(i) for i in range(len(fitted.evaluated))]
         chosen.append(names)

@@ -87,7 +87,14 @@ def predict(
     transform = needed_transform(meta, checkpoint)
     names = meta.classes or tuple(str(i) for i in range(meta.config.num_classes))
     no_labels = np.zeros(len(files), dtype=np.int64)
-    source = FolderSource("", files, no_labels, (), transform.in_chans, f"{len(files)} images")
+    source = FolderSource(
+        root="",
+        paths=files,
+        labels=no_labels,
+        classes=(),
+        in_chans=transform.in_chans,
+        description=f"{len(files)} images",
+    )
     source.max_pixels = _most_pixels(meta.recipe or {}, checkpoint)
     try:
         loader = EvalLoader(source, transform, BATCH, target)

@@ -95,8 +95,10 @@ def decode(
     whole_targets = torch.empty((len(source), *targets.shape((shape[1], shape[2]))), dtype=targets.dtype)
     as_numpy = images.numpy()
     skipped: dict[int, BrokenImage] = {}
-    chunks = [range(at, min(at + _CHUNK, len(source))) for at in range(0, len(source), _CHUNK)]
-    with ThreadPoolExecutor(threads or cpu_count()) as pool, WorkProgress("decoding", len(source)) as progress:
+    threads = threads or cpu_count()
+    chunk = min(_CHUNK, -(-len(source) // threads))  # a few images occupy all threads too
+    chunks = [range(at, min(at + chunk, len(source))) for at in range(0, len(source), chunk)]
+    with ThreadPoolExecutor(threads) as pool, WorkProgress("decoding", len(source)) as progress:
         try:
             for count in pool.map(fill, chunks):
                 progress.advance(count)
