@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from illama.errors import UserError
 from illama.hub.timm_hook import register_with_timm
+from illama.registry import lazy_exports
 
 if TYPE_CHECKING:
     from illama.attention import soft_causal_attention
@@ -30,24 +30,18 @@ __all__ = [
     "train",
 ]
 
-_HOME = {
-    "ILlama": "illama.models",
-    "ModelConfig": "illama.models",
-    "evaluate": "illama.evaluation",
-    "load_model": "illama.weights",
-    "load_recipe": "illama.recipes",
-    "predict": "illama.evaluation",
-    "soft_causal_attention": "illama.attention",
-    "train": "illama.training",
-}
-
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "attention": ("soft_causal_attention",),
+        "evaluation": ("evaluate", "predict"),
+        "models": ("ILlama", "ModelConfig"),
+        "recipes": ("load_recipe",),
+        "training": ("train",),
+        "weights": ("load_model",),
+    },
+)
 register_with_timm()
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -5,8 +5,9 @@ Importing this package loads no torch: names load what they need on first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from illama.registry import lazy_exports
 
 if TYPE_CHECKING:
     from illama.checkpoint.folder import Newest, has_checkpoint, kept_tag, newest_checkpoint
@@ -34,15 +35,11 @@ __all__ = [
     "save_weights",
 ]
 
-_MODULES = {
-    "folder": ("Newest", "has_checkpoint", "kept_tag", "newest_checkpoint"),
-    "format": ("Checkpoint", "Meta", "keep_checkpoint", "load_checkpoint", "save_checkpoint", "save_weights"),
-    "saver": ("Saver",),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"illama.checkpoint.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "folder": ("Newest", "has_checkpoint", "kept_tag", "newest_checkpoint"),
+        "format": ("Checkpoint", "Meta", "keep_checkpoint", "load_checkpoint", "save_checkpoint", "save_weights"),
+        "saver": ("Saver",),
+    },
+)

@@ -5,17 +5,13 @@ Importing this package loads no torch: the loop is loaded on first use.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from illama.registry import lazy_exports
 
 if TYPE_CHECKING:
     from illama.training.loop import TrainResult, train
 
 __all__ = ["TrainResult", "train"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        from illama.training import loop
-
-        return getattr(loop, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(__name__, {"loop": __all__})

@@ -5,8 +5,9 @@ Importing this package loads no torch: names load what they need on first use.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from illama.registry import lazy_exports
 
 if TYPE_CHECKING:
     from illama.weights.adapt import LoadReport, adapt_state_dict, initialize_from
@@ -15,15 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["LoadReport", "adapt_state_dict", "initialize_from", "load_model", "read_weights"]
 
-_MODULES = {
-    "adapt": ("LoadReport", "adapt_state_dict", "initialize_from"),
-    "foreign": ("read_weights",),
-    "load": ("load_model",),
-}
-_HOME = {name: module for module, names in _MODULES.items() for name in names}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(f"illama.weights.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "adapt": ("LoadReport", "adapt_state_dict", "initialize_from"),
+        "foreign": ("read_weights",),
+        "load": ("load_model",),
+    },
+)

@@ -43,6 +43,7 @@ from illama.errors import UserError
 from illama.recipes.schema import DataConfig
 from illama.system.files import is_partial, own_file, remove_partial, replacing, to_disk, write_file
 from illama.system.given_file import at_home
+from illama.system.lock import locked
 
 PLAN_FILE, FINISHED_FILE = "_plan.jsonl.gz", "_shards.jsonl"
 INFO_FILE, CLASSES_FILE, SUMS_FILE = "_info.json", "classes.txt", "SHA256SUMS"
@@ -203,24 +204,14 @@ def only_writer(folder: Path) -> Iterator[None]:
     Raises:
         UserError: Another process is writing there.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
+    if os.name == "nt":  # opens no folders
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        until = time.monotonic() + LOCK_PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise UserError(f"another process is writing shards to {folder}; wait for it, or end it") from None
-                time.sleep(0.05)
-            except OSError:  # a file system without locks
-                break
+        with suppress(OSError):  # a file system without locks
+            if not locked(handle, LOCK_PATIENCE_S):
+                raise UserError(f"another process is writing shards to {folder}; wait for it, or end it")
         yield
     finally:
         os.close(handle)
