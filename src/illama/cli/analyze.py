@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from illama.analysis.registry import ANALYSES, Analysis, ComparisonOptions
-from illama.cli.output import STDOUT, Json, check_targets, say, write_result
+from illama.cli.output import Json, check_targets, hand_over, say
 from illama.cli.subject_options import Checkpoint, SubjectOptions
 from illama.errors import UserError
 
@@ -79,11 +79,12 @@ def report_command(
         if not report.findings:
             raise UserError("no analysis applies: " + "; ".join(f"{n}: {why}" for n, why in report.left_out.items()))
         written = write_look(report, folder, title)
-    if shared.json is not None:
-        write_result(shared.json, (folder / "report.json").read_text(encoding="utf-8"))
-    if shared.json != STDOUT:
+
+    def show() -> None:
         _print_summary(report.findings)
         print(written[0])
+
+    hand_over(shared.json, lambda: (folder / "report.json").read_text(encoding="utf-8"), show)
 
 
 @analyze_command.command(name="compare")
@@ -218,13 +219,13 @@ def _hand_over(result: "AnalysisResult", shared: LookOptions, about: str, subjec
     """Print of what and what was found, and write what was asked for."""
     from illama.analysis.report import AnalysisReport, write_look
 
-    if shared.json is not None:
-        write_result(shared.json, result.json())
-    written = [] if shared.out is None else write_look(AnalysisReport((result,), subject=subject), shared.out)
-    if shared.json != STDOUT:
+    def show() -> None:
         print(about)
         _print_summary((result,))
         print(written[0] if written else "--out FOLDER writes a page with pictures, CSV and JSON")
+
+    written = [] if shared.out is None else write_look(AnalysisReport((result,), subject=subject), shared.out)
+    hand_over(shared.json, result.json, show)
 
 
 def _print_summary(findings: tuple["AnalysisResult", ...]) -> None:

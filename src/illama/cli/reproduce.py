@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from illama.cli.output import STDOUT, Json, check_targets, write_result
+from illama.cli.output import Json, check_targets, hand_over
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,9 +65,8 @@ def reproduce_command(
         _show_estimate(plan)
         return
     results, written, outcome = reproduce(plan)
-    if json is not None:
-        write_result(json, (plan.report_dir / "results.json").read_text(encoding="utf-8"))
-    if json != STDOUT:
+
+    def show() -> None:
         from illama.reproduce.study_report import results_table
 
         for result in results:
@@ -75,6 +74,8 @@ def reproduce_command(
         for path in written:
             if path.suffix in (".html", ".md", ".json"):
                 print(path)
+
+    hand_over(json, lambda: (plan.report_dir / "results.json").read_text(encoding="utf-8"), show)
     if outcome.failed:
         name, why = next(iter(outcome.failed.items()))
         raise UserError(
