@@ -26,7 +26,7 @@ from illama.data.loading.memory import decode
 from illama.data.loading.samples import TrainSamples
 from illama.data.rng import Draws, DrawShare
 from illama.data.source import Source
-from illama.data.targets import CLASS_LABELS
+from illama.data.targets import CLASS_LABELS, ClassLabels
 from illama.errors import UserError
 from illama.recipes import BatchPlan, Recipe, load_recipe, plan_batches
 
@@ -494,3 +494,16 @@ def test_messy_folder_trains_and_evaluates(shared_data: Path, tmp_path: Path) ->
     evaluation = EvalLoader(source, EvalTransform((48, 48)), 8, "cpu", 0)
     assert sum(len(batch.targets) for batch in evaluation) == 30
     assert len(evaluation.skipped) == 6
+
+
+@pytest.mark.parametrize("storage", ["memory", "stream"])
+def test_targets_that_are_not_the_tasks_are_refused(storage: str) -> None:
+    """One number would be spread over a whole map."""
+
+    class Maps(ClassLabels):
+        def shape(self, size: tuple[int, int]) -> tuple[int, ...]:
+            return size
+
+    recipe = _small(f"data.storage={storage}", "data.workers=0")
+    with pytest.raises(ValueError, match=r"the target of image \d is \(\) of torch.int64, its task's are \(16, 16\)"):
+        next(TrainLoader(recipe, Synthetic([(16, 16)] * 4), "cpu", plan_batches(recipe), targets=Maps()).batches())

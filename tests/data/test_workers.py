@@ -25,7 +25,7 @@ from illama.data.eval_transform import EvalTransform
 from illama.data.loading import workers as workers_module
 from illama.data.loading.decoder import Keys
 from illama.data.loading.samples import EvalSamples, RawBatch, TrainSamples
-from illama.data.loading.workers import decoded_batches
+from illama.data.loading.workers import RESTARTS, decoded_batches
 from illama.data.source import Source
 from illama.errors import UserError
 from illama.recipes import load_recipe
@@ -126,7 +126,7 @@ def test_killed_workers_are_replaced(deadly: signal.Signals, caplog: pytest.LogC
                 assert victim.pid is not None
                 os.kill(victim.pid, deadly)
     assert _same(undisturbed, seen)
-    assert len(caplog.messages) == 3
+    assert 3 <= len(caplog.messages) <= 2 * 3  # of each
     for message in caplog.messages:
         assert "killed (signal 9" in message if deadly == signal.SIGKILL else "ended by signal 10" in message
         assert "image " in message
@@ -159,7 +159,7 @@ def test_an_image_that_kills_every_worker_is_named(caplog: pytest.LogCaptureFixt
     ):
         list(stream)
     assert "\n" not in str(e.value)
-    assert len(caplog.messages) == 3
+    assert 3 <= len(caplog.messages) <= 2 * 3  # of each
     assert _decoders() == []
 
 
@@ -167,6 +167,17 @@ def test_an_image_that_hangs_every_worker_is_named() -> None:
     with pytest.raises(UserError, match=r"gave nothing for 1 s .* while it read image 13"):
         list(_stream(2, timeout_s=1, source=Trouble(lambda: time.sleep(60))))
     assert _decoders() == []
+
+
+def test_more_workers_may_be_lost_at_once_than_one_may_be_started_again() -> None:
+    """As when a disk stands still for all of them: each has three restarts of its own."""
+    stream = _stream(RESTARTS + 2)
+    seen = [next(stream)]
+    for process in _decoders():
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+    seen += stream
+    assert _same(list(_stream(0)), seen)
 
 
 def test_slow_images_are_not_taken_for_a_hang() -> None:
@@ -240,7 +251,7 @@ SCRIPT = """
 import multiprocessing, os, signal, sys, time
 import numpy as np, torch
 from illama.data.loading.samples import Sample
-from illama.data.loading.workers import decoded_batches
+from illama.data.loading.workers import RESTARTS, decoded_batches
 
 class Samples:
     shape, target_shape, target_dtype = (1, 2, 2), (), torch.int64

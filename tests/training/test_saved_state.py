@@ -22,6 +22,7 @@ from illama.checkpoint.folder import FILE_SUMS, OWN_SUM, DamagedError, _sum_of
 from illama.checkpoint.format import read_safetensors
 from illama.errors import UserError
 from illama.recipes import Recipe
+from illama.tasks import TASKS
 from illama.training.checkpointing import demand_fitting
 from illama.training.loop import Run, train
 from tests.pictures import paint, tiny
@@ -302,7 +303,7 @@ def test_junk_anywhere_is_taken_over_or_refused_in_a_line(run: Path, recipe: Rec
     state = Run(recipe, run, torch.device("cpu"), None).state
     everywhere = list(places(saved.training_state))
     assert len(everywhere) > 50
-    demand_fitting(saved, state, 12)
+    demand_fitting(saved, state, 12, TASKS["classification"].score)
     lines: set[int] = set()
 
     @settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
@@ -311,7 +312,7 @@ def test_junk_anywhere_is_taken_over_or_refused_in_a_line(run: Path, recipe: Rec
         altered: Checkpoint = dataclasses.replace(saved, training_state=copy.deepcopy(saved.training_state))
         put(*place, value=junk)(altered.training_state)
         try:
-            demand_fitting(altered, state, 12)
+            demand_fitting(altered, state, 12, TASKS["classification"].score)
         except DamagedError as refusal:
             lines.add(str(refusal).count("\n"))
         else:

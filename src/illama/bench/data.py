@@ -152,7 +152,7 @@ def _cases(
         notes.append("timm's loader is compared on image folders only")
     elif resolve_crop(recipe) != "resized":
         notes.append("timm's loader has random resized crops only; add augment.crop=resized to compare with it")
-    elif batch % 2 and (recipe.augment.mixup > 0 or recipe.augment.cutmix > 0):
+    elif batch % 2 and recipe.augment.mixes:
         notes.append("timm mixes batches of an even number of images only")
     else:
         cases.append(Case("timm create_loader", lambda: _timm_batches(images, recipe, batch, device), batch))
@@ -198,7 +198,7 @@ def _timm_batches(images: Source, recipe: Recipe, batch: int, device: torch.devi
     dataset = ImageDataset(str(Path(images.location(0)).parents[1]))
     dataset.reader.samples *= max(1, EPOCH_BATCHES * batch // len(dataset))
     mixing = None
-    if augment.mixup > 0 or augment.cutmix > 0:
+    if augment.mixes:
         mixing = {
             "mixup_alpha": augment.mixup,
             "cutmix_alpha": augment.cutmix,

@@ -57,7 +57,7 @@ def launch_command(*words: Annotated[str, Parameter(allow_leading_hyphen=True)])
 def share_cores(processes: int) -> None:
     """Give each process on this machine its share of the cores; torchrun would give it one."""
     if "OMP_NUM_THREADS" not in os.environ:
-        from illama.data.loading.memory import cpu_count
+        from illama.system.processes import cpu_count
 
         os.environ["OMP_NUM_THREADS"] = str(max(1, cpu_count() // processes))
 

@@ -28,9 +28,9 @@ def _state(purpose: Purpose, seed: int, *position: int) -> int:
     return int(np.random.SeedSequence((purpose, seed, *position)).generate_state(1, np.uint64)[0])
 
 
-def torch_generator(purpose: Purpose, seed: int, *position: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator whose numbers depend on nothing but the arguments (all of them 0 or more) and the kind of device."""
-    return torch.Generator(device).manual_seed(_state(purpose, seed, *position) >> 1)
+def torch_generator(purpose: Purpose, seed: int, *position: int) -> torch.Generator:
+    """A generator of the CPU whose numbers depend on nothing but the arguments, all of them 0 or more."""
+    return torch.Generator().manual_seed(_state(purpose, seed, *position) >> 1)
 
 
 @dataclass(frozen=True)

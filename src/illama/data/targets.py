@@ -1,9 +1,13 @@
-"""What a sample's target is, and how it moves with its image: all that loaders have to know of a task."""
+"""What a sample's target is, and how it moves with its image: all that loaders have to know of a task.
+
+Source.target -> per_image (worker) -> shared memory -> batched (device) -> mixing -> Batch.targets -> Task.loss
+                 fitted, evaluated (sets in memory)
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,8 +23,20 @@ from illama.data.rng import Draws
 if TYPE_CHECKING:
     from illama.recipes.schema import Recipe
 
-# An image (a `Picture` in training, else Pillow's) and its target -> pixels (C, H, W) uint8 and the target beside them.
+# An image and its target -> pixels (C, H, W) uint8 and the target beside them. The image is a `Picture` in `per_image`,
+# else Pillow's.
 SampleTransform = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+
+
+def demand_target(target: Tensor, shape: Sequence[int], dtype: torch.dtype, where: str) -> None:
+    """A target is what its task says: one of another shape would be spread over the batch without a word.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if tuple(target.shape) != tuple(shape) or target.dtype != dtype:
+        given = f"{tuple(target.shape)} of {target.dtype}"
+        raise ValueError(f"the target of {where} is {given}, its task's are {tuple(shape)} of {dtype}")
 
 
 class BatchTransform(Protocol):

@@ -186,11 +186,6 @@ class Vote:
         return bool(self._ballot[0])
 
 
-def under_launcher() -> bool:
-    """Whether `torchrun` or another launcher started this as one of several processes."""
-    return Place.of_environment().size > 1
-
-
 def is_main_process() -> bool:
     """Whether this process, of however many, is the one that prints results."""
     return Place.of_environment().rank == 0

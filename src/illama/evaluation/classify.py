@@ -197,7 +197,6 @@ def collect_logits(
     model: ILlama,
     loader: EvalLoader,
     *,
-    softness: float | None = None,
     progress: bool = False,
     world: World = ALONE,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,7 +209,7 @@ def collect_logits(
         UserError: There was no readable image.
     """
     kept = KeptLogits()
-    classify_each([(model, softness)], loader, kept.add, progress=progress, world=world)
+    classify_each([(model, None)], loader, kept.add, progress=progress, world=world)
     return kept.join(world)
 
 

@@ -16,10 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from illama.console.text import shown
-from illama.distributed import ALONE, World
 from illama.errors import UserError
 from illama.evaluation.cache import About, TensorFile, checked, make_workspace, read_tensors
-from illama.evaluation.classify import collect_logits, skipped_by_all
+from illama.evaluation.classify import collect_logits
 from illama.evaluation.origin import data_id, network_id
 from illama.evaluation.scores import Answers, refuse_non_finite
 from illama.evaluation.subject import Subject
@@ -171,18 +170,18 @@ def class_mismatch(subject: Subject) -> str | None:
     return None
 
 
-def logits_of(subject: Subject, world: World = ALONE, *, progress: bool = False) -> SavedLogits:
-    """The logits of all readable images in one pass; of several processes each gets all.
+def logits_of(subject: Subject, *, progress: bool = False) -> SavedLogits:
+    """The logits of all readable images in one pass.
 
     Raises:
         UserError: The labels are not the network's, or no image can be read.
     """
     problem = class_mismatch(subject)
     if problem is not None:
-        raise world.error(problem)
-    loader = subject.loader(world)
-    kept = collect_logits(subject.model, loader, progress=progress and world.is_main, world=world)
-    return described(subject, kept, skipped_by_all(loader, world))
+        raise UserError(problem)
+    loader = subject.loader()
+    kept = collect_logits(subject.model, loader, progress=progress)
+    return described(subject, kept, dict(loader.skipped))
 
 
 def described(subject: Subject, kept: tuple[Tensor, Tensor, Tensor], skipped: dict[str, str]) -> SavedLogits:

@@ -122,6 +122,11 @@ class AugmentConfig(RecipeSection):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target that is spread over all classes."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed, by mixup or cutmix."""
+        return self.mixup > 0 or self.cutmix > 0
+
 
 class OptimizerConfig(RecipeSection):
     """The optimizer and its learning rate, which belongs to a total batch."""

@@ -18,13 +18,12 @@ from typing import Any, NamedTuple, NoReturn
 
 from illama.checkpoint.folder import has_checkpoint
 from illama.console.progress import WorkProgress
-from illama.data.loading.memory import cpu_count
 from illama.device import autocast, resolve_device
 from illama.errors import Stopped, UserError
 from illama.recipes import Recipe
 from illama.reproduce.study import PlannedRun
 from illama.system.files import own_file
-from illama.system.processes import end_with_parent
+from illama.system.processes import cpu_count, end_with_parent
 from illama.training.loop import Run, train
 from illama.training.runs import read_run
 from illama.training.signals import stop_signals

@@ -43,3 +43,8 @@ def _wait_for_its_end() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

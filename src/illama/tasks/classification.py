@@ -47,7 +47,7 @@ class Classification(Task):
 
     def example_targets(self, recipe: Recipe, batch: int, device: torch.device) -> Tensor:
         targets = torch.zeros(batch, recipe.model.num_classes, device=device)
-        return targets if _mixes(recipe.augment) else targets[:, 0].long()
+        return targets if recipe.augment.mixes else targets[:, 0].long()
 
     def judge(
         self, asked: Sequence[tuple[ILlama, float | None]], loader: EvalLoader, world: World, forward: Forward
@@ -67,6 +67,8 @@ class Classification(Task):
             except BrokenImage:
                 continue
             truths.append(int(source.labels[index]))
+        if not images:
+            return
         views = torch.stack(images)
         with torch.no_grad():
             probabilities = model(transform.normalize(views, device)).float().softmax(-1).cpu()
@@ -76,10 +78,6 @@ class Classification(Task):
 
 
 TASK = Classification()
-
-
-def _mixes(augment: AugmentConfig) -> bool:
-    return augment.mixup > 0 or augment.cutmix > 0
 
 
 def build_loss(kind: str, augment: AugmentConfig) -> Loss:
@@ -92,7 +90,7 @@ def build_loss(kind: str, augment: AugmentConfig) -> Loss:
     Raises:
         UserError: The named loss does not fit the targets that the augmentation makes.
     """
-    fitting = "soft_target" if _mixes(augment) else "cross_entropy"
+    fitting = "soft_target" if augment.mixes else "cross_entropy"
     if kind not in ("auto", fitting):
         targets = "soft targets" if fitting == "soft_target" else "whole classes"
         raise UserError(f"train.loss={kind} does not fit {targets}; give train.loss={fitting} or auto")
@@ -177,9 +175,9 @@ def _draw_answer(
     from matplotlib.patches import Rectangle
 
     right = truth == answer
-    shown = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
+    picture = image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
     smooth = "nearest" if max(image.shape[1:]) <= 64 else "antialiased"
-    axes.imshow(shown, cmap="gray", vmin=0, vmax=255, interpolation=smooth, extent=box, aspect="auto")
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation=smooth, extent=box, aspect="auto")
     color, line, width = (BLUE, "solid", 1.0) if right else (ORANGE, "dashed", 4.0)
     frame = (box[0], box[3]), box[1] - box[0], box[2] - box[3]
     axes.add_patch(Rectangle(*frame, fill=False, edgecolor=color, linewidth=width, linestyle=line))

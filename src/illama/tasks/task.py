@@ -13,13 +13,12 @@ from torch import Tensor
 from illama.data import EvalLoader, EvalTransform, Source
 from illama.data.targets import Targets
 from illama.distributed import World
+from illama.evaluation.classify import Forward
 from illama.models import ILlama
 from illama.recipes import Recipe
 
 # (output of the model, targets) -> 0-d float32.
 Loss = Callable[[Tensor, Tensor], Tensor]
-# (model, images) -> output of the model.
-Forward = Callable[[ILlama, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Judgement:
     """What a pass over the evaluation images says of a network.
 
     Attributes:
-        scores: By name; the task's `Score.key` and "loss" are among them.
+        scores: By name, finite; the task's `Score.key` and "loss" are among them.
         count: Images that were judged.
         skipped: Location of each unreadable image, and why.
     """
@@ -90,7 +89,8 @@ class Task(ABC):
 
     @abstractmethod
     def example_targets(self, recipe: Recipe, batch: int, device: torch.device) -> Tensor:
-        """Targets as the loader would hand them out, of any value."""
+        """Targets as the loader would hand them out, of any value: more than two processes settle the order in which
+        they add up gradients by a step that counts for nothing."""
 
     @abstractmethod
     def judge(

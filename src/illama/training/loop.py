@@ -37,7 +37,7 @@ from illama.training.setup import build_state, prepare, start_from
 from illama.training.signals import stop_signals
 from illama.training.trackers import check_tracker, open_tracker
 from illama.training.utilization import StepMeter, Stopwatch
-from illama.training.validation import Validation
+from illama.training.validation import NO_SCORES, Validation
 
 
 @dataclass(frozen=True)
@@ -402,11 +402,10 @@ class Run:
         """The outcome. A collective."""
         parts, progress = self.parts, self.state.progress
         skipped = {where: why for own in self.world.gather(parts.train_loader.skipped) for where, why in own.items()}
-        places = ("kind", "step", "epoch", "softness", "count", "skipped", "ema_updates")
         return TrainResult(
             run_dir=self.run_dir,
             steps=progress.step,
-            scores={name: value for name, value in evaluation.items() if name not in places},
+            scores={name: value for name, value in evaluation.items() if name not in NO_SCORES},
             score=parts.score,
             best=evaluation[parts.score.key] if progress.best is None else progress.best,
             softness=parts.schedules.final_softness,

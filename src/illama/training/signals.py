@@ -1,4 +1,4 @@
-"""A clean end on SIGTERM and SIGINT."""
+"""A clean end of training on SIGTERM and SIGINT; of every other command `system.interrupt` is."""
 
 from __future__ import annotations
 

@@ -15,6 +15,9 @@ from illama.tasks import Score
 from illama.tasks.task import Task
 from illama.training.state import WeightAverage
 
+# What a record holds beside scores.
+NO_SCORES = ("kind", "step", "epoch", "softness", "count", "skipped", "ema_updates")
+
 
 @dataclass(frozen=True)
 class Validation:

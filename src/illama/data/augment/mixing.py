@@ -50,7 +50,7 @@ class Mixing:
     @classmethod
     def of(cls, augment: AugmentConfig, num_classes: int) -> Mixing | None:
         """The recipe's mixing; None when both kinds are off."""
-        if augment.mixup <= 0 and augment.cutmix <= 0:
+        if not augment.mixes:
             return None
         return cls(
             augment.mixup,

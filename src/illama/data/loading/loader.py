@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,7 +24,6 @@ from illama.data.loading.memory import (
     MEMORY_MAX_SIDE,
     DecodedImages,
     UnequalSizes,
-    cpu_count,
     decode,
     first_readable,
 )
@@ -36,6 +36,7 @@ from illama.data.targets import CLASS_LABELS, BatchTransform, Targets
 from illama.distributed import ALONE, World, local_size
 from illama.errors import UserError
 from illama.models.config import SMALL_PX
+from illama.system.processes import cpu_count
 
 if TYPE_CHECKING:
     from illama.recipes import BatchPlan, Recipe
@@ -180,7 +181,7 @@ class TrainLoader:
         erasing = None if self._erasing is None else self._erasing.draw(self._draws(Purpose.ERASE, micros), *size)
         kept = [self._draw_kept(micro, schedules.kept_patches(micro.step)) for micro in micros]
         augmenting, erasing, kept = to_device((augmenting, erasing, kept), self._device)
-        if self._augment is not None and augmenting is not None:
+        if self._augment is not None:
             images, targets = self._augment.apply(images, targets, augmenting)
         images = self._normalize(images)
         if self._erasing is not None and erasing is not None:
@@ -330,7 +331,8 @@ def _keep_in_memory(recipe: Recipe, source: Source, crop: str, targets: Targets)
             )
         return None, "streamed from disk: random resized crops need the whole images"
     first = first_readable(source, source.read)
-    decoded_bytes = len(source) * len(first.getbands()) * first.width * first.height
+    target_bytes = math.prod(targets.shape(size)) * targets.dtype.itemsize
+    decoded_bytes = len(source) * (len(first.getbands()) * math.prod(size) + target_bytes)
     if storage == "auto" and (max(first.size) > MEMORY_MAX_SIDE or max(size) > MEMORY_MAX_SIDE):
         return None, f"streamed from disk: more than {MEMORY_MAX_SIDE} px a side"
     if storage == "auto" and decoded_bytes > MEMORY_MAX_BYTES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,9 @@ from illama.console.progress import WorkProgress
 from illama.data.decode.images import BrokenImage
 from illama.data.loading.samples import RawBatch
 from illama.data.source import Source
-from illama.data.targets import CLASS_LABELS, SampleTransform, Targets
+from illama.data.targets import CLASS_LABELS, SampleTransform, Targets, demand_target
 from illama.errors import UserError
+from illama.system.processes import cpu_count
 
 # What data.storage=auto keeps in memory: one size, at most this many pixels a side and bytes in all.
 MEMORY_MAX_SIDE = 64
@@ -39,11 +39,6 @@ class DecodedImages(RawBatch):
     """
 
     seconds: float
-
-
-def cpu_count() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def first_readable(source: Source, read: Callable[[int], _T]) -> _T:
@@ -85,6 +80,7 @@ def decode(
                 continue
             if pixels.shape != shape:
                 raise UnequalSizes(f"{source.location(i)} is {tuple(pixels.shape)}, the first image {tuple(shape)}")
+            demand_target(target, whole_targets.shape[1:], targets.dtype, source.location(i))
             as_numpy[i] = pixels.numpy()
             whole_targets[i] = target
         return len(rows)

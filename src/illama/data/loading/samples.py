@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -12,7 +13,7 @@ from illama.data.decode.images import BrokenImage
 from illama.data.eval_transform import EvalTransform
 from illama.data.rng import Purpose, reseed
 from illama.data.source import Source
-from illama.data.targets import CLASS_LABELS, SampleTransform, Targets
+from illama.data.targets import CLASS_LABELS, SampleTransform, Targets, demand_target
 from illama.errors import UserError
 from illama.recipes import Recipe
 
@@ -67,6 +68,11 @@ class Samples(ABC):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         """One image of (epoch, position)."""
 
+    def _sample(self, image: Any, i: int, broken: Sequence[BrokenImage] = ()) -> Sample:
+        pixels, target = self._transform(image, self.source.target(i))
+        demand_target(target, self.target_shape, self.target_dtype, self.source.location(i))
+        return Sample(i, pixels, target, tuple(broken))
+
 
 class TrainSamples(Samples):
     """Augmented images; each has random numbers of its own, whichever process makes it."""
@@ -91,8 +97,7 @@ class TrainSamples(Samples):
             i = (wanted + offset) % len(self.source)
             reseed(Purpose.SAMPLE, self._seed, epoch, wanted)
             try:
-                pixels, target = self._transform(self.source.picture(i), self.source.target(i))
-                return Sample(i, pixels, target, tuple(broken))
+                return self._sample(self.source.picture(i), i, broken)
             except BrokenImage as late:  # a picture may find out only when it is decoded; then it has no name yet
                 broken.append(BrokenImage(self.source.location(i), late.why))
         raise UserError(
@@ -110,6 +115,6 @@ class EvalSamples(Samples):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         i = key[1]
         try:
-            return Sample(i, *self._transform(self.source.read(i), self.source.target(i)))
+            return self._sample(self.source.read(i), i)
         except BrokenImage as broken:
             return Sample(i, broken=(broken,))

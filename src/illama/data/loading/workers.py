@@ -27,7 +27,7 @@ from illama.data.loading.decoder import LOOK_S, Done, Keys, Share, Slots, Worker
 from illama.data.loading.samples import RawBatch, Samples
 from illama.errors import UserError
 
-RESTARTS = 3  # without a batch in between, before the run gives up
+RESTARTS = 3  # of one worker without a batch in between, before the run gives up
 _AHEAD_IMAGES = 512  # prepared ahead of the model, in at least
 _AHEAD_BATCHES = 3  # so many batches
 _log = logging.getLogger("illama.data")
@@ -103,7 +103,7 @@ class _Pool:
         self._memory = shared_bytes(Slots.nbytes(self._ahead, batch_size, samples), self._context)
         self._slots = Slots(self._ahead, batch_size, samples, self._memory)
         self._pending: deque[_Pending] = deque()
-        self._restarts = 0
+        self._restarts = [0] * workers  # of each, since a batch was finished
         self._workers: list[Worker] = []
         self._owner = os.getpid()
         atexit.register(self.close)
@@ -126,7 +126,7 @@ class _Pool:
                 self._listen(since)
             batch = pending.finish(self._slots, pin_memory=pin_memory)
             self._pending.popleft()
-            self._restarts = 0
+            self._restarts = [0] * len(self._workers)
             yield batch
 
     def _give_out(self, number: int, keys: Keys) -> None:
@@ -155,14 +155,14 @@ class _Pool:
         """Start a worker again, with all that it was to do."""
         lost = self._workers[place]
         lost.kill()
-        self._restarts += 1
+        self._restarts[place] += 1
         where = f" while it read {self._samples.source.location(lost.position)}" if lost.position >= 0 else ""
-        if self._restarts > RESTARTS:
+        if self._restarts[place] > RESTARTS:
             raise UserError(
                 f"a decoding process {what}{where}; {RESTARTS} new ones did not help; check that image and the memory "
                 "that is left, or give data.workers=0, which decodes in the training process"
             )
-        _log.warning("a decoding process %s%s; started again (%d of %d)", what, where, self._restarts, RESTARTS)
+        _log.warning("a decoding process %s%s; started again (%d of %d)", what, where, self._restarts[place], RESTARTS)
         self._workers[place] = self._start()
         for share in lost.shares:
             self._workers[place].submit(share)

@@ -18,11 +18,10 @@ import numpy as np
 
 from illama.console.progress import WorkProgress
 from illama.data.layout import WHOLE, Layout, look
-from illama.data.loading.memory import cpu_count
 from illama.data.source import Source
 from illama.data.tools.check_result import ROW, CheckedSplit, CheckResult, Issue, inspect
 from illama.errors import UserError
-from illama.system.processes import end_with_parent
+from illama.system.processes import cpu_count, end_with_parent
 
 if TYPE_CHECKING:
     from illama.recipes.schema import DataConfig

@@ -36,7 +36,6 @@ from rich.filesize import decimal
 
 from illama.console.json_text import parse_json
 from illama.console.progress import WorkProgress
-from illama.data.loading.memory import cpu_count
 from illama.data.sources.folder import FolderLayout, look_at_folder
 from illama.data.tools.shard_plan import ShardFile, ShardPlan, changed_source, make_plan, read_plan, write_plan
 from illama.errors import UserError
@@ -44,6 +43,7 @@ from illama.recipes.schema import DataConfig
 from illama.system.files import is_partial, own_file, remove_partial, replacing, to_disk, write_file
 from illama.system.given_file import at_home
 from illama.system.lock import locked
+from illama.system.processes import cpu_count
 
 PLAN_FILE, FINISHED_FILE = "_plan.jsonl.gz", "_shards.jsonl"
 INFO_FILE, CLASSES_FILE, SUMS_FILE = "_info.json", "classes.txt", "SHA256SUMS"
