@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from illama.bench import model as bench_model
-from illama.bench import networks, runtimes
+from illama.bench import networks
 from illama.bench.machine import Ceilings
 from illama.bench.model import bench_networks
 from illama.bench.networks import (
@@ -168,7 +168,7 @@ def test_what_makes_no_sense_is_refused(changes: dict[str, Any], training: bool,
 
 
 def test_missing_runtimes_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(bench_model.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'needs onnx, onnxscript, onnxruntime.*pip install "illama\[export\]"'):
         bench_networks(options(runtimes=("onnxruntime",)), training=False, configs={"toy": TOY})
 

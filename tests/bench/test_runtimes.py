@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from illama.bench import runtimes
+from illama.bench import model
+from illama.bench.model import check_runtimes, runtime_cases
 from illama.bench.networks import Network, Treatment
 from illama.bench.options import ModelOptions, Runtime
-from illama.bench.runtimes import check_runtimes, runtime_cases
 from illama.errors import UserError
 from tests.bench.conftest import TOY, build_networks
 
@@ -28,7 +28,7 @@ def vit() -> Network:
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 @pytest.mark.filterwarnings("ignore")  # the exporter warns of itself
 def test_a_runtime_is_a_case(vit: Network, runtime: Runtime) -> None:
-    for package in runtimes._NEEDS[runtime]:
+    for package in model._NEEDS[runtime]:
         pytest.importorskip(package)
     check_runtimes([runtime])
     (case,) = runtime_cases([runtime], vit, TREATMENT, lambda share, doing: None)
@@ -57,8 +57,8 @@ def loader(error: float, vit: Network) -> Callable[[Path, int], Callable[[np.nda
 def test_a_runtime_that_computes_something_else_is_refused(
     vit: Network, monkeypatch: pytest.MonkeyPatch, error: float
 ) -> None:
-    monkeypatch.setattr(runtimes, "_export", lambda module, images, path: None)
-    monkeypatch.setitem(runtimes._LOADERS, "onnxruntime", loader(error, vit))
+    monkeypatch.setattr(model, "_export", lambda module, images, path: None)
+    monkeypatch.setitem(model._LOADERS, "onnxruntime", loader(error, vit))
     told: list[str] = []
     if error == 0:
         (case,) = runtime_cases(["onnxruntime"], vit, TREATMENT, lambda share, doing: told.append(doing))

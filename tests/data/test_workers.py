@@ -23,9 +23,8 @@ from illama.data.decode.images import BrokenImage
 from illama.data.decode.lazy_image import Picture
 from illama.data.eval_transform import EvalTransform
 from illama.data.loading import workers as workers_module
-from illama.data.loading.decoder import Keys
 from illama.data.loading.samples import EvalSamples, RawBatch, TrainSamples
-from illama.data.loading.workers import RESTARTS, decoded_batches
+from illama.data.loading.workers import RESTARTS, Keys, decoded_batches
 from illama.data.source import Source
 from illama.errors import UserError
 from illama.recipes import load_recipe

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from illama.console.text import duration
-from illama.training import console
-from illama.training.console import TimeLeft, fitted, summary
+from illama.training import log
+from illama.training.log import TimeLeft, fitted, summary
 
 RECORD: dict[str, Any] = {
     "kind": "train",
@@ -65,7 +65,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(log, "time", SimpleNamespace(monotonic=lambda: self.now))
 
     def make(self, left: TimeLeft, steps: range, step_s: float, eval_every: int = 0, eval_s: float = 0.0) -> None:
         for step in steps:

@@ -23,10 +23,10 @@ from illama.errors import Stopped, UserError
 from illama.recipes import Recipe
 from illama.reproduce.study import PlannedRun
 from illama.system.files import own_file
+from illama.system.interrupt import stop_signals
 from illama.system.processes import cpu_count, end_with_parent
 from illama.training.loop import Run, train
 from illama.training.runs import read_run
-from illama.training.signals import stop_signals
 
 LOOK_EVERY_S = 0.5  # how often the progress of the runs is read
 _SPAWN = multiprocessing.get_context("spawn")  # not forked: CUDA does not survive that

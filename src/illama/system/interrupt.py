@@ -5,7 +5,8 @@ import is broken by it: C++ that calls Python while a module is set up (`import 
 exception and aborts the process. An import that comes before there is anything to close ends the process at once;
 another one ends first.
 
-While a run trains, `training.signals` listens instead. This module imports nothing heavy: it is the first that runs.
+While a run trains, `stop_signals` listens instead: a run ends with a save. This module imports nothing heavy: it is the
+first that runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STOPPED, INTERRUPTED = 75, 130  # exit codes, see illama.cli.main
 _GO_ON = ("train", "quickstart", "reproduce")  # the same command goes on: a scheduler may start it again
@@ -124,3 +127,49 @@ def _forget_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
+
+
+_PARENT = os.getppid()
+
+
+@contextmanager
+def stop_signals(*, patient: bool = False) -> Iterator[threading.Event]:
+    """SIGTERM and SIGINT ask for a clean end; a second one ends at once. Only the main thread can listen.
+
+    Args:
+        patient: Whether a second one is ignored: a launcher passes on what the terminal has sent to all processes, and
+            has its own way (SIGKILL) with those that take too long.
+    """
+    asked = threading.Event()
+    if came() or (patient and _launcher_is_gone()):
+        asked.set()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        if asked.is_set() and not patient:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _launcher_is_gone() -> bool:
+    """Whether `torchrun` has ended before its processes; if it does so later, they get SIGTERM (Linux).
+
+    Killed, it tells them nothing, and they would train on where nobody expects them. Of other launchers that is not
+    asked: they may start processes from a thread that ends, which Linux takes for the launcher's end.
+    """
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    if sys.platform != "linux" or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+    return os.getppid() != _PARENT
