@@ -23,9 +23,9 @@ PATIENCE_S = 240
 STUDY = (
     *("reproduce", "peers", *(word for word in TOY if not word.startswith("schedule.epochs"))),
     *(
-        "schedule.epochs=12",
+        "schedule.epochs=24",
         "train.save_every_steps=2",
-        "train.eval_every_epochs=4",
+        "train.eval_every_epochs=8",
         "--data",
         "digits",
         "--seeds",
@@ -58,10 +58,12 @@ def finished(out: Path) -> dict[Path, tuple[int, int]]:
 
 
 def in_run(number: int, out: Path) -> bool:
-    """Whether as many runs have begun, the first is finished, and one that runs has saved something."""
+    """Whether as many runs have begun, the first is finished, and one that runs has saved something and is not near its
+    end, where it would be done before a signal comes."""
     if len(list((out / "runs").glob("*"))) < number or not finished(out):
         return False
-    return any(read_run(run).step > 0 and read_run(run).state == "running" for run in (out / "runs").glob("*"))
+    states = map(read_run, (out / "runs").glob("*"))
+    return any(run.state == "running" and run.step > 0 and run.epoch < 16 for run in states)
 
 
 def trainers(study: subprocess.Popen[str]) -> list[int]:
