@@ -21,6 +21,7 @@ from illama.data.eval_transform import EvalTransform, to_tensor
 from illama.data.rng import Draws
 
 if TYPE_CHECKING:
+    from illama.data.source import Source
     from illama.recipes.schema import Recipe
 
 # An image and its target -> pixels (C, H, W) uint8 and the target beside them. The image is a `Picture` in `per_image`,
@@ -28,15 +29,15 @@ if TYPE_CHECKING:
 SampleTransform = Callable[[Any, Tensor], tuple[Tensor, Tensor]]
 
 
-def demand_target(target: Tensor, shape: Sequence[int], dtype: torch.dtype, where: str) -> None:
-    """A target is what its task says: one of another shape would be spread over the batch without a word.
+def demand_target(target: Tensor, shape: Sequence[int], dtype: torch.dtype, source: Source, i: int) -> None:
+    """The target of image `i` is what its task says: one of another shape would be spread out without a word.
 
     Raises:
         ValueError: It is not.
     """
     if tuple(target.shape) != tuple(shape) or target.dtype != dtype:
         given = f"{tuple(target.shape)} of {target.dtype}"
-        raise ValueError(f"the target of {where} is {given}, its task's are {tuple(shape)} of {dtype}")
+        raise ValueError(f"the target of {source.location(i)} is {given}, its task's are {tuple(shape)} of {dtype}")
 
 
 class BatchTransform(Protocol):

@@ -80,7 +80,7 @@ def decode(
                 continue
             if pixels.shape != shape:
                 raise UnequalSizes(f"{source.location(i)} is {tuple(pixels.shape)}, the first image {tuple(shape)}")
-            demand_target(target, whole_targets.shape[1:], targets.dtype, source.location(i))
+            demand_target(target, whole_targets.shape[1:], targets.dtype, source, i)
             as_numpy[i] = pixels.numpy()
             whole_targets[i] = target
         return len(rows)

@@ -70,7 +70,7 @@ class Samples(ABC):
 
     def _sample(self, image: Any, i: int, broken: Sequence[BrokenImage] = ()) -> Sample:
         pixels, target = self._transform(image, self.source.target(i))
-        demand_target(target, self.target_shape, self.target_dtype, self.source.location(i))
+        demand_target(target, self.target_shape, self.target_dtype, self.source, i)
         return Sample(i, pixels, target, tuple(broken))
 
 
