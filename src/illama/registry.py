@@ -13,9 +13,9 @@ from illama.errors import UserError
 T = TypeVar("T")
 
 
-def closest(name: str, known: Iterable[str]) -> str:
+def closest(name: str, allowed: Iterable[str]) -> str:
     """A hint for an unknown name: the nearest known one, or all of them."""
-    names = sorted(known)
+    names = sorted(allowed)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
 

@@ -125,11 +125,11 @@ def changes_before_cuts(
     by_cut: list[list[torch.Tensor]] = [[] for _ in cuts]
     with evaluating(model, None):
         for of_batch in _each_batch(model, images, cuts):
-            for found, of_cut_LBt in zip(by_cut, of_batch, strict=True):
-                found.append(of_cut_LBt.cpu())
+            for parts, of_cut_LBt in zip(by_cut, of_batch, strict=True):
+                parts.append(of_cut_LBt.cpu())
                 if advance is not None:
                     advance(of_cut_LBt.shape[1])
-    return [torch.cat(found, dim=1) for found in by_cut]
+    return [torch.cat(parts, dim=1) for parts in by_cut]
 
 
 def exchanged(images: torch.Tensor, config: ModelConfig, cuts: Sequence[int]) -> torch.Tensor:
