@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -90,6 +91,7 @@ class Slot:
         if not self.is_alive:
             self.pipe, theirs = _SPAWN.Pipe()
             self._process = _SPAWN.Process(target=_serve, args=(theirs, self._threads))
+            resource_tracker.ensure_running()  # started inside, it would let the signal through again
             with _kept_from_new_processes(signal.SIGINT):  # the terminal's Ctrl-C is for the parent to pass on, once
                 self._process.start()
             theirs.close()
