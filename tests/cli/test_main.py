@@ -160,6 +160,9 @@ def test_print_shows_the_recipe_and_trains_nothing(run: Run, monkeypatch: pytest
     assert "weight_decay: 0.07" in out
     assert "4096" in out
     assert "312" in out  # steps per epoch
+    code, out, err = run("train", "imagenet1k_tiny", "--print", "task=clasification")
+    assert (code, out) == (2, "")
+    assert err == "illama: error: unknown task 'clasification'; did you mean classification?\n"
 
 
 @pytest.mark.parametrize(

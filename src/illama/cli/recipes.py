@@ -55,16 +55,16 @@ def describe(recipe: Recipe, num_devices: int = 1, *, look_at_data: bool = False
         Lines ending in a newline. A batch that cannot be split is told in place of the schedules.
 
     Raises:
-        UserError: The data cannot be opened, or the recipe does not fit it.
+        UserError: There is no such task, the data cannot be opened, or the recipe does not fit it.
     """
     from illama.recipes.batches import plan_batches, train_image_count
+    from illama.tasks import TASKS
     from illama.training.schedules import Schedules
 
+    task = TASKS[recipe.task]  # answers for an unknown name, also where no data is looked at
     images, about = train_image_count(recipe), []
     if look_at_data:
-        from illama.tasks import task_of
-
-        opened = task_of(recipe).open(recipe, num_devices)
+        opened = task.load().open(recipe, num_devices)
         recipe, images = opened.recipe, len(opened.train)
         about = [*opened.notes, opened.train.description, opened.evaluated.description, ""]
     lines = [recipe.to_yaml(), *about]

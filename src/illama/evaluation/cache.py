@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -37,7 +38,7 @@ class About(TypedDict):
     skipped: dict[str, str]
 
 
-class TensorFile:
+class TensorFile(ABC):
     """A dataclass that is saved as a .safetensors file: its arrays as tensors, its other fields as JSON in the header.
 
     Attributes:
@@ -49,13 +50,13 @@ class TensorFile:
     ARRAYS: ClassVar[tuple[str, ...]]
 
     @classmethod
+    @abstractmethod
     def load(cls, path: Path) -> Self:
         """Read back what `save` wrote.
 
         Raises:
             UserError: No such file, damaged, of another version, or of another kind.
         """
-        raise NotImplementedError
 
     def save(self, path: Path, **more: Any) -> None:
         """Write a file that appears, or replaces the one of its name, only when it is complete.

@@ -174,7 +174,8 @@ class SoftnessConfig(RecipeSection):
     @property
     def causal_from(self) -> int | None:
         """Epochs after which a soft mask becomes causal; None where it never was soft or stays so."""
-        return self.cutoff_epochs if self.mode == "soft" and self.value > 0 < self.cutoff_epochs else None
+        was_soft = self.mode == "soft" and self.value > 0 and self.cutoff_epochs > 0
+        return self.cutoff_epochs if was_soft else None
 
 
 class DropPathConfig(RecipeSection):
