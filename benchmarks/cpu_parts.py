@@ -21,7 +21,7 @@ from ways import PARTS
 
 from illama.bench.interleave import Case, Effort, Rounds, measure
 from illama.bench.machine import OtherLoad
-from illama.bench.results import bench_environment
+from illama.bench.report import bench_environment
 from illama.device.timers import WallTimer
 from illama.system.processes import keep_freed_memory
 

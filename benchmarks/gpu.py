@@ -31,7 +31,7 @@ from illama.console.text import duration
 from illama.errors import UserError
 from illama.report import Bullets, Code, Document, Section, Table, markdown
 from illama.system.files import write_file
-from illama.system.interrupt import Interrupted, listening
+from illama.system.processes import Interrupted, listening
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
@@ -184,7 +184,7 @@ def parts(given: argparse.Namespace) -> list[Part]:
 
 def tell_versions(device: str, file: str) -> None:
     """Writes what the numbers are made with, in a process of its own: this one holds nothing on the device."""
-    from illama.bench.results import bench_environment
+    from illama.bench.report import bench_environment
 
     found = bench_environment(torch.device(device))
     found.pop("command", None)

@@ -22,7 +22,7 @@ import triton
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from illama.attention import soft_causal_attention_qkvpacked, triton_launch, triton_tiles
-from illama.attention.rotary import Tables, rotate
+from illama.attention.request import Tables, rotate
 from illama.attention.triton_tiles import Tiles
 from illama.device.timers import CudaGraphs, CudaTimer
 from illama.models.position import angles_1d

@@ -12,7 +12,7 @@ from processes import BATCH, NETWORKS, allocator_cases, environment_cases
 
 from illama import native
 from illama.attention import blocked, soft_causal_attention_qkvpacked
-from illama.attention.rotary import Tables, rotate
+from illama.attention.request import Tables, rotate
 from illama.bench.interleave import Case
 from illama.device.linear import onednn_product
 from illama.models.layers import PatchEmbed, RMSNorm, _gated

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from illama import native
 from illama.attention import triton
 from illama.device import linear
-from illama.native import compiled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,9 +57,9 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def _what_computes_on_the_cpu_is_nobodys_but_the_tests() -> Iterator[None]:
     """A continued run keeps the kernels that it began with, for the whole process."""
-    kept, chosen = list(compiled._kept), dict(linear._chosen)
+    kept, chosen = list(native._kept), dict(linear._chosen)
     yield
-    compiled._kept[:] = kept
+    native._kept[:] = kept
     linear._chosen.clear()
     linear._chosen.update(chosen)
 

@@ -5,7 +5,7 @@ import contextlib
 import os
 import sys
 
-from illama.system.interrupt import Interrupted, came, deaf, last_words, listen
+from illama.system.processes import Interrupted, came, deaf, last_words, listen
 
 
 def start() -> None:

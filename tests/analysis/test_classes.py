@@ -11,8 +11,8 @@ import pytest
 
 from illama.analysis import classes as module
 from illama.analysis.classes import classes, classes_of, frequent_confusions, most_confident_mistakes, why_not
-from illama.analysis.drawing import short
 from illama.analysis.registry import ClassesOptions
+from illama.analysis.report import short
 from illama.data.imagenet import wnids
 from illama.data.source import SubsetSource
 from illama.errors import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from illama.attention.rotary import Tables, rotate, rotate_into
+from illama.attention.request import Tables, rotate, rotate_into
 from illama.models.position import angles_1d
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from illama import UserError
 from illama.attention import soft_causal_attention, soft_causal_attention_qkvpacked, triton, triton_tiles
-from illama.attention.rotary import rotate
+from illama.attention.request import rotate
 from illama.attention.triton import triton_attention, triton_attention_packed
 from tests.attention.common import (
     DEVICE,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from illama.bench import attention, model, results
+from illama.bench import attention, model, report
 from illama.bench.machine import Ceilings
 from illama.bench.networks import Network, Treatment, network_builders
 from illama.bench.options import ModelOptions
@@ -43,7 +43,7 @@ class FakeTimer:
 @pytest.fixture
 def known_ceilings(monkeypatch: pytest.MonkeyPatch) -> Ceilings:
     """Replaces the measurement of the machine; and nobody looks at other processes."""
-    monkeypatch.setattr(results, "measure_ceilings", lambda device, precisions: CEILINGS)
+    monkeypatch.setattr(report, "measure_ceilings", lambda device, precisions: CEILINGS)
     for module in (model, attention):
         monkeypatch.setattr(module.OtherLoad, "here", classmethod(lambda cls: None))
     return CEILINGS

@@ -24,8 +24,7 @@ from illama.bench.machine import Ceilings, out_of_memory, unless_out_of_memory
 from illama.bench.model import bench_networks
 from illama.bench.networks import Treatment, build_illama
 from illama.bench.options import AttentionOptions, ModelOptions
-from illama.bench.report import as_markdown, print_report, write_report
-from illama.bench.results import Report
+from illama.bench.report import Report, as_markdown, print_report, write_report
 from illama.cli.main import main
 from illama.errors import UserError
 from tests.bench.conftest import TOY, FakeTimer

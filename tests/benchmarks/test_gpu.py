@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from illama.system.interrupt import Interrupted
+from illama.system.processes import Interrupted
 from tests.end_to_end.commands import needs_proc, wait_until_gone
 
 ROOT = Path(__file__).resolve().parents[2]

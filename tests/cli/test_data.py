@@ -15,8 +15,8 @@ from PIL import Image
 from scipy.io import savemat
 
 from illama.console.text import shown
-from illama.data.tools import write_shards as module
-from illama.data.tools.shard_plan import make_plan
+from illama.data import write_shards as module
+from illama.data.write_shards import make_plan
 from tests.cli.conftest import Run
 from tests.cli.test_main import one_line
 

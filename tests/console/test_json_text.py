@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from illama.cli.main import main
-from illama.console.json_text import as_json, parse_json, read_json
+from illama.console.text import as_json, parse_json, read_json
 from illama.training.figures import read_metrics
 from illama.training.loop import Run, train
 from tests.pictures import paint, tiny

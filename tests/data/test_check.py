@@ -17,12 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from illama.data import check
+from illama.data.check import CRASHED, ROW, CheckResult, Issue, _same, check_data
 from illama.data.layout import look, open_source
 from illama.data.source import Source
-from illama.data.tools import check, check_result
-from illama.data.tools.check import CRASHED, check_data
-from illama.data.tools.check_result import ROW, CheckResult, Issue, _same
-from illama.data.tools.write_shards import write_shards
+from illama.data.write_shards import write_shards
 from illama.errors import UserError
 from illama.recipes import DataConfig
 
@@ -233,7 +232,7 @@ def test_equal_digests_are_grouped(kinds: int) -> None:
 
 def test_an_image_that_kills_its_reader_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a decoder does that crashes; the processes are forked, so they have the change too."""
-    original = check_result.inspect
+    original = check.inspect
 
     def dies(source: Source, start: int, stop: int, min_side: int) -> object:
         if any("grey" in source.location(i) for i in range(start, stop)):
@@ -252,7 +251,7 @@ SLOW = """
 import os, signal, sys, time
 signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell has it ignored by what it starts in the background
 from illama.cli.main import main
-from illama.data.tools import check
+from illama.data import check
 
 def slow(source, start, stop, min_side):
     open(os.path.join(sys.argv[2], str(os.getpid())), "w").close()

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from illama.data.augment import randaugment
+from illama.data.augment import batched
+from illama.data.augment.batched import COLOUR, GEOMETRY, OPS, PLAIN, Layer, RandAugment, apply_parts, in_parts
 from illama.data.augment.image_ops import rotation, warp
-from illama.data.augment.randaugment import COLOUR, GEOMETRY, OPS, PLAIN, Layer, RandAugment, apply_parts, in_parts
 from illama.data.rng import Draws, DrawShare
 from illama.errors import UserError
 from illama.optional import import_timm
@@ -140,7 +140,7 @@ def test_drawn_layers_have_the_stated_frequencies() -> None:
 
 
 def test_jitter_uses_each_operation_once_with_factors_around_one() -> None:
-    layers = randaugment.draw_jitter(0.4, Draws([torch.Generator().manual_seed(0)], DrawShare(2000)))
+    layers = batched.draw_jitter(0.4, Draws([torch.Generator().manual_seed(0)], DrawShare(2000)))
     used = torch.stack([layer.op for layer in layers]).sort(0).values
     assert (used == torch.tensor(sorted(OPS.index(n) for n in ("color", "contrast", "brightness")))[:, None]).all()
     factors = torch.stack([layer.argument for layer in layers])

@@ -20,9 +20,8 @@ from illama.data import look
 from illama.data.decode.images import BrokenImage
 from illama.data.layout import Layout
 from illama.data.sources import walk
-from illama.data.sources.class_names import class_order, difference
 from illama.data.sources.formats import FileKind, ending_of, fits, kind_of_file, looks_like_picture
-from illama.data.sources.splits import choose_split, role_of, roles_of
+from illama.data.sources.splits import choose_split, class_order, difference, role_of, roles_of
 from illama.errors import UserError
 from illama.recipes import DataConfig
 from tests.data.plain import plain, visible

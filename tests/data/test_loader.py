@@ -22,8 +22,7 @@ from illama.data.eval_transform import normalize
 from illama.data.loading import loader as loaders
 from illama.data.loading.batch import Batch, TrainingOrder
 from illama.data.loading.loader import resolve_crop, resolve_workers
-from illama.data.loading.memory import decode
-from illama.data.loading.samples import TrainSamples
+from illama.data.loading.samples import TrainSamples, decode
 from illama.data.rng import Draws, DrawShare
 from illama.data.source import Source
 from illama.data.targets import CLASS_LABELS, ClassLabels

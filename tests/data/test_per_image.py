@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from illama.data.augment import fast_affine
+from illama.data.augment import image_ops
 from illama.data.augment.per_image import TrainTransform, timm_options, train_transform
 from illama.data.decode.lazy_image import Box, DecodedPicture, ResizedCrop, resize
 from illama.data.rng import Purpose, global_seed, reseed
@@ -84,7 +84,7 @@ def test_slides_equal_pillow_to_one_level(name: str, mode: str) -> None:
     fill = FILL[: len(image.getbands())]
     for argument in (-0.45, -0.3, -0.171, 0.0, 1e-6, 0.05, 0.25, 0.3, 0.45, 1.5, -2.0):
         theirs = _timm(name)(image, argument, fillcolor=fill, resample=Image.Resampling.BICUBIC)
-        ours = getattr(fast_affine, name)(image, argument, fillcolor=fill, resample=Image.Resampling.BICUBIC)
+        ours = getattr(image_ops, name)(image, argument, fillcolor=fill, resample=Image.Resampling.BICUBIC)
         assert (ours.mode, ours.size) == (mode, image.size)
         off = np.abs(np.asarray(ours, np.int32) - np.asarray(theirs, np.int32))
         assert off.max() <= 1, argument
@@ -106,7 +106,7 @@ def test_randaugment_is_timms_to_one_level() -> None:
     assert [type(operation).__name__ for operation in ours.operations] == ["RandAugment"]
     small = PHOTO.resize((64, 64))
     pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
-    replaced = {op.name for op in ours.operations[0].ops if op.aug_fn.__module__ == fast_affine.__name__}
+    replaced = {op.name for op in ours.operations[0].ops if op.aug_fn.__module__ == image_ops.__name__}
     assert replaced == {"ShearX", "ShearY", "TranslateXRel", "TranslateYRel"}
     for seed in range(150):
         with global_seed(Purpose.SAMPLE, seed):

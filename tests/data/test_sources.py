@@ -169,7 +169,7 @@ def test_parquet_rows_files_and_row_groups(tmp_path: Path) -> None:
 
 def test_parquet_keeps_few_row_groups_of_a_large_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("illama.data.sources.parquet.HELD_BYTES", 0)
-    monkeypatch.setattr("illama.data.sources.parquet_source.CACHED_ROW_GROUPS", 2)
+    monkeypatch.setattr("illama.data.sources.parquet.CACHED_ROW_GROUPS", 2)
     _parquet(tmp_path / "train.parquet", list(range(20)), names=None)
     train = open_source(_config(tmp_path / "train.parquet"), "train", in_chans=1)
     assert "on disk" in train.description

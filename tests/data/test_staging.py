@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from illama.data.loading.staging import constant, pack, to_device, unpack
+from illama.data.loading.batch import constant, pack, to_device, unpack
 
 TENSORS = [
     torch.tensor([True, False, True]),

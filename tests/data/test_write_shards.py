@@ -23,11 +23,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from illama.data import write_shards as module
 from illama.data.layout import open_source
 from illama.data.sources.folder import look_at_folder
-from illama.data.tools import write_shards as module
-from illama.data.tools.shard_plan import make_plan
-from illama.data.tools.write_shards import ShardingResult, only_writer, write_shards
+from illama.data.write_shards import ShardingResult, make_plan, only_writer, write_shards
 from illama.errors import UserError
 from illama.recipes import DataConfig
 
@@ -36,7 +35,7 @@ SCRIPT = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in the background
 from pathlib import Path
-from illama.data.tools.write_shards import write_shards
+from illama.data.write_shards import write_shards
 write_shards(Path(sys.argv[1]), Path(sys.argv[2]), images_per_shard=3, threads=2)
 """
 
@@ -368,7 +367,7 @@ def test_other_options_and_other_folders_are_refused(tmp_path: Path) -> None:
 def test_two_writers_are_one_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fcntl")
     source = digit_folders(tmp_path / "a", train=10, val=0)
-    monkeypatch.setattr("illama.data.tools.write_shards.LOCK_PATIENCE_S", 0.0)
+    monkeypatch.setattr("illama.data.write_shards.LOCK_PATIENCE_S", 0.0)
     (tmp_path / "s").mkdir()
     with only_writer(tmp_path / "s"), pytest.raises(UserError, match="another process is writing shards"):
         shard(source, tmp_path / "s")

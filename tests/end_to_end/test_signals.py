@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from illama.system.interrupt import Interrupted, listening
+from illama.system.processes import Interrupted, listening
 from tests.end_to_end.commands import RUN, needs_proc, wait_until_gone
 from tests.pictures import paint, tiny_words
 
@@ -213,7 +213,7 @@ def test_no_import_is_broken(lies: str, tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(("words", "expected"), [("train digits_micro", GOES_ON), ("eval run", INTERRUPTED)])
 def test_an_import_before_the_command_ends_the_process(words: str, expected: tuple[int, str], tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
-    script = "from illama.system.interrupt import listen; listen(); import slow; print('went on')"
+    script = "from illama.system.processes import listen; listen(); import slow; print('went on')"
     done = subprocess.run(
         [sys.executable, "-c", script, *words.split()], cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -232,7 +232,7 @@ def test_processes_that_nobody_would_end_are_ended(tmp_path: Path) -> None:
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(600)\n"
         "illama.cli.main.main = command\n"
-        "from illama.system.interrupt import listening\n"
+        "from illama.system.processes import listening\n"
         "with listening():\n"
         "    sys.argv = ['illama', 'data', 'check']\n"
         "    illama.__main__.start()\n"

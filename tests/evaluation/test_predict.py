@@ -16,7 +16,7 @@ from illama.checkpoint import save_weights
 from illama.errors import UserError
 from illama.evaluation.predict import BATCH, find_images, predict
 from illama.weights.foreign import read_weights
-from illama.weights.locate import locate
+from illama.weights.load import locate
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from torch._subclasses import FakeTensorMode
 
 from illama import UserError, native
 from illama.models.layers import RMSNorm, SwiGLU, _gated
-from illama.native import compiled
 from tests.attention.common import assert_as_exact_as_the_reference, random_qkv, random_tables
 
 needed = pytest.mark.skipif(native.why_not() is not None, reason=f"no compiled kernels: {native.why_not()}")
@@ -85,7 +84,7 @@ def test_second_derivatives() -> None:
     norm, swiglu = RMSNorm(8), SwiGLU(8, 12)
 
     def penalty(on: bool) -> list[torch.Tensor]:
-        compiled._kept[:] = [on]
+        native._kept[:] = [on]
         torch.manual_seed(0)
         x = torch.randn(4, 8, requires_grad=True)
         (first,) = torch.autograd.grad(swiglu(norm(x)).square().sum(), x, create_graph=True)
@@ -134,7 +133,7 @@ def test_who_is_not_served() -> None:
 
 def why_not_here() -> str | None:
     """As a fresh process would say."""
-    return compiled._library.__wrapped__()[1]
+    return native._library.__wrapped__()[1]
 
 
 @needed
@@ -144,9 +143,9 @@ def test_narrower_vectors(without: str, tmp_path: Path, monkeypatch: pytest.Monk
     """What processors without AVX-512, and without AVX2, get."""
     monkeypatch.setenv("CC", f"{os.environ.get('CC') or shutil.which('gcc') or 'cc'} {without}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    library = compiled._library.__wrapped__()
+    library = native._library.__wrapped__()
     assert library[1] is None
-    monkeypatch.setattr(compiled, "_library", lambda: library)
+    monkeypatch.setattr(native, "_library", lambda: library)
     torch.manual_seed(0)
     for dtype, tokens, width in itertools.product((torch.float32, torch.bfloat16), (5, 65, 197), (24, 64)):
         qkv, rope = random_qkv(1, 2, tokens, width, dtype), random_tables(tokens, width)
@@ -158,12 +157,12 @@ def test_narrower_vectors(without: str, tmp_path: Path, monkeypatch: pytest.Monk
 class TestMaking:
     def test_off_means_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ILLAMA_NATIVE", "off")
-        compiled._kept[:] = []
-        assert compiled.kernels() is None
+        native._kept[:] = []
+        assert native.kernels() is None
         assert native.why_not() == "ILLAMA_NATIVE=off"
         monkeypatch.setenv("ILLAMA_NATIVE", "maybe")
         with pytest.raises(UserError, match="ILLAMA_NATIVE must be auto or off; got 'maybe'"):
-            compiled.wanted()
+            native.wanted()
 
     def test_without_a_compiler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -211,7 +210,7 @@ class TestMaking:
         assert native.serves(torch.zeros(3, 8))
 
     def test_a_run_that_began_with_them_is_told_that_there_are_none(self, monkeypatch, caplog) -> None:
-        monkeypatch.setattr(compiled, "_library", lambda: (None, "there is no C compiler (gcc or cc)"))
+        monkeypatch.setattr(native, "_library", lambda: (None, "there is no C compiler (gcc or cc)"))
         native.keep(True)
         assert "began with compiled CPU kernels, and here are none (there is no C compiler" in caplog.text
         assert not native.serves(torch.zeros(3, 8))

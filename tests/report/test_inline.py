@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from illama.report.inline import to_html, to_markdown, to_plain
+from illama.report.formats import to_html, to_markdown, to_plain
 
 GITHUB = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from illama.reproduce.results import RowResult, RunResult, StudyResult, at_chance, in_words, read_result, welch
 from illama.reproduce.study import Claim, Collapse, Comparison, Cure, PlannedStudy, Printed, Study, StudyRow
+from illama.reproduce.study_report import RowResult, RunResult, StudyResult, at_chance, in_words, read_result, welch
 
 
 def study_of(

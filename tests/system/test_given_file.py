@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from illama.cli.main import main
-from illama.system.given_file import at_home, is_file, open_given, read_given, read_given_text, why
+from illama.system.files import at_home, is_file, open_given, read_given, read_given_text, why
 
 ENDLESS = ("pipe", "folder", "socket", "link to a pipe", "sparse")
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from illama import ILlama, ModelConfig
-from illama.training.muon import MuonWithAdamW, orthogonal
-from illama.training.optim import build_adamw, param_groups, set_lr
+from illama.training.optim import MuonWithAdamW, build_adamw, orthogonal, param_groups, set_lr
 
 TOY = ModelConfig(img_size=16, patch_size=4, num_classes=5, embed_dim=16, depth=2, num_heads=2)
 LR, DECAY = 1e-2, 0.1
@@ -44,7 +43,7 @@ def matrices(network: ILlama) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def written_out(weight: torch.Tensor, gradients: list[torch.Tensor]) -> torch.Tensor:
-    """The equations of `illama.training.muon`, one matrix after the other."""
+    """The equations of `illama.training.optim`, one matrix after the other."""
     mean = torch.zeros_like(weight)
     for gradient in gradients:
         mean = 0.95 * mean + 0.05 * gradient

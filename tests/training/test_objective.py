@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from illama import UserError, load_recipe, train
+from illama import UserError, load_recipe, native, train
 from illama.attention import AttentionRequest, triton
 from illama.checkpoint import Checkpoint, Meta, load_checkpoint
 from illama.device import linear
-from illama.native import compiled as native
 from illama.recipes import Recipe
 from illama.training import loop
 from illama.training.loop import Run

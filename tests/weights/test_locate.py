@@ -9,7 +9,7 @@ import pytest
 from illama.checkpoint import Meta, save_checkpoint
 from illama.errors import UserError
 from illama.models import ILlama
-from illama.weights.locate import Place, locate
+from illama.weights.load import Place, locate
 from illama.weights.published import PUBLISHED
 
 

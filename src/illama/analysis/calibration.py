@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from illama.analysis.drawing import canvas, open_frame
 from illama.analysis.registry import CalibrationOptions
-from illama.analysis.report import AnalysisResult, Measure
+from illama.analysis.report import AnalysisResult, Measure, canvas, open_frame
 from illama.evaluation.calibration import (
     TEMPERATURES,
     Reliability,

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from illama.analysis.drawing import canvas, open_frame, short, shown
 from illama.analysis.registry import ClassesOptions
-from illama.analysis.report import AnalysisResult, Measure
+from illama.analysis.report import AnalysisResult, Measure, canvas, open_frame, short, shown
 from illama.errors import UserError
 from illama.evaluation.saved_logits import SavedLogits, class_mismatch, logits_for
 from illama.evaluation.scores import Answers

@@ -1,4 +1,4 @@
-"""What every analysis returns, and all of it as one report: a page, Markdown, pictures, CSV and JSON."""
+"""What every analysis returns, what their pictures share, and all of it as one report: a page, Markdown, CSV, JSON."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from illama.analysis.registry import ANALYSES
-from illama.console.json_text import as_json, read_json
+from illama.console import text
+from illama.console.text import as_json, read_json
+from illama.data.imagenet import readable
 from illama.errors import UserError
 from illama.evaluation.cache import make_workspace
 from illama.evaluation.subject import Subject
@@ -23,9 +25,16 @@ from illama.report import Block, Bullets, Code, Document, Section, Table, Text, 
 from illama.system.environment import environment
 from illama.system.files import utf8
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
 CACHE = "cache"  # sub-folder with what a second call need not compute again
 BRACKETS = "Brackets hold 95 % intervals over the images, or what a number rests on."
 _log = logging.getLogger("illama")
+LONGEST_NAME = 28  # characters beside an axis; what follows is cut off
+GRID = "#dddddd"
 
 
 @dataclass(frozen=True)
@@ -213,3 +222,35 @@ def _environment(subject: Subject | None) -> dict[str, Any]:
     """Versions and hardware, without what differs from folder to folder."""
     device = torch.device("cpu") if subject is None else subject.device
     return {key: value for key, value in environment(device).items() if key not in ("command", "working_folder")}
+
+
+def canvas(width: float, height: float, layout: Any = "constrained") -> Figure:
+    """An empty picture of so many inches, without a window."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def open_frame(axes: Axes) -> Axes:
+    """The same without the lines above and at the right."""
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def layers_along(axes: Axes, layers: int) -> range:
+    """Layers 1 to `layers` along the lower axis, with about twelve numbers; returns them."""
+    numbers = range(1, layers + 1)
+    axes.set_xticks(list(numbers)[:: max(1, layers // 12)])
+    axes.set(xlabel="layer", xlim=(0.5, layers + 0.5))
+    return numbers
+
+
+def shown(name: str) -> str:
+    """A name of a class on one line; a WordNet id of ImageNet with its word."""
+    return text.shown(" ".join(readable(name).split()))
+
+
+def short(name: str) -> str:
+    """The same, where there is room for `LONGEST_NAME` characters."""
+    name = shown(name)
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."

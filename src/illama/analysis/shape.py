@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from illama.analysis.drawing import GRID, canvas
 from illama.analysis.imagenet_answers import answers, not_imagenet
 from illama.analysis.registry import ShapeOptions
-from illama.analysis.report import AnalysisResult, Measure
+from illama.analysis.report import GRID, AnalysisResult, Measure, canvas
 from illama.data.imagenet import categories16
 from illama.data.sources.folder import FolderSource
 from illama.data.sources.walk import walk
@@ -29,7 +28,7 @@ from illama.evaluation.subject import Subject
 from illama.registry import closest
 from illama.report import Figure, Section, Table, Text, csv_text, svg_bytes
 from illama.report.formats import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY
-from illama.system.given_file import at_home
+from illama.system.files import at_home
 
 PUBLISHED = "41.45 % (iLLaMA-B, ImageNet-1K)"
 MARKERS = "osD^vP"

@@ -10,8 +10,7 @@ from types import ModuleType
 import torch
 
 from illama.attention import blocked, native, reference, sdpa, triton
-from illama.attention.request import AttentionRequest
-from illama.attention.rotary import Tables
+from illama.attention.request import AttentionRequest, Tables
 from illama.errors import UserError
 from illama.models.config import Mask, MaskMode
 from illama.registry import Registry

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from illama.attention import reference
-from illama.attention.request import AttentionRequest
-from illama.attention.rotary import Tables, rotate_into
+from illama.attention.request import AttentionRequest, Tables, rotate_into
 from illama.device.linear import linear_kernel, onednn_product
 from illama.errors import UserError
 

@@ -9,21 +9,19 @@ from typing import Any
 import torch
 import triton
 
-from illama.attention import triton_head_kernels as head_kernels
 from illama.attention import triton_kernels as kernels
-from illama.attention.rotary import Tables
-from illama.attention.triton_parts import rotate_kernel
+from illama.attention.request import Tables
 from illama.attention.triton_tiles import Tiles, kernels_for, padded, programs, rotates_inside, row_plan
 
 INTERPRETED: bool = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1 when the kernels were defined
 KERNELS = {
-    "head": head_kernels.forward_head_kernel,
+    "head": kernels.forward_head_kernel,
     "row": kernels.forward_row_kernel,
     "online": kernels.forward_online_kernel,
-    "fused": head_kernels.backward_head_kernel,
+    "fused": kernels.backward_head_kernel,
     "queries": kernels.backward_queries_kernel,
     "keys": kernels.backward_keys_kernel,
-    "rotate": rotate_kernel,
+    "rotate": kernels.rotate_kernel,
 }
 ROTATED_AT_ONCE = 2048  # channels of q and of k, one program of the rotation: 16 per thread
 
@@ -118,7 +116,7 @@ def rotate_into(
     tensors = (q_BhNd, k_BhNd, q_turned_BhNd, k_turned_BhNd)
     constants = rotation_constants(head_dim, back)
     with _on(q_BhNd):
-        rotate_kernel[batch * heads * triton.cdiv(tokens, constants["ROWS"]),](
+        kernels.rotate_kernel[batch * heads * triton.cdiv(tokens, constants["ROWS"]),](
             *tensors, *rope, *_strides(*tensors), heads, tokens, **constants,
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ from illama.attention import BACKENDS, AttentionRequest, soft_causal_attention_q
 from illama.bench.interleave import Case, Effort, Rounds, measure
 from illama.bench.machine import Ceilings, OtherLoad, peak_bytes, unless_out_of_memory
 from illama.bench.options import AttentionOptions, BenchPrecision
-from illama.bench.results import CaseRow, Group, Report, bench_environment, measure_groups
+from illama.bench.report import CaseRow, Group, Report, bench_environment, measure_groups
 from illama.console.progress import WorkProgress
 from illama.device import resolve_device
 from illama.device.matmul_rate import DTYPES

@@ -20,8 +20,7 @@ from illama.bench.interleave import Case, Effort, Rounds, measure
 from illama.bench.machine import OtherLoad, unless_out_of_memory
 from illama.bench.networks import Treatment, build_illama
 from illama.bench.options import DataOptions
-from illama.bench.report import check_folder
-from illama.bench.results import CaseRow, Group, Report, bench_environment
+from illama.bench.report import CaseRow, Group, Report, bench_environment, check_folder
 from illama.console.progress import WorkProgress
 from illama.data import look, open_source
 from illama.data.augment.per_image import timm_options, train_transform

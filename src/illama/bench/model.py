@@ -22,7 +22,7 @@ from illama.bench.machine import Ceilings, OtherLoad, free_memory, peak_bytes, u
 from illama.bench.networks import OURS, Network, Treatment, network_builders, random_batch, treatments
 from illama.bench.options import ModelOptions, Runtime
 from illama.bench.profile import profile
-from illama.bench.results import CaseRow, Group, Report, bench_environment, measure_groups
+from illama.bench.report import CaseRow, Group, Report, bench_environment, measure_groups
 from illama.console.progress import WorkProgress
 from illama.device import resolve_device
 from illama.device.timers import timer_for

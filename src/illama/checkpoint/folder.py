@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
-from illama.console.json_text import read_json
+from illama.console.text import read_json
 from illama.errors import UserError
 from illama.system.files import make_folder, remove, to_disk
 

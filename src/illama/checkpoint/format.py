@@ -38,7 +38,7 @@ from illama.checkpoint.folder import (
     replace_folder,
 )
 from illama.checkpoint.tensors import compact, map_tensors, tensor_bytes
-from illama.console.json_text import parse_json
+from illama.console.text import parse_json
 from illama.errors import UserError
 from illama.models.config import ModelConfig
 

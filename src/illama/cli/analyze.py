@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from illama.analysis.registry import ANALYSES, Analysis, ComparisonOptions
-from illama.cli.output import Json, check_targets, hand_over, say
-from illama.cli.subject_options import Checkpoint, SubjectOptions
+from illama.cli.output import Checkpoint, Json, SubjectOptions, check_targets, hand_over, say
 from illama.errors import UserError
 
 if TYPE_CHECKING:

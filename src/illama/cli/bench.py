@@ -10,12 +10,12 @@ from cyclopts import App, Parameter
 
 from illama.bench.options import AttentionOptions, DataOptions, ModelOptions
 from illama.cli.output import STDOUT, Json, check_targets, hand_over, write_result
-from illama.console.json_text import as_json
+from illama.console.text import as_json
 from illama.system.files import is_stream
 
 if TYPE_CHECKING:
     from illama.bench.options import EffortOptions
-    from illama.bench.results import Report
+    from illama.bench.report import Report
 
     Keep = Callable[[Report], None]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from illama.cli.output import Json, check_targets, hand_over, say
-from illama.cli.subject_options import Checkpoint, SubjectOptions
+from illama.cli.output import Checkpoint, Json, SubjectOptions, check_targets, hand_over, say
 from illama.console.text import shown
 
 if TYPE_CHECKING:

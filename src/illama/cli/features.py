@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from illama.cli.output import check_targets, say
-from illama.cli.subject_options import Checkpoint, SubjectOptions
+from illama.cli.output import Checkpoint, SubjectOptions, check_targets, say
 from illama.errors import UserError
 
 if TYPE_CHECKING:

@@ -14,10 +14,12 @@ import errno
 import io
 import logging
 import os
+import platform
 import sys
 import time
 import traceback
 from collections.abc import Sequence
+from importlib import metadata
 
 from cyclopts import App, CycloptsError
 
@@ -25,11 +27,11 @@ import illama
 from illama.console import go_on_in_utf8, open_std_streams
 from illama.console.text import as_message, safe_lines, shown
 from illama.errors import Stopped, ToldElsewhere, UserError
-from illama.system import interrupt
+from illama.system import processes
 from illama.system.environment import asked
 from illama.system.processes import ask_for_repeatable_products, keep_freed_memory
 
-USER_ERROR, STOPPED, INTERRUPTED, PIPE_CLOSED = 2, interrupt.STOPPED, interrupt.INTERRUPTED, 141
+USER_ERROR, STOPPED, INTERRUPTED, PIPE_CLOSED = 2, processes.STOPPED, processes.INTERRUPTED, 141
 SHARED = ("train", "eval")  # what several processes share; of any other command each would do the whole
 # A launcher ends all processes as soon as one has gone: the one that tells why must not be ended before it has.
 GOES_LAST_S = 5.0
@@ -63,6 +65,7 @@ COMMANDS = {
 for _name, _help in COMMANDS.items():
     app.command(f"illama.cli.{_name}:{_name}_command", name=_name, help=_help)
 app.register_install_completion_command(help="Have your shell complete commands and options (bash, zsh, fish).")
+PACKAGES = ("torch", "numpy", "pillow", "safetensors", "timm", "torchvision", "pyarrow")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with interrupt.listening():
+    with processes.listening():
         try:
             if arguments is None:
                 go_on_in_utf8()
@@ -86,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ask_for_repeatable_products()
             return _outcome([word for word in words if word != "--debug"], "--debug" in words)
         except KeyboardInterrupt:
-            interrupt.deaf()
-            return interrupt.last_words(words)
+            processes.deaf()
+            return processes.last_words(words)
 
 
 def _outcome(words: Sequence[str], debug: bool) -> int:
@@ -131,7 +134,7 @@ def _outcome(words: Sequence[str], debug: bool) -> int:
 
 def _demand_no_signal(error: Exception) -> None:
     """Raise the interruption if a signal came: the error may be what became of its exception."""
-    if interrupt.came():
+    if processes.came():
         raise KeyboardInterrupt from error
 
 
@@ -139,7 +142,7 @@ def _go_last() -> int:
     """Another process tells what this one knows too."""
     with contextlib.suppress(KeyboardInterrupt):  # the launcher has seen the other one's end
         time.sleep(GOES_LAST_S)
-    interrupt.deaf()
+    processes.deaf()
     return USER_ERROR
 
 
@@ -204,3 +207,15 @@ def _log_to_stderr() -> None:
         handler.setFormatter(_Line("illama: %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
+
+
+def version_command() -> None:
+    """Versions of illama, Python and the packages that decide results."""
+    import illama
+
+    print(f"illama {illama.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for name in PACKAGES:
+        try:
+            print(f"  {name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            print(f"  {name} is not installed")

@@ -1,19 +1,22 @@
 """Options that mean the same in every command, and where results go: a file that is written whole, or stdout."""
 
-from __future__ import annotations
-
+# Annotations are not postponed here: options of other modules inherit them.
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from illama.console.json_text import as_json
-from illama.console.text import shown
+from illama.console.text import as_json, shown
 from illama.errors import UserError
 from illama.system.files import demand_writable, utf8, write_file
+
+if TYPE_CHECKING:
+    from illama.evaluation.subject import Numbering, Subject
+
 
 Device = Annotated[str | None, Parameter(help="cpu, cuda, cuda:1 or mps; the best there is by default.")]
 Json = Annotated[
@@ -86,3 +89,37 @@ def write_result(target: str, text: str) -> None:
         write_file(Path(target), utf8(text), given=True)
     except OSError as error:
         raise UserError(f"cannot write {target}: {error.strerror}; give another name") from error
+
+
+Checkpoint = Annotated[
+    str, Parameter(help="A run folder, a checkpoint, a weights file, or the name of published weights.")
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SubjectOptions:
+    """Which images, and how the network looks at them.
+
+    Attributes:
+        data: Another data set than the recipe's: a folder, a parquet file, or a name such as digits.
+        split: Which split; the recipe's evaluation split by default.
+        batch_size: Images at a time in a pass over all of them.
+        softness: Softness of the mask, 0 (causal) to 1; the one saved with the weights by default.
+    """
+
+    data: str | None = None
+    split: str | None = None
+    batch_size: int | None = None
+    softness: float | None = None
+    device: Device = None
+
+    def open(self, checkpoint: str, numbering: "Numbering" = "model") -> "Subject":
+        """The network on the images; see `open_subject`."""
+        from illama.evaluation.subject import open_subject
+
+        return open_subject(checkpoint, **self.given(), numbering=numbering)
+
+    def given(self) -> dict[str, Any]:
+        """What `open_subject` and `evaluate` call them."""
+        return {option.name: getattr(self, option.name) for option in fields(SubjectOptions)}

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from illama.cli.output import STDOUT, Csv, Device, Json, check_targets, say, write_result
-from illama.cli.subject_options import Checkpoint
-from illama.console.json_text import as_json
-from illama.console.text import shown
+from illama.cli.output import STDOUT, Checkpoint, Csv, Device, Json, check_targets, say, write_result
+from illama.console.text import as_json, shown
 from illama.errors import UserError
 
 if TYPE_CHECKING:

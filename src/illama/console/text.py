@@ -1,9 +1,14 @@
-"""How numbers, and texts of unknown origin, are said to people."""
+"""How numbers, and texts of unknown origin, are said to people; JSON, also what others wrote or a crash left behind."""
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from illama.system.files import read_given
 
 # Unicode's categories that a terminal may act upon, or that change the order of what is read: controls, format and
 # direction marks, halves of surrogate pairs (bytes of a name that are no text), line and paragraph separators.
@@ -72,3 +77,39 @@ def _code(number: int) -> str:
     if 0xDC80 <= number <= 0xDCFF:  # a byte that is no text
         return f"\\x{number - 0xDC00:02x}"
     return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def as_json(values: Any, *, allow_nan: bool = True) -> str:
+    """Plain values as JSON over several lines, for files and for stdout.
+
+    Names stand in their letters, and what a terminal would act upon as its escape: a program reads back what was there.
+    """
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=allow_nan)
+    return escaped(text, lambda number: f"\\u{number:04x}" if number < 0x10000 else _pair(number)) + "\n"
+
+
+def _pair(number: int) -> str:
+    """A letter beyond 16 bits as JSON escapes it."""
+    return json.dumps(chr(number))[1:-1]
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: It is none, or nested deeper than Python goes.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file, in UTF-8.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no regular file, far too large, no UTF-8, or no JSON.
+    """
+    return parse_json(read_given(path).decode())

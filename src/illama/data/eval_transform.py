@@ -14,7 +14,7 @@ from PIL import Image
 
 from illama.console.text import shown
 from illama.data.decode.images import as_seen, check_channels
-from illama.data.loading.staging import constant
+from illama.data.loading.batch import constant
 from illama.errors import UserError
 from illama.models.config import LEAST_CROP, LEAST_STD, MOST_PIXELS, SMALL_PX, WARP_PX
 from illama.recipes.schema import IMAGENET_MEAN, IMAGENET_STD

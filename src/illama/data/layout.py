@@ -32,7 +32,7 @@ from illama.data.sources.splits import (
 from illama.data.sources.walk import Listing, PassedOver, walk
 from illama.errors import UserError
 from illama.registry import Registry
-from illama.system.given_file import at_home
+from illama.system.files import at_home
 
 if TYPE_CHECKING:
     from illama.recipes.schema import DataConfig
@@ -163,7 +163,7 @@ class Layout(ABC):
 
     def explain(self, classes: Sequence[str]) -> list[str]:
         """What was understood, in at most three lines and the notes."""
-        from illama.data.sources.class_names import few
+        from illama.data.sources.splits import few
 
         named = f"splits {', '.join(map(shown, self.splits))}" if self.splits else "no splits"
         lines = [f"{self.kind} {self.where}: {named}", f"{len(classes):,} classes: {few(classes)}"]

@@ -13,7 +13,7 @@ from PIL import Image
 from illama.console.text import shown
 from illama.data.decode.images import MAX_PIXELS, BrokenImage
 from illama.data.decode.lazy_image import DecodedPicture, Picture, open_picture
-from illama.data.sources.class_names import composed
+from illama.data.sources.splits import composed
 from illama.errors import UserError
 from illama.registry import closest
 

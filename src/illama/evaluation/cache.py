@@ -20,11 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from illama.console.json_text import parse_json
-from illama.console.text import shown
+from illama.console.text import parse_json, shown
 from illama.errors import UserError
-from illama.system.files import make_folder, open_regular, own_file, replacing, write_file
-from illama.system.given_file import is_file
+from illama.system.files import is_file, make_folder, open_regular, own_file, replacing, write_file
 
 
 class About(TypedDict):

@@ -27,13 +27,11 @@ import numpy as np
 import torch
 
 from illama.checkpoint.folder import HELD_OUT_FILE, ORIGIN_FILE
-from illama.console.json_text import read_json
-from illama.console.text import shown
+from illama.console.text import read_json, shown
 from illama.data.decode.images import BrokenImage
 from illama.data.source import Source, SubsetSource
 from illama.errors import UserError
-from illama.system.files import utf8
-from illama.system.given_file import read_given
+from illama.system.files import read_given, utf8
 
 if TYPE_CHECKING:
     from torch import nn

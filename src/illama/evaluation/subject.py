@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from illama.checkpoint import Meta
-from illama.console.json_text import read_json
-from illama.console.text import shown
+from illama.console.text import read_json, shown
 from illama.distributed import ALONE, World
 from illama.errors import UserError
 from illama.evaluation.origin import DataIdentity, Origin, held_out_again, run_of
 from illama.recipes import DataConfig, Recipe, parse_recipe
-from illama.system.given_file import at_home
+from illama.system.files import at_home
 from illama.weights import load_model
-from illama.weights.locate import locate
+from illama.weights.load import locate
 
 if TYPE_CHECKING:
     from illama.data import EvalTransform, Layout

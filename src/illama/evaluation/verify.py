@@ -11,8 +11,7 @@ from illama.errors import UserError
 from illama.evaluation.classify import EvalResult, evaluate_subject
 from illama.evaluation.statistics import wilson
 from illama.evaluation.subject import open_subject
-from illama.weights.load import load_weights
-from illama.weights.locate import locate
+from illama.weights.load import load_weights, locate
 from illama.weights.published import PUBLISHED, PublishedWeights, find_published
 
 VALIDATION_IMAGES = 50_000

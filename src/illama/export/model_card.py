@@ -10,7 +10,7 @@ import torch
 from illama.checkpoint.format import Meta
 from illama.console.text import shown
 from illama.models import ILlama, ModelConfig
-from illama.report.inline import to_markdown
+from illama.report.formats import to_markdown
 from illama.weights.adapt import LoadReport
 from illama.weights.load import Weights
 from illama.weights.published import HUB, LICENCE_NOTE, REPOSITORY, PublishedWeights, find_published

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from illama.attention.rotary import Tables
+from illama.attention.request import Tables
 from illama.errors import UserError
 from illama.models.config import ClsPosition, ModelConfig
 

@@ -21,7 +21,7 @@ from illama.recipes.problems import Problem, find_problems, hint, raise_problems
 from illama.recipes.rules import flatten
 from illama.recipes.schema import DataConfig, Recipe, without_auto
 from illama.registry import closest
-from illama.system.given_file import is_file, read_given_text, why
+from illama.system.files import is_file, read_given_text, why
 
 Tree = dict[str, Any]
 

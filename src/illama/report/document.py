@@ -1,6 +1,6 @@
 """What a report consists of, and how it is written: one HTML page that loads nothing, and Markdown with its figures.
 
-Texts may hold the inline Markdown of `illama.report.inline` and nothing else.
+Texts may hold the inline Markdown of `illama.report.formats` and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from illama.console.text import safe_lines
 from illama.errors import UserError
-from illama.report.inline import to_html, to_markdown, to_plain
+from illama.report.formats import to_html, to_markdown, to_plain
 from illama.system.files import utf8, write_file
 
 if TYPE_CHECKING:

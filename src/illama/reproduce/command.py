@@ -16,11 +16,10 @@ from illama.models.variants import ROADMAP
 from illama.registry import closest
 from illama.report import Block, Document, Section, Text, write_document
 from illama.reproduce.complexity import complexity_records, complexity_sections
-from illama.reproduce.results import StudyResult, collect, environments, to_dict
 from illama.reproduce.runner import Estimate, Outcome, estimate, open_slots, train_all
 from illama.reproduce.studies import COMPLEXITY, NAMES, STUDIES
 from illama.reproduce.study import Base, PlannedRun, PlannedStudy, all_runs, choose_base, plan_studies
-from illama.reproduce.study_report import how_it_was_made, study_section
+from illama.reproduce.study_report import StudyResult, collect, environments, how_it_was_made, study_section, to_dict
 from illama.system.files import make_folder
 from illama.system.lock import RunLock
 

@@ -24,8 +24,7 @@ from illama.errors import Stopped, UserError
 from illama.recipes import Recipe
 from illama.reproduce.study import PlannedRun
 from illama.system.files import own_file
-from illama.system.interrupt import stop_signals
-from illama.system.processes import cpu_count, end_with_parent
+from illama.system.processes import cpu_count, end_with_parent, stop_signals
 from illama.training.loop import Run, train
 from illama.training.runs import read_run
 

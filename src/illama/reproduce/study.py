@@ -16,9 +16,9 @@ from illama.errors import UserError
 from illama.evaluation.subject import choose_data
 from illama.recipes import Recipe, load_recipe, overridden_keys, override
 from illama.recipes.rules import flatten
-from illama.system.given_file import at_home
+from illama.system.files import at_home
 from illama.training.runs import read_run
-from illama.weights.locate import locate
+from illama.weights.load import locate
 
 PUBLISHED_EPOCHS = 300  # length of the paper's runs, which its cutoffs belong to
 # Which recipe a study edits when none is named: that of the data set, by the name of its folder.

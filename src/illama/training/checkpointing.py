@@ -20,13 +20,13 @@ from illama.checkpoint import Checkpoint, Meta, Saver, kept_tag, load_checkpoint
 from illama.checkpoint.folder import DamagedError
 from illama.checkpoint.format import EMA_FILE, MODEL_FILE, STATE_FILE
 from illama.console.text import shown
-from illama.data.sources.class_names import difference
+from illama.data.sources.splits import difference
 from illama.device.linear import KINDS, LinearKernel
 from illama.errors import UserError
 from illama.evaluation.origin import Origin
 from illama.recipes import parse_recipe
 from illama.tasks import Score
-from illama.training.muon import MOMENT
+from illama.training.optim import MOMENT
 from illama.training.run_folder import changed_keys
 from illama.training.setup import Parts
 from illama.training.state import TrainState

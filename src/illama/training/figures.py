@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from illama.console.json_text import parse_json
-from illama.console.text import shown
+from illama.console.text import parse_json, shown
 from illama.errors import UserError
 from illama.recipes.schema import SoftnessConfig
 from illama.report.formats import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, YELLOW, save_png
-from illama.system.given_file import read_given
+from illama.system.files import read_given
 from illama.tasks import TASKS, Score
 from illama.training.run_folder import is_logged_number
 from illama.training.runs import start_of

@@ -26,14 +26,13 @@ from illama.checkpoint.folder import (
     kept_tags,
     read_meta,
 )
-from illama.console.json_text import parse_json, read_json
-from illama.console.text import shown
+from illama.console.text import parse_json, read_json, shown
 from illama.errors import UserError
 from illama.recipes import Change, list_recipes, load_recipe, yaml_text
 from illama.recipes.rules import flatten
 from illama.recipes.schema import SoftnessConfig
 from illama.system.environment import launch_words, typed_command
-from illama.system.given_file import read_given, read_given_text
+from illama.system.files import read_given, read_given_text
 from illama.system.lock import in_words, lock_holder
 from illama.tasks import TASKS, Score
 from illama.training.run_folder import CLASSES_FILE, ENVIRONMENT_FILE, METRICS_FILE, RECIPE_FILE, is_logged_number

@@ -21,14 +21,13 @@ from illama.recipes import BatchPlan, Recipe, plan_batches
 from illama.tasks import TASKS, Score
 from illama.tasks.fit import short_run
 from illama.tasks.task import Loss, Task
-from illama.training.muon import MuonWithAdamW
 from illama.training.objective import shard_model
-from illama.training.optim import build_adamw, param_groups
+from illama.training.optim import MuonWithAdamW, build_adamw, param_groups
 from illama.training.schedules import Schedules
 from illama.training.state import TrainState, WeightAverage
 from illama.weights.adapt import LoadReport, adapt_weights
 from illama.weights.foreign import read_weights
-from illama.weights.locate import locate
+from illama.weights.load import locate
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,7 @@ def start_from(
     """Read the weights that a run starts from.
 
     Args:
-        weights: As `illama.weights.locate`.
+        weights: As `illama.weights.load`.
         model: Gets them; None only tells them apart.
         classes: The model's class names, for its head.
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from illama.checkpoint.format import Meta
 from illama.checkpoint.tensors import demand_finite, shape_difference, shape_in
-from illama.data.sources.class_names import composed, difference
+from illama.data.sources.splits import composed, difference
 from illama.errors import UserError
 from illama.models import ILlama, ModelConfig
 from illama.models.position import resize_position
 from illama.weights.dialects import translate
 from illama.weights.foreign import read_weights
-from illama.weights.locate import locate
+from illama.weights.load import locate
 
 POSITION = "pos_embed"
 HEAD = "head."

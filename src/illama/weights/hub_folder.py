@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from illama.console.json_text import read_json
+from illama.console.text import read_json
 from illama.errors import UserError
 from illama.models.config import ModelConfig
 from illama.recipes.schema import IMAGENET_MEAN, IMAGENET_STD

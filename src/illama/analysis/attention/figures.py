@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from illama.analysis.attention.measures import on_grid
-from illama.analysis.drawing import canvas, layers_along
+from illama.analysis.report import canvas, layers_along
 from illama.report import Figure, svg_bytes
 from illama.report.formats import BLUE, GREY, ORANGE
 

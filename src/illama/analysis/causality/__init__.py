@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from illama.analysis.causality.sensitivity import changes_before_cuts, exchanged, followed_tokens
-from illama.analysis.drawing import canvas, layers_along
-from illama.analysis.report import AnalysisResult, Measure
+from illama.analysis.report import AnalysisResult, Measure, canvas, layers_along
 from illama.console.progress import WorkProgress
 from illama.errors import UserError
 from illama.report import Block, Figure, Section, Table, Text, csv_text, svg_bytes

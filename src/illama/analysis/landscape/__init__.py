@@ -13,7 +13,6 @@ import numpy as np
 
 from illama import native
 from illama.analysis.capture import batch_size
-from illama.analysis.drawing import canvas
 from illama.analysis.landscape.measures import (
     MovableWeights,
     coordinates,
@@ -21,7 +20,7 @@ from illama.analysis.landscape.measures import (
     filter_normalized_directions,
 )
 from illama.analysis.registry import LandscapeOptions
-from illama.analysis.report import AnalysisResult, Measure
+from illama.analysis.report import AnalysisResult, Measure, canvas
 from illama.device.linear import keep_linear_kernels, linear_kernels
 from illama.errors import UserError
 from illama.evaluation import Scores, evaluating

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from illama.analysis.drawing import GRID, canvas, open_frame, short
 from illama.analysis.probe.measures import (
     LinearProbe,
     ProbeSplit,
@@ -24,7 +23,7 @@ from illama.analysis.probe.measures import (
     split_for_probe,
 )
 from illama.analysis.registry import ProbeOptions
-from illama.analysis.report import AnalysisResult, Measure
+from illama.analysis.report import GRID, AnalysisResult, Measure, canvas, open_frame, short
 from illama.evaluation.features import Features, cached_features
 from illama.evaluation.scores import percent
 from illama.evaluation.statistics import wilson

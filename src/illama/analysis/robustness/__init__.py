@@ -12,10 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from illama.analysis.drawing import GRID, canvas, open_frame
 from illama.analysis.imagenet_answers import ImagenetAnswers, answers, not_imagenet
 from illama.analysis.registry import RobustnessOptions
-from illama.analysis.report import AnalysisResult, Measure
+from illama.analysis.report import GRID, AnalysisResult, Measure, canvas, open_frame
 from illama.analysis.robustness.measures import (
     CORRUPTIONS,
     COUNTED,
@@ -45,7 +44,7 @@ from illama.evaluation.statistics import Interval, wilson
 from illama.evaluation.subject import Subject
 from illama.report import Block, Bullets, Figure, Section, Table, Text, csv_text, svg_bytes
 from illama.report.formats import BLUE, GREEN, ORANGE, PURPLE
-from illama.system.given_file import at_home
+from illama.system.files import at_home
 
 MEMORY_FILE = "robustness.jsonl"
 Labels = list[list[int]]

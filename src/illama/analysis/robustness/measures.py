@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from illama.console.json_text import read_json
+from illama.console.text import read_json
 from illama.data.imagenet import NUM_CLASSES, Subset, subset, wnids
 from illama.data.layout import open_source
 from illama.data.source import Source, number_classes

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from illama.data.augment import fast_affine
+from illama.data.augment import image_ops
 from illama.data.decode.lazy_image import Picture, ResizedCrop
 from illama.data.eval_transform import cover, to_tensor
 from illama.optional import import_timm
@@ -26,10 +26,10 @@ Operation = Callable[[Image.Image], Image.Image]
 
 # timm's operations that have a faster equal.
 _FASTER: dict[str, Callable[..., Image.Image]] = {
-    "ShearX": fast_affine.shear_x,
-    "ShearY": fast_affine.shear_y,
-    "TranslateXRel": fast_affine.translate_x,
-    "TranslateYRel": fast_affine.translate_y,
+    "ShearX": image_ops.shear_x,
+    "ShearY": image_ops.shear_y,
+    "TranslateXRel": image_ops.translate_x,
+    "TranslateYRel": image_ops.translate_y,
 }
 
 

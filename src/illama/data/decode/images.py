@@ -31,7 +31,7 @@ from illama.console.text import shown
 from illama.data.decode.jpeg import has_endless_scans
 from illama.data.sources.formats import LFS_POINTER, looks_like_picture, readable_formats
 from illama.errors import UserError
-from illama.system.given_file import open_given, why
+from illama.system.files import open_given, why
 
 ImageFile = str | os.PathLike[str] | bytes
 

@@ -18,17 +18,18 @@ from torch import Tensor
 
 from illama.data.augment.erasing import RandomErasing
 from illama.data.eval_transform import EvalTransform, normalize
-from illama.data.loading.batch import Batch, MicroBatch, TrainingOrder
-from illama.data.loading.memory import (
+from illama.data.loading.batch import Batch, MicroBatch, TrainingOrder, to_device
+from illama.data.loading.samples import (
     MEMORY_MAX_BYTES,
     MEMORY_MAX_SIDE,
     DecodedImages,
+    EvalSamples,
+    RawBatch,
+    TrainSamples,
     UnequalSizes,
     decode,
     first_readable,
 )
-from illama.data.loading.samples import EvalSamples, RawBatch, TrainSamples
-from illama.data.loading.staging import to_device
 from illama.data.loading.workers import decoded_batches, one_thread
 from illama.data.rng import Draws, Purpose, numpy_generator, torch_generator
 from illama.data.source import Source, SubsetSource

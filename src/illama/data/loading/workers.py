@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from illama.data.loading.batch import packed_bytes, unpack
 from illama.data.loading.samples import RawBatch, Samples
-from illama.data.loading.staging import packed_bytes, unpack
 from illama.data.rng import global_states_kept
 from illama.errors import UserError
 

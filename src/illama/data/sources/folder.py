@@ -19,10 +19,19 @@ from illama.console.text import shown
 from illama.data.decode.images import read_bytes, read_head, read_image
 from illama.data.layout import Layout, needed_folder
 from illama.data.source import Source
-from illama.data.sources.class_names import class_of_folder, class_order, few
 from illama.data.sources.formats import picture_endings
-from illama.data.sources.splits import SPELLINGS, is_training, role_at_start, role_of, roles_of, split_order
-from illama.data.sources.table import TABLES
+from illama.data.sources.manifest import TABLES
+from illama.data.sources.splits import (
+    SPELLINGS,
+    class_of_folder,
+    class_order,
+    few,
+    is_training,
+    role_at_start,
+    role_of,
+    roles_of,
+    split_order,
+)
 from illama.data.sources.walk import Listing, PassedOver
 from illama.errors import UserError
 

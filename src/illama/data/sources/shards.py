@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from illama.console.json_text import parse_json, read_json
-from illama.console.text import shown
+from illama.console.text import parse_json, read_json, shown
 from illama.data.decode.images import LARGEST_FILE, BrokenImage, read_image
 from illama.data.layout import Layout, needed_folder, needed_path
 from illama.data.source import MOST_CLASSES, Source
@@ -31,7 +30,7 @@ from illama.data.sources.formats import FileKind, kind_of_file, pointer_hint
 from illama.data.sources.splits import split_in_name, whole_or_splits
 from illama.data.sources.walk import NO_PICTURES, SPECIAL, Listing, PassedOver, is_hidden
 from illama.errors import UserError
-from illama.system.given_file import read_given_text, why
+from illama.system.files import read_given_text, why
 
 if TYPE_CHECKING:
     from illama.recipes.schema import DataConfig

@@ -13,9 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from illama.console.text import shown
-from illama.data.sources.class_names import natural_key
 from illama.data.sources.formats import FileKind, ending_of, kind_of_file, looks_like_picture, remedy
-from illama.data.sources.splits import Role, role_of
+from illama.data.sources.splits import Role, natural_key, role_of
 from illama.errors import UserError
 
 # Folders that tools leave behind, in lower case; like hidden ones (.x) they hold no pictures of the data set.

@@ -1,1 +1,0 @@
-"""Before training: a check of every image, and shards."""
