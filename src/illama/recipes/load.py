@@ -16,10 +16,9 @@ import yaml
 from illama.console.text import is_utf8, shown
 from illama.errors import UserError
 from illama.models.variants import VARIANTS
-from illama.recipes import yaml_text
 from illama.recipes.problems import Problem, find_problems, hint, raise_problems
 from illama.recipes.rules import flatten
-from illama.recipes.schema import DataConfig, Recipe, without_auto
+from illama.recipes.schema import LONGEST_YAML, DataConfig, Recipe, parse_yaml, without_auto, yaml_complaint
 from illama.registry import closest
 from illama.system.files import is_file, read_given_text, why
 
@@ -166,12 +165,12 @@ def _find_base(base: str, source: Traversable) -> Traversable:
 def _read(source: Traversable) -> Tree:
     try:
         if isinstance(source, Path):
-            text = read_given_text(source, 4 * yaml_text.LONGEST)
+            text = read_given_text(source, 4 * LONGEST_YAML)
         else:
             text = source.read_text(encoding="utf-8")
-        tree = yaml_text.parse(text)
+        tree = parse_yaml(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{_label(source)} is not YAML: {yaml_text.complaint(error)}") from None
+        raise UserError(f"{_label(source)} is not YAML: {yaml_complaint(error)}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{_label(source)} cannot be read: {why(error)}") from None
     if not isinstance(tree, dict):
@@ -194,9 +193,9 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[Tree, list[Problem]]:
             problems.append((key, f"{shown(value)} is not UTF-8; rename the file or the folder (convmv does)"))
             continue
         try:
-            parsed = yaml_text.parse(value)
+            parsed = parse_yaml(value)
         except yaml.YAMLError as error:
-            problems.append((key, f"not a YAML value: {yaml_text.complaint(error)}; quote text with special signs"))
+            problems.append((key, f"not a YAML value: {yaml_complaint(error)}; quote text with special signs"))
             continue
         node = tree
         *sections, last = key.split(".")
@@ -211,7 +210,7 @@ def parse_overrides(overrides: Sequence[str]) -> tuple[Tree, list[Problem]]:
 def _is_plain(text: str) -> bool:
     """Whether YAML takes a text for itself, without quotes."""
     try:
-        return bool(yaml_text.parse(text) == text)
+        return bool(parse_yaml(text) == text)
     except yaml.YAMLError:
         return False
 

@@ -1,4 +1,6 @@
-"""What a recipe is: frozen, strictly typed sections; every range stands at its field.
+"""What a recipe is: frozen, strictly typed sections, every range at its field; and its YAML.
+
+In YAML as recipes use it `1e-3` is a number, a key may stand only once, lists stay on one line.
 
 A recipe holds everything that decides a training run except where its results go. Pairs of values that
 cannot stand together are listed in `illama.recipes.rules`.
@@ -7,23 +9,29 @@ cannot stand together are listed in `illama.recipes.rules`.
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from illama.models.config import LEAST_CROP, LEAST_STD, MOST_PIXELS, ModelConfig
-from illama.recipes import yaml_text
 from illama.recipes.rules import broken_rules, flatten
 
+# YAML 1.1, which PyYAML follows, takes a number with an exponent but without dot and sign for text.
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+_DEEPEST = 20  # sections in sections; a recipe has three
+LONGEST_YAML = 1 << 20  # characters
+_MOST_DIGITS = 1000  # of a number: Python refuses to convert more than 4,300
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Epochs = Annotated[int, Field(ge=0, le=1_000_000)]
 Rate = Annotated[float, Field(ge=0, le=1)]
 AtLeastZero = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
-
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
 # What timm's reader of RandAugment strings understands: m(agnitude), n(umber), w(eights), p(robability), inc, ...
 _RANDAUGMENT = r"^rand(-(mstd|mmax|inc|m|n|w|p)[0-9]+(\.[0-9]+)?)+$"
 # The name of a folder below runs/: no way out of it, and nothing that a terminal acts upon.
@@ -32,6 +40,78 @@ _DATA_NAME = r"^(auto|digits|parquet|folder|manifest|(torch|hfds|hfids|tfds|wds)
 _DATA_EXAMPLES = ["auto", "digits", "parquet", "folder", "manifest", "torch/cifar10", "hfds/...", "wds/..."]
 AUTO = "auto"  # model.num_classes: as many as the data has
 ClassDepth = Annotated[int, Field(ge=1, le=1000)] | Literal["leaf"]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what only attacks use: aliases, which may stand for any amount of text, and endless brackets."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor}: aliases are not read", event.start_mark)
+        if self.depth >= _DEEPEST:
+            raise yaml.composer.ComposerError(None, None, "brackets too deep", self.peek_event().start_mark)
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    problem = f"the key {key_node.value!r} stands twice in one section"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep=deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    pass
+
+
+_Dumper.add_representer(
+    list, lambda dumper, values: dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=True)
+)
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(_FLOAT_TAG, _EXPONENT, list("-+0123456789"))
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, in JSON's types only (dates become text, keys become text).
+
+    Raises:
+        yaml.YAMLError: The text is not YAML, or a key stands twice.
+    """
+    if len(text) > LONGEST_YAML:
+        raise yaml.YAMLError(f"longer than {LONGEST_YAML} characters")
+    if re.search(rf"[0-9_]{{{_MOST_DIGITS}}}", text):
+        raise yaml.YAMLError(f"a number of more than {_MOST_DIGITS} digits")
+    try:
+        plain = json.dumps(yaml.load(text, _Loader), default=str, ensure_ascii=False)
+        plain.encode()  # half of a surrogate pair is no text
+        if r"\u0000" in plain:  # as an escape: the sign itself is no YAML
+            raise ValueError("a NUL (\\0) in a text, which no name may have")
+        return json.loads(plain)
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:  # 2026-13-45, {[1]: 2}, ...
+        raise yaml.YAMLError(str(error) or "cannot be read") from None
+
+
+def dump_yaml(tree: dict[str, Any]) -> str:
+    """YAML text of a nested dictionary; `parse_yaml` gives it back exactly."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=110)
+
+
+def yaml_complaint(error: yaml.YAMLError) -> str:
+    """One line for a YAML error: what is wrong and where."""
+    what = getattr(error, "problem", None) or str(error).splitlines()[0]
+    mark = getattr(error, "problem_mark", None)
+    where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark is not None else ""
+    return f"{what}{where}"
 
 
 class RecipeSection(BaseModel):
@@ -328,4 +408,4 @@ class Recipe(RecipeSection):
 
     def to_yaml(self) -> str:
         """The whole recipe as YAML; loading that text gives an equal recipe."""
-        return yaml_text.dump(self.to_dict())
+        return dump_yaml(self.to_dict())

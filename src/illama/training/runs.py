@@ -28,9 +28,9 @@ from illama.checkpoint.folder import (
 )
 from illama.console.text import parse_json, read_json, shown
 from illama.errors import UserError
-from illama.recipes import Change, list_recipes, load_recipe, yaml_text
+from illama.recipes import Change, list_recipes, load_recipe
 from illama.recipes.rules import flatten
-from illama.recipes.schema import SoftnessConfig
+from illama.recipes.schema import LONGEST_YAML, SoftnessConfig, parse_yaml
 from illama.system.environment import launch_words, typed_command
 from illama.system.files import read_given, read_given_text
 from illama.system.lock import in_words, lock_holder
@@ -231,7 +231,7 @@ def _recipe(path: Path) -> Record:
     """
     file = path / RECIPE_FILE
     try:
-        tree = yaml_text.parse(read_given_text(file, 4 * yaml_text.LONGEST))
+        tree = parse_yaml(read_given_text(file, 4 * LONGEST_YAML))
     except (OSError, yaml.YAMLError, ValueError):
         tree = None
     if isinstance(tree, dict):

@@ -20,7 +20,6 @@ from illama.data.decode.images import read_bytes, read_head, read_image
 from illama.data.layout import Layout, needed_folder
 from illama.data.source import Source
 from illama.data.sources.formats import picture_endings
-from illama.data.sources.manifest import TABLES
 from illama.data.sources.splits import (
     SPELLINGS,
     class_of_folder,
@@ -32,6 +31,7 @@ from illama.data.sources.splits import (
     roles_of,
     split_order,
 )
+from illama.data.sources.table import TABLES
 from illama.data.sources.walk import Listing, PassedOver
 from illama.errors import UserError
 

@@ -15,8 +15,8 @@ from illama.console.text import shown
 from illama.data.decode.images import BrokenImage, as_seen, read_bytes, read_image
 from illama.data.layout import Layout, needed_path
 from illama.data.source import Source
-from illama.data.sources.manifest import first_line
 from illama.data.sources.splits import role_of, stratified_choice
+from illama.data.sources.table import first_line
 from illama.data.sources.walk import Listing
 from illama.errors import UserError
 from illama.optional import import_timm

@@ -29,7 +29,6 @@ from illama.data.decode.images import BrokenImage, as_seen, read_bytes, read_ima
 from illama.data.layout import Layout, needed_folder, needed_path
 from illama.data.source import MOST_CLASSES, Source
 from illama.data.sources.formats import looks_like_picture, pointer_hint
-from illama.data.sources.manifest import first_line, import_pyarrow, reading_parquet, text_of
 from illama.data.sources.splits import (
     composed,
     few,
@@ -41,6 +40,7 @@ from illama.data.sources.splits import (
     split_order,
     whole_or_splits,
 )
+from illama.data.sources.table import first_line, import_pyarrow, reading_parquet, text_of
 from illama.data.sources.walk import NO_PICTURES, Listing, PassedOver, Reason
 from illama.errors import UserError
 

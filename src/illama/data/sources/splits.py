@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import numpy as np
 
 from illama.console.text import shown
-from illama.data.sources.manifest import plain
+from illama.data.sources.table import plain
 from illama.errors import UserError
 
 _NAMED = 3  # names in a message
