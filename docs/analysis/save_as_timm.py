@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import illama
-from illama.hub.timm_hook import import_timm
+from illama.hub import import_timm
 
 
 def save_as_timm(run: Path, folder: Path) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from illama.errors import UserError
-from illama.hub.timm_hook import register_with_timm
+from illama.hub import register_with_timm
 from illama.registry import lazy_exports
 
 if TYPE_CHECKING:

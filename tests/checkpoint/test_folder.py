@@ -180,7 +180,7 @@ def test_weights_of_a_run_fall_back_with_a_warning(run: Path, model: ILlama, cap
     _, meta = load_model(run)
     assert meta.step == 10
     (record,) = caplog.records
-    assert (record.name, record.levelname) == ("illama.checkpoint", "WARNING")
+    assert (record.name, record.levelname) == ("illama", "WARNING")
     assert "last/model.safetensors" in record.message
     with pytest.raises(UserError, match="damaged"):  # named by its own path it is what is asked for
         load_model(run / "checkpoints" / "last")

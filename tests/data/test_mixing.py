@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from illama.data.augment.erasing import ErasingPlan, RandomErasing, normal_at
-from illama.data.augment.mixing import Mix, Mixing, cut_box, smooth_one_hot
+from illama.data.augment.batched import ErasingPlan, Mix, Mixing, RandomErasing, cut_box, normal_at, smooth_one_hot
 from illama.data.rng import Draws, DrawShare, Purpose, numpy_generator, torch_generator
 from illama.optional import import_timm
 

@@ -41,7 +41,7 @@ def test_soft_targets() -> None:
 
 
 def test_smoothed_classes_equal_soft_targets() -> None:
-    from illama.data.augment.mixing import smooth_one_hot
+    from illama.data.augment.batched import smooth_one_hot
 
     logits, labels = torch.randn(7, 5), torch.arange(7) % 5
     hard = build_loss("auto", AugmentConfig(label_smoothing=0.1))(logits, labels)

@@ -21,8 +21,8 @@ from illama.errors import UserError
 from illama.evaluation.origin import DataIdentity, marks, tensors_id
 from illama.evaluation.subject import open_subject
 from illama.recipes import DataConfig, Recipe, load_recipe
+from illama.training.begun import Origin
 from illama.training.loop import Run, train
-from illama.training.run_folder import Origin
 from illama.training.runs import read_run
 from tests.pictures import paint, tiny, tiny_words
 from tests.runs import records, same_weights, stopped_run

@@ -14,12 +14,10 @@ import errno
 import io
 import logging
 import os
-import platform
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from importlib import metadata
 
 from cyclopts import App, CycloptsError
 
@@ -65,7 +63,6 @@ COMMANDS = {
 for _name, _help in COMMANDS.items():
     app.command(f"illama.cli.{_name}:{_name}_command", name=_name, help=_help)
 app.register_install_completion_command(help="Have your shell complete commands and options (bash, zsh, fish).")
-PACKAGES = ("torch", "numpy", "pillow", "safetensors", "timm", "torchvision", "pyarrow")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -207,15 +204,3 @@ def _log_to_stderr() -> None:
         handler.setFormatter(_Line("illama: %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
-
-
-def version_command() -> None:
-    """Versions of illama, Python and the packages that decide results."""
-    import illama
-
-    print(f"illama {illama.__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for name in PACKAGES:
-        try:
-            print(f"  {name} {metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            print(f"  {name} is not installed")

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from illama.data.augment.batched import BatchedAugment
-from illama.data.augment.mixing import Mixing
+from illama.data.augment.batched import BatchedAugment, Mixing
 from illama.data.augment.per_image import fit, train_transform
 from illama.data.eval_transform import EvalTransform, to_tensor
 from illama.data.rng import Draws

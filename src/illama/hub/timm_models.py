@@ -1,4 +1,4 @@
-"""The family as timm models. Imported by `timm_hook` once timm is loaded; importing it registers the names."""
+"""The family as timm models. Imported by `hub` once timm is loaded; importing it registers the names."""
 
 from __future__ import annotations
 

@@ -25,19 +25,13 @@ from illama.system.files import remove_partial
 from illama.system.lock import RunLock
 from illama.system.processes import stop_signals
 from illama.tasks import Score
+from illama.training.begun import compare_with_begun, demand_data, given_to_train, what_is_seen
 from illama.training.checkpointing import Keeper
 from illama.training.figures import draw_curves
 from illama.training.log import Log, NoLog, RunLog, summary
 from illama.training.objective import build_objective
 from illama.training.optim import LossGuard, set_lr
-from illama.training.run_folder import (
-    check_run_folder,
-    compare_with_begun,
-    demand_data,
-    given_to_train,
-    what_is_seen,
-    write_run_folder,
-)
+from illama.training.run_folder import check_run_folder, write_run_folder
 from illama.training.run_header import start_line
 from illama.training.setup import build_state, prepare, start_from
 from illama.training.trackers import check_tracker, open_tracker

@@ -1,6 +1,8 @@
-"""Augmentation of whole uint8 batches on their device, for image sets in memory; RandAugment and colour jitter of them.
+"""Augmentation of whole batches on their device: RandAugment, colour jitter, erasing, mixup and cutmix.
 
-RandAugment (Cubuk et al., 2019) has timm's operations, levels and strings.
+RandAugment (Cubuk et al., 2019) and colour jitter take uint8 batches of image sets in memory, with timm's operations,
+levels and strings. Random erasing (Zhong et al., 2017) takes normalised ones, with timm's rules. Mixup and cutmix are
+timm's "batch" mode, with label smoothing folded into the soft targets.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,7 +24,7 @@ from illama.data.rng import Draws
 from illama.errors import UserError
 
 if TYPE_CHECKING:
-    from illama.recipes.schema import Recipe
+    from illama.recipes.schema import AugmentConfig, Recipe
 
 
 # timm's scale of magnitudes: 10 is the full effect.
@@ -44,6 +47,12 @@ COLOUR: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 GEOMETRY = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 OPS = (*PLAIN, *COLOUR, *GEOMETRY)
 ENHANCE = ("color", "contrast", "brightness", "sharpness")
+# timm's defaults: area of all boxes together as a share of the image, least aspect, attempts to fit a box.
+MIN_AREA, MAX_AREA = 0.02, 1 / 3
+MIN_ASPECT = 0.3
+ATTEMPTS = 10
+# Odd multipliers and shifts of SplitMix64 (Steele, Lea and Flood, 2014), as signed numbers of 64 bits.
+_STEP, _MIX = -7046029254386353131, ((30, -4658895280553007687), (27, -7723592293110705685))
 
 
 @dataclass(frozen=True)
@@ -301,3 +310,203 @@ def shift(images: Tensor, padding: int, top: Tensor, left: Tensor) -> Tensor:
     n, _, height, width = images.shape
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)  # a view of all crops
     return windows[torch.arange(n, device=images.device), :, top, left]
+
+
+class ErasingPlan(NamedTuple):
+    """What is erased of each image of a batch.
+
+    Attributes:
+        boxes: (B, count, 4) int64, as (top, bottom, left, right); empty ones where nothing is erased.
+        seeds: (B,) int64; they decide what fills the boxes.
+    """
+
+    boxes: Tensor
+    seeds: Tensor
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """Overwrites up to `count` boxes of some images.
+
+    Attributes:
+        prob: Probability that an image is erased.
+        mode: "pixel" (standard normal noise), "rand" (one random colour per box) or "const" (zero, the mean).
+        count: Most boxes per image.
+    """
+
+    prob: float
+    mode: str
+    count: int
+
+    @classmethod
+    def of(cls, augment: AugmentConfig) -> RandomErasing | None:
+        """The recipe's erasing; None when it is off."""
+        if augment.erase_prob <= 0:
+            return None
+        return cls(augment.erase_prob, augment.erase_mode, augment.erase_count)
+
+    def draw(self, draws: Draws, height: int, width: int) -> ErasingPlan:
+        """Decide what is erased of images of height x width, on the CPU."""
+        boxes = draws.take(lambda n, g: self._boxes(n, height, width, g))
+        return ErasingPlan(boxes, draws.take(lambda n, g: torch.randint(2**62, (n,), generator=g)))
+
+    def _boxes(self, n: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+        erased = torch.rand(n, generator=generator) < self.prob
+        number = torch.randint(1, self.count + 1, (n, 1, 1), generator=generator)
+        shape = (n, self.count, ATTEMPTS)
+        share = MIN_AREA + (MAX_AREA - MIN_AREA) * torch.rand(shape, generator=generator)
+        area = share * height * width / number
+        aspect = torch.exp(math.log(MIN_ASPECT) * (2 * torch.rand(shape, generator=generator) - 1))
+        h, w = torch.round(torch.sqrt(area * aspect)), torch.round(torch.sqrt(area / aspect))
+        fits = (h < height) & (w < width)
+        first = fits.float().argmax(-1, keepdim=True)  # the first attempt that fits
+        h, w = h.gather(-1, first)[..., 0], w.gather(-1, first)[..., 0]
+        top = torch.floor(torch.rand((n, self.count), generator=generator) * (height - h + 1))
+        left = torch.floor(torch.rand((n, self.count), generator=generator) * (width - w + 1))
+        used = erased[:, None] & fits.any(-1) & (torch.arange(self.count) < number[..., 0])
+        boxes = torch.stack([top, top + h, left, left + w], -1).long()
+        return boxes * used[..., None]
+
+    def apply(self, images: Tensor, plan: ErasingPlan) -> Tensor:
+        """Erase normalised images (B, C, H, W) by a plan that lies on their device; they may be overwritten."""
+        _, channels, height, width = images.shape
+        pixel = torch.arange(channels * height * width, device=images.device).view(channels, height, width)
+        for k in range(self.count):
+            top, bottom, left, right = (side[:, None] for side in plan.boxes[:, k].unbind(-1))
+            y, x = pixel[0, :, 0] // width, pixel[0, 0]
+            inside = ((y >= top) & (y < bottom))[:, :, None] & ((x >= left) & (x < right))[:, None]
+            if self.mode == "const":
+                images = images.masked_fill_(inside[:, None], 0.0)
+                continue
+            if self.mode == "rand":  # a colour per box, beyond the numbers of the pixels
+                place = (pixel.numel() + k * channels + torch.arange(channels, device=images.device)).view(-1, 1, 1)
+            else:
+                place = pixel
+            if images.device.type != "cpu":
+                noise = normal_at(plan.seeds[:, None, None, None], place)
+                images = torch.where(inside[:, None], noise, images)
+                continue
+            # A twentieth of the pixels: where counting them makes nobody wait, the others need no noise.
+            b, y, x = torch.nonzero(inside, as_tuple=True)
+            at = place.expand(pixel.shape)[:, y, x]
+            images[b, :, y, x] = normal_at(plan.seeds[b], at).T
+        return images
+
+
+def normal_at(seeds: Tensor, place: Tensor) -> Tensor:
+    """Standard normal numbers as a function of (seed, place): the same for any batch and on any device.
+
+    Args:
+        seeds, place: int64, 0 or more; they are broadcast.
+
+    Returns:
+        float32. Box and Muller's transform of two halves of a mixed number; none is beyond 5.9.
+    """
+    number = seeds + (place + 1) * _STEP
+    for shift, factor in _MIX:
+        number = (number ^ _shifted(number, shift)) * factor
+    number = number ^ _shifted(number, 31)
+    first, second = ((_shifted(number, shift) & 0xFFFFFF).float().add_(0.5).mul_(2**-24) for shift in (40, 8))
+    return first.log_().mul_(-2).sqrt_().mul_(second.mul_(2 * math.pi).cos_())
+
+
+def _shifted(number: Tensor, by: int) -> Tensor:
+    """A shift to the right that brings zeros in."""
+    return (number >> by) & ((1 << (64 - by)) - 1)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How one batch is mixed with its own reverse.
+
+    Attributes:
+        share: How much of the first image stays, lambda, 0 to 1.
+        box: (top, bottom, left, right) that cutmix pastes; None for mixup.
+    """
+
+    share: float
+    box: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Settings of mixup (Zhang et al., 2017) and cutmix (Yun et al., 2019).
+
+    Attributes:
+        mixup: Alpha of mixup's Beta distribution; 0 is off.
+        cutmix: Alpha of cutmix's Beta distribution; 0 is off. One of the two must be on.
+        prob: Probability that a batch is mixed.
+        switch_prob: Probability of cutmix where both are on.
+        label_smoothing: Share of the target spread over all classes, before mixing.
+        num_classes: Width of the soft targets.
+    """
+
+    mixup: float
+    cutmix: float
+    prob: float
+    switch_prob: float
+    label_smoothing: float
+    num_classes: int
+
+    @classmethod
+    def of(cls, augment: AugmentConfig, num_classes: int) -> Mixing | None:
+        """The recipe's mixing; None when both kinds are off."""
+        if not augment.mixes:
+            return None
+        return cls(
+            augment.mixup,
+            augment.cutmix,
+            augment.mix_prob,
+            augment.mix_switch_prob,
+            augment.label_smoothing,
+            num_classes,
+        )
+
+    def draw(self, generator: np.random.Generator, height: int, width: int) -> Mix:
+        """Choose how to mix one batch of height x width images."""
+        if generator.random() >= self.prob:
+            return Mix(1.0)
+        use_cutmix = self.cutmix > 0 and (self.mixup <= 0 or generator.random() < self.switch_prob)
+        alpha = self.cutmix if use_cutmix else self.mixup
+        share = float(generator.beta(alpha, alpha))
+        if not use_cutmix:
+            return Mix(share)
+        center = int(generator.integers(height)), int(generator.integers(width))
+        box = cut_box(height, width, share, *center)
+        area = (box[1] - box[0]) * (box[3] - box[2])
+        return Mix(1 - area / (height * width), box)  # the border may have cut the box
+
+    def apply(self, images: torch.Tensor, labels: torch.Tensor, mix: Mix) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mix a batch; image i with image B - 1 - i.
+
+        Args:
+            images: Normalised images (B, C, H, W) float; cutmix overwrites them.
+            labels: (B,) int64.
+            mix: What `draw` chose.
+
+        Returns:
+            (images, soft targets (B, num_classes) float32).
+        """
+        if mix.box is not None:
+            top, bottom, left, right = mix.box
+            images[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].flip(0)
+        elif mix.share < 1:
+            images = images.mul(mix.share).add_(images.flip(0), alpha=1 - mix.share)
+        targets = smooth_one_hot(labels, self.num_classes, self.label_smoothing)
+        if mix.share < 1:
+            targets = targets * mix.share + targets.flip(0) * (1 - mix.share)
+        return images, targets
+
+
+def cut_box(height: int, width: int, share: float, center_y: int, center_x: int) -> tuple[int, int, int, int]:
+    """Cutmix's box of area (1 - share) around a centre, cut at the border: (top, bottom, left, right)."""
+    side = math.sqrt(1 - share)
+    cut_h, cut_w = int(height * side), int(width * side)
+    top, bottom = center_y - cut_h // 2, center_y + (cut_h + 1) // 2
+    left, right = center_x - cut_w // 2, center_x + (cut_w + 1) // 2
+    return max(top, 0), min(bottom, height), max(left, 0), min(right, width)
+
+
+def smooth_one_hot(labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:
+    """Targets (B, num_classes) float32: `smoothing` spread evenly, the rest on the label."""
+    return F.one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from illama.data.augment.erasing import RandomErasing
+from illama.data.augment.batched import RandomErasing
 from illama.data.eval_transform import EvalTransform, normalize
 from illama.data.loading.batch import Batch, MicroBatch, TrainingOrder, to_device
 from illama.data.loading.samples import (
