@@ -5,17 +5,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from illama import native
 from illama.attention import triton
 from illama.device import linear
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from tests.pictures import DRAW, draw_blank
 
 ON_GPU = torch.cuda.is_available() and not triton._INTERPRETED
 torch.set_num_threads(1)  # the suite runs one worker per core
@@ -64,11 +63,20 @@ def _what_computes_on_the_cpu_is_nobodys_but_the_tests() -> Iterator[None]:
     linear._chosen.update(chosen)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _blank_pngs() -> None:
+    Figure.savefig = draw_blank
+
+
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PNGs are drawn."""
+    monkeypatch.setattr(Figure, "savefig", DRAW)
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures on their way to the disk."""
-    from matplotlib.figure import Figure
-
     figures: list[Figure] = []
     save = Figure.savefig
 

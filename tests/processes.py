@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from illama.errors import Stopped, UserError
+from tests.pictures import draw_blank
 
 # Started once and forked for each process: importing torch takes longer than most of the tests.
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -84,6 +86,7 @@ def _one(rank: int, count: int, port: int, results: Any, work: Callable[..., Any
     # thread of C++ is said there alone.
     os.dup2(os.open(faults, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
     faulthandler.enable()
+    Figure.savefig = draw_blank
     if count > 1:
         os.environ |= launched(rank, count, port)
     try:

@@ -12,14 +12,14 @@ from illama.models import ILlama, roadmap_config
 from illama.optional import import_timm
 
 
-@pytest.mark.parametrize(("variant", "img_size"), [("tiny", 224), ("tiny", (64, 96)), ("base", 64)])
-def test_logits_and_gradients(variant: str, img_size: int | tuple[int, int]) -> None:
-    timm = import_timm()
-    theirs = timm.create_model(f"vit_{variant}_patch16_224", img_size=img_size, num_classes=11).double().eval()
+@pytest.mark.parametrize(("variant", "depth", "img_size"), [("tiny", 12, 224), ("tiny", 2, (64, 96)), ("base", 2, 64)])
+def test_logits_and_gradients(variant: str, depth: int, img_size: int | tuple[int, int]) -> None:
+    timm, edits = import_timm(), {"img_size": img_size, "depth": depth, "num_classes": 11}
+    theirs = timm.create_model(f"vit_{variant}_patch16_224", **edits).double().eval()
     with torch.no_grad():  # timm starts norms at 1, biases and the head at 0: too plain to find a swapped pair
         for parameter in theirs.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
-    ours = ILlama(roadmap_config("vit", variant, img_size=img_size, num_classes=11)).double().eval()
+    ours = ILlama(roadmap_config("vit", variant, **edits)).double().eval()
     ours.load_state_dict(theirs.state_dict())
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     images = torch.randn(2, 3, *size, dtype=torch.float64)

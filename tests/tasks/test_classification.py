@@ -67,7 +67,7 @@ def test_other_targets_are_refused(targets: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (3, 3, 32, 32), (9, 3, 96, 160), (33, 1, 8, 8)])
 def test_wrong_answers_are_told_apart_without_colour(
-    tmp_path: Path, drawn: list[Figure], shape: tuple[int, ...]
+    tmp_path: Path, drawing: None, drawn: list[Figure], shape: tuple[int, ...]
 ) -> None:
     images = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
     truths = [i % 3 for i in range(len(images))]

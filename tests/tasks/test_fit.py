@@ -14,16 +14,10 @@ from illama.data import look
 from illama.errors import UserError
 from illama.recipes import load_recipe
 from illama.tasks.fit import FEW_STEPS, fit_to_data, short_run
-from illama.training.loop import Run
 from illama.weights import load_model
 from tests.pictures import paint, tiny, tiny_words
 
 THREE = {"cat": 12, "dog": 12, "emu": 12}
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "_draw", lambda self: None)
 
 
 def typed(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:

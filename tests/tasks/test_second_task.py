@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import illama
 from illama.cli.train import summary
@@ -17,6 +18,7 @@ from illama.errors import UserError
 from illama.recipes import load_recipe, plan_batches
 from illama.training.loop import TrainResult, train
 from illama.training.runs import read_run
+from tests.pictures import DRAW
 from tests.processes import in_processes
 from tests.runs import distance, records, same_weights, stopped_run
 from tests.tasks.shapes import LEVELS, TASK, Shapes, shapes_recipe
@@ -26,7 +28,10 @@ SHORT = ("schedule.epochs=2", "schedule.softness.cutoff_epochs=1", "data.storage
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
-    return train(shapes_recipe(), tmp_path_factory.mktemp("shapes") / "run", device="cpu")
+    """Its pictures are drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", DRAW)
+        return train(shapes_recipe(), tmp_path_factory.mktemp("shapes") / "run", device="cpu")
 
 
 def test_it_learns_and_is_judged_by_its_own_score(trained: TrainResult) -> None:

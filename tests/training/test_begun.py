@@ -22,18 +22,13 @@ from illama.evaluation.origin import DataIdentity, marks, tensors_id
 from illama.evaluation.subject import open_subject
 from illama.recipes import DataConfig, Recipe, load_recipe
 from illama.training.begun import Origin
-from illama.training.loop import Run, train
+from illama.training.loop import train
 from illama.training.runs import read_run
 from tests.pictures import paint, tiny, tiny_words
 from tests.runs import records, same_weights, stopped_run
 
 SPLITS = {"train/cat": 8, "train/dog": 8, "val/cat": 4, "val/dog": 4}
 WHOLE = {"cat": 20, "dog": 20}
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "_draw", lambda self: None)
 
 
 @pytest.fixture

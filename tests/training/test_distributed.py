@@ -42,7 +42,7 @@ LEVERS = ("schedule.patch_drop={rate: 0.5, cutoff_epochs: 2}", "schedule.mixing=
 def train_here(recipe: Recipe, out: Path, crash_at: int | None = None) -> list[tuple[int, list[int]]]:
     """Train; returns (step, positions of the images) of each micro-batch. A crash is an exception before a step."""
     seen: list[tuple[int, list[int]]] = []
-    step, draw = Run._step, Run._draw
+    step = Run._step
 
     def noted(self: Run, batches: Any) -> float:
         if self.state.progress.step == crash_at:
@@ -56,14 +56,14 @@ def train_here(recipe: Recipe, out: Path, crash_at: int | None = None) -> list[t
 
         return step(self, watched())
 
-    Run._step, Run._draw = noted, lambda self: None  # type: ignore[method-assign]
+    Run._step = noted  # type: ignore[method-assign]
     try:
         train(recipe, out, device="cpu")
     except Stopped:
         if crash_at is None:
             raise
     finally:
-        Run._step, Run._draw = step, draw  # type: ignore[method-assign]
+        Run._step = step  # type: ignore[method-assign]
     return seen
 
 
@@ -103,45 +103,57 @@ def test_two_processes_train_a_part_of_cifar10_like_one(
 
 
 def test_shards_train_like_copies(toy: Callable[..., Recipe], tmp_path: Path) -> None:
-    """FSDP2 against DDP, and one process reads the checkpoint of the shards."""
-    recipe = toy(*EVERYTHING)
-    in_processes(2, train_here, recipe, tmp_path / "ddp")
-    sharded = toy(*EVERYTHING, "train.parallel=fsdp", "train.accumulation=2")
-    in_processes(2, train_here, toy(*EVERYTHING, "train.accumulation=2"), tmp_path / "accumulated")
-    in_processes(2, train_here, sharded, tmp_path / "fsdp_accumulated")
-    in_processes(2, train_here, toy(*EVERYTHING, "train.parallel=fsdp"), tmp_path / "fsdp")
-    for one, other in (("ddp", "fsdp"), ("accumulated", "fsdp_accumulated")):
-        for file in FILES:
-            assert distance(tmp_path / one, tmp_path / other, file) <= 1e-6
-    states = [load_checkpoint(tmp_path / name, "last").training_state["optimizer"] for name in ("ddp", "fsdp")]
+    """FSDP2 against DDP, also with accumulation, and one process reads the checkpoint of the shards.
+
+    Gradients can be added up in bf16. Where a run computes in it, shards travel in it: the products are those of
+    copies, the norms' weights alone are rounded more, and shards stay float32.
+    """
+    fsdp, twice, bf16 = "train.parallel=fsdp", "train.accumulation=2", "train.precision=bf16"
+    runs = {
+        "copies": (),
+        "shards": (fsdp,),
+        "copies twice": (twice,),
+        "shards twice": (fsdp, twice),
+        "sums in bf16": (fsdp, "train.grad_reduce=bf16"),
+        "copies in bf16": (bf16,),
+        "shards in bf16": (bf16, fsdp),
+    }
+    for name, edits in runs.items():
+        in_processes(2, train_here, toy(*EVERYTHING, "train.save_every_steps=100", *edits), tmp_path / name)
+
+    def apart(one: str, other: str, file: str = FILES[0]) -> float:
+        return distance(tmp_path / one, tmp_path / other, file)
+
+    for file in FILES:
+        assert apart("copies", "shards", file) <= 1e-6
+        assert apart("copies twice", "shards twice", file) <= 1e-6
+    states = [load_checkpoint(tmp_path / name, "last").training_state["optimizer"] for name in ("copies", "shards")]
     for one, other in zip(*(state["state"].values() for state in states), strict=True):
         for key in one:
             torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-8)
+    assert 1e-7 < apart("shards", "sums in bf16") < 1e-2
+    assert 1e-7 < apart("copies in bf16", "shards in bf16") <= apart("shards", "copies in bf16")
+    state = load_checkpoint(tmp_path / "shards in bf16", "last")
+    assert {tensor.dtype for tensor in state.model_state.values()} == {torch.float32}
 
 
-IN_SHORT = [(2, 1, "fsdp"), (2, 2, "fsdp"), (1, 2, "ddp"), (3, 1, "ddp")]
+IN_SHORT = [(2, (1, 2), "fsdp"), (1, (2,), "ddp"), (3, (1,), "ddp")]
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "parallel"),
-    [
-        pytest.param(*case, marks=() if case in IN_SHORT else pytest.mark.faults)
-        for before, after in ((2, 1), (1, 2), (2, 2), (3, 1), (3, 3))
-        for case in ((before, after, "ddp"), (before, after, "fsdp"))
-    ],
-)
+    ("before", "others", "parallel"),
+    [*IN_SHORT, *(pytest.param(*case, marks=pytest.mark.faults) for case in (
+        (2, (1, 2), "ddp"), (1, (2,), "fsdp"), (3, (3,), "ddp"), (3, (1, 3), "fsdp"),
+    ))],
+)  # fmt: skip
 def test_a_run_goes_on_with_another_number_of_processes(
-    before: int, after: int, parallel: str, toy: Callable[..., Recipe], tmp_path: Path
+    before: int, others: tuple[int, ...], parallel: str, toy: Callable[..., Recipe], tmp_path: Path
 ) -> None:
     """In the middle of an epoch: the same images in the same order, none twice, and the weights of an undisturbed run.
 
     On the same number of processes bit for bit.
     """
     recipe = toy(*EVERYTHING, f"train.parallel={parallel}", "train.total_batch=24", "optimizer.lr_batch=24")
-    whole = in_processes(before, train_here, recipe, tmp_path / "whole")
-    first = in_processes(before, train_here, recipe, tmp_path / "broken", 9)
-    assert load_checkpoint(tmp_path / "broken", "last").meta.step == 8  # an epoch has six steps
-    second = in_processes(after, train_here, recipe, tmp_path / "broken")
 
     def images_of_steps(ranks: list[list[tuple[int, list[int]]]]) -> dict[int, list[int]]:
         steps: dict[int, list[int]] = {}
@@ -149,20 +161,24 @@ def test_a_run_goes_on_with_another_number_of_processes(
             steps.setdefault(step, []).extend(chosen)
         return {step: sorted(chosen) for step, chosen in steps.items()}
 
-    expected = images_of_steps(whole)
-    went_on = images_of_steps(second)
-    assert min(went_on) == 8
-    done = {step: chosen for step, chosen in images_of_steps(first).items() if step < 8} | went_on
-    assert done == expected
-    for epoch in range(3):
-        images = [image for step in range(6 * epoch, 6 * epoch + 6) for image in done[step]]
-        assert len(images) == len(set(images)) == 6 * 24
-    for file in FILES:
-        assert distance(tmp_path / "whole", tmp_path / "broken", file) <= 1e-6
+    expected = images_of_steps(in_processes(before, train_here, recipe, tmp_path / "whole"))
+    first = images_of_steps(in_processes(before, train_here, recipe, tmp_path / "broken", 9))
+    assert load_checkpoint(tmp_path / "broken", "last").meta.step == 8  # an epoch has six steps
+    for after in others:
+        run = shutil.copytree(tmp_path / "broken", tmp_path / f"on {after}")
+        went_on = images_of_steps(in_processes(after, train_here, recipe, run))
+        assert min(went_on) == 8
+        done = {step: chosen for step, chosen in first.items() if step < 8} | went_on
+        assert done == expected
+        for epoch in range(3):
+            images = [image for step in range(6 * epoch, 6 * epoch + 6) for image in done[step]]
+            assert len(images) == len(set(images)) == 6 * 24
+        for file in FILES:
+            assert distance(tmp_path / "whole", run, file) <= 1e-6
+            if before == after:
+                assert same_weights(tmp_path / "whole", run, file=file)
         if before == after:
-            assert same_weights(tmp_path / "whole", tmp_path / "broken", file=file)
-    if before == after:
-        assert records(tmp_path / "whole") == records(tmp_path / "broken")
+            assert records(tmp_path / "whole") == records(run)
 
 
 def stop_by_signal_on(rank: int, at_step: int, recipe: Recipe, out: Path) -> Any:
@@ -247,7 +263,6 @@ def test_an_error_of_one_process_ends_all_and_is_told_once(toy: Callable[..., Re
 def given(recipes: list[Recipe], out: Path, starts: list[Path | None]) -> Any:
     """Each process is given its own."""
     rank = int(os.environ["RANK"])
-    Run._draw = lambda self: None  # type: ignore[method-assign]
     return train(recipes[rank], out, device="cpu", init_from=starts[rank]).steps
 
 
@@ -306,28 +321,6 @@ def test_start_weights_are_compared(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "elsewhere", tmp_path / "source1")
     starts[1] = tmp_path / "elsewhere"
     assert in_processes(2, given, [tiny(data)] * 2, tmp_path / "run", starts) == [12, 12]
-
-
-def test_gradients_of_shards_can_be_added_up_in_bf16(toy: Callable[..., Recipe], tmp_path: Path) -> None:
-    for name, kind in (("exact", "float32"), ("bf16", "bf16")):
-        recipe = toy(*EVERYTHING, "train.parallel=fsdp", f"train.grad_reduce={kind}")
-        in_processes(2, train_here, recipe, tmp_path / name)
-    assert 1e-7 < distance(tmp_path / "exact", tmp_path / "bf16") < 1e-2
-
-
-def test_shards_travel_in_bf16_where_a_run_computes_in_it(toy: Callable[..., Recipe], tmp_path: Path) -> None:
-    """The products are those of copies; the norms' weights alone are rounded more. Shards stay float32."""
-    runs = {
-        "copies": ("train.precision=bf16",),
-        "shards": ("train.precision=bf16", "train.parallel=fsdp"),
-        "exact": ("train.parallel=fsdp",),
-    }
-    for name, edits in runs.items():
-        in_processes(2, train_here, toy(*EVERYTHING, *edits), tmp_path / name)
-    rounding = distance(tmp_path / "exact", tmp_path / "copies")
-    assert 1e-7 < distance(tmp_path / "copies", tmp_path / "shards") <= rounding
-    state = load_checkpoint(tmp_path / "shards", "last")
-    assert {tensor.dtype for tensor in state.model_state.values()} == {torch.float32}
 
 
 def weights_on_the_way(precision: str) -> list[tuple[str, torch.dtype, torch.dtype]]:

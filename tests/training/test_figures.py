@@ -21,6 +21,8 @@ from illama.training.figures import (
     read_metrics,
 )
 
+pytestmark = pytest.mark.usefixtures("drawing")
+
 
 def start_run(run: Path, recipe: str, epochs: int, overrides: tuple[str, ...] = (), ema: bool = False) -> None:
     run.mkdir()

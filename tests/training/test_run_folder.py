@@ -187,9 +187,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 @pytest.fixture(scope="module")
 def undisturbed(tiny_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_draw", lambda self: None)
-        train(tiny_recipe, out, device="cpu")
+    train(tiny_recipe, out, device="cpu")
     return out
 
 
@@ -205,7 +203,6 @@ def disturbed(recipe: Recipe, run: Path, disturb: Callable[[], object], monkeypa
             disturb()
         return evaluation
 
-    monkeypatch.setattr(Run, "_draw", lambda self: None)
     monkeypatch.setattr(Run, "_end_of_step", ends)
     train(recipe, run, device="cpu")
 
@@ -222,7 +219,6 @@ def test_a_run_that_is_moved_while_it_trains_stops_and_goes_on_elsewhere(
         with pytest.raises(UserError, match="was moved or deleted while it was trained"):
             disturbed(tiny_recipe, run, lambda: run.rename(moved), patch)
     assert not run.exists()
-    monkeypatch.setattr(Run, "_draw", lambda self: None)
     train(tiny_recipe, moved, device="cpu")
     assert same_weights(moved, undisturbed)
     assert not logs or records(moved) == records(undisturbed)

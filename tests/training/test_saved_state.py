@@ -32,11 +32,6 @@ SPLITS = {"train/cat": 8, "train/dog": 8, "val/cat": 4, "val/dog": 4}
 State = dict[str, Any]
 
 
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Run, "_draw", lambda self: None)
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return paint(tmp_path_factory.mktemp("pictures") / "d", SPLITS)
@@ -49,9 +44,7 @@ def recipe(pictures: Path) -> Recipe:
 
 @pytest.fixture(scope="module")
 def begun(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "_draw", lambda self: None)
-        return stopped_run(recipe, tmp_path_factory.mktemp("begun") / "run")
+    return stopped_run(recipe, tmp_path_factory.mktemp("begun") / "run")
 
 
 @pytest.fixture
