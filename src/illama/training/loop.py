@@ -16,7 +16,7 @@ import torch
 from illama.checkpoint import Saver
 from illama.data import Batch
 from illama.data.rng import Purpose, seed_global
-from illama.device import only_repeatable, resolve_precision
+from illama.device import autocast, only_repeatable, resolve_precision
 from illama.distributed import ALONE, Vote, World, is_sharded, join_world
 from illama.errors import Stopped, UserError
 from illama.evaluation.origin import DataIdentity, Origin, content_id, names_id
@@ -432,4 +432,5 @@ class Run:
             path = self.run_dir / "predictions.png" if self.world.is_main else None
             transform = parts.eval_loader.transform
             parts.model.eval()
-            parts.task.draw_predictions(path, parts.model, parts.eval_source, transform, self.device)
+            with autocast(self.device, self.precision):  # blocks that are sharded in bf16 take nothing else
+                parts.task.draw_predictions(path, parts.model, parts.eval_source, transform, self.device)
