@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,8 @@ def test_shards_train_like_copies(toy: Callable[..., Recipe], tmp_path: Path) ->
         "copies in bf16": (bf16,),
         "shards in bf16": (bf16, fsdp),
     }
-    for name, edits in runs.items():
-        in_processes(2, train_here, toy(*EVERYTHING, "train.save_every_steps=100", *edits), tmp_path / name)
+    short = ("schedule.epochs=2", "train.save_every_steps=100")
+    in_processes(2, train_all, {tmp_path / name: toy(*EVERYTHING, *short, *edits) for name, edits in runs.items()})
 
     def apart(one: str, other: str, file: str = FILES[0]) -> float:
         return distance(tmp_path / one, tmp_path / other, file)
@@ -135,6 +135,17 @@ def test_shards_train_like_copies(toy: Callable[..., Recipe], tmp_path: Path) ->
     assert 1e-7 < apart("copies in bf16", "shards in bf16") <= apart("shards", "copies in bf16")
     state = load_checkpoint(tmp_path / "shards in bf16", "last")
     assert {tensor.dtype for tensor in state.model_state.values()} == {torch.float32}
+
+
+def train_all(recipes: dict[Path, Recipe]) -> None:
+    """One after the other."""
+    for out, recipe in recipes.items():
+        train_here(recipe, out)
+
+
+def train_twice(recipe: Recipe, whole: Path, broken: Path, crash_at: int) -> Any:
+    """Undisturbed and crashed; the images of both."""
+    return train_here(recipe, whole), train_here(recipe, broken, crash_at)
 
 
 IN_SHORT = [(2, (1, 2), "fsdp"), (1, (2,), "ddp"), (3, (1,), "ddp")]
@@ -155,14 +166,14 @@ def test_a_run_goes_on_with_another_number_of_processes(
     """
     recipe = toy(*EVERYTHING, f"train.parallel={parallel}", "train.total_batch=24", "optimizer.lr_batch=24")
 
-    def images_of_steps(ranks: list[list[tuple[int, list[int]]]]) -> dict[int, list[int]]:
+    def images_of_steps(ranks: Iterable[list[tuple[int, list[int]]]]) -> dict[int, list[int]]:
         steps: dict[int, list[int]] = {}
         for step, chosen in (entry for rank in ranks for entry in rank):
             steps.setdefault(step, []).extend(chosen)
         return {step: sorted(chosen) for step, chosen in steps.items()}
 
-    expected = images_of_steps(in_processes(before, train_here, recipe, tmp_path / "whole"))
-    first = images_of_steps(in_processes(before, train_here, recipe, tmp_path / "broken", 9))
+    ranks = in_processes(before, train_twice, recipe, tmp_path / "whole", tmp_path / "broken", 9)
+    expected, first = map(images_of_steps, zip(*ranks, strict=True))
     assert load_checkpoint(tmp_path / "broken", "last").meta.step == 8  # an epoch has six steps
     for after in others:
         run = shutil.copytree(tmp_path / "broken", tmp_path / f"on {after}")
