@@ -25,7 +25,6 @@ _CONTEXT.set_forkserver_preload(
     [
         "illama.training.loop",
         "tests.processes",
-        "sklearn.datasets",
         "torch._dynamo",
         "torch.distributed.fsdp",
         "torch.utils.tensorboard",

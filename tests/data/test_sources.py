@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from illama.data.decode.images import BrokenImage
 from illama.data.layout import open_source
 from illama.data.source import number_classes
+from illama.data.sources.named import DigitsSource
 from illama.data.sources.splits import choose_split, split_in_name, stratified_choice
 from illama.errors import UserError
 from illama.recipes import DataConfig
@@ -66,6 +67,14 @@ def test_digits_splits_are_fixed_and_stratified() -> None:
         assert test.labels[i] == DIGITS.target[row]
         assert np.array_equal(np.asarray(test.read(i)), np.rint(DIGITS.images[row] * 255 / 16))
     assert open_source(_config(name="digits"), "test").read(0).mode == "RGB"
+
+
+def test_digits_are_those_of_scikit_learn() -> None:
+    for split in ("train", "test"):
+        source = open_source(_config(name="digits"), split, in_chans=1)
+        assert isinstance(source, DigitsSource)
+        assert np.array_equal(source.images, np.rint(DIGITS.images[source.rows] * (255 / 16)).astype(np.uint8))
+        assert np.array_equal(source.labels, DIGITS.target[source.rows])
 
 
 def test_digits_have_no_other_split() -> None:

@@ -37,7 +37,6 @@ _FORKED.set_forkserver_preload(
         "tests.processes",
         "illama.training.loop",
         "illama.cli.train",
-        "sklearn.datasets",
         "torch._dynamo",
         "torch.distributed.fsdp",
         "torch.utils.tensorboard",

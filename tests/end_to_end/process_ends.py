@@ -23,7 +23,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import sklearn.datasets
 import torch
 import torch._dynamo
 import torch.distributed.fsdp
@@ -35,7 +34,7 @@ from illama.recipes import Recipe, load_recipe
 from illama.training.loop import Run, train
 from tests.training.conftest import TOY
 
-PREPARED = (sklearn.datasets, torch._dynamo, torch.distributed.fsdp, torch.utils.tensorboard)  # for the forks
+PREPARED = (torch._dynamo, torch.distributed.fsdp, torch.utils.tensorboard)  # for the forks
 HANGS_AFTER_S = 60.0
 STOPPED = 75
 

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,11 +75,13 @@ class DigitsLayout(Layout):
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 8, 8), 0 to 16, and what they show (N,): a file of text, of which one reading is enough."""
-    from sklearn.datasets import load_digits  # a second of import that other data sets need not pay
+    """Images (N, 8, 8), 0 to 16, and what they show (N,), as `sklearn.datasets.load_digits` gives them.
 
-    digits = load_digits()
-    return digits.images, digits.target
+    The file is read past scikit-learn, whose import takes seconds of every start.
+    """
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(file), delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
