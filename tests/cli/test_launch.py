@@ -19,7 +19,7 @@ from tests.cli.conftest import Run
 from tests.training.conftest import TOY
 
 PATIENCE_S = 120.0
-STEPS = 160  # of the run that is stopped: 5 in each of 32 epochs; enough to stop it on the way
+STEPS = 80  # of the run that is stopped: 5 in each of 16 epochs; enough to stop it on the way
 
 
 def launch(out: Path, *words: str, processes: int = 2) -> subprocess.Popen[str]:
@@ -61,7 +61,7 @@ def state(run: Run, run_dir: Path) -> tuple[str, int]:
 
 def test_a_stopped_run_says_75_and_the_same_command_ends_it(run: Run, tmp_path: Path) -> None:
     """SIGTERM to the launcher alone, as schedulers send it, after some steps."""
-    words = (f"schedule.epochs={STEPS // 5}", "train.eval_every_epochs=16")
+    words = (f"schedule.epochs={STEPS // 5}", "train.eval_every_epochs=8")
     first = launch(tmp_path / "run", *words)
     until = time.monotonic() + PATIENCE_S
     while steps_logged(tmp_path / "run") < 4 and first.poll() is None and time.monotonic() < until:
