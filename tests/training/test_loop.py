@@ -206,6 +206,29 @@ def test_a_non_finite_loss_stops_before_the_weights_change(
     assert last is None if bad_step == 0 else last.meta.step == 5
 
 
+@pytest.mark.parametrize(("value", "gives"), [(math.nan, "loss=nan"), (math.inf, "loss=nan"), (-math.inf, "loss=inf")])
+def test_an_evaluation_that_is_not_finite_stops_the_run(
+    value: float, gives: str, toy: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of training was finite to the end of the epoch; neither log nor checkpoint has what was broken then."""
+    original = Run._step
+
+    def step_that_breaks(self: Run, batches: Any) -> float:
+        waited = original(self, batches)
+        if self.state.progress.step == 9:
+            with torch.no_grad():
+                self.parts.model.head.bias[0] = value
+        return waited
+
+    monkeypatch.setattr(Run, "_step", step_that_breaks)
+    with pytest.raises(UserError, match=rf"the evaluation at step 10 gives {gives}; the last good.* is step 5 .*--out"):
+        train(toy("model.drop_path=0", "train.eval_every_epochs=1"), tmp_path / "run", device="cpu")
+    assert [record["step"] for record in records(tmp_path / "run") if record["kind"] == "eval"] == [5]
+    last = load_checkpoint(tmp_path / "run", "last")
+    assert last is not None
+    assert last.meta.step == 5
+
+
 def test_a_changed_recipe_is_refused_and_named(toy: Callable[..., Recipe], tmp_path: Path) -> None:
     train(toy(), tmp_path / "run", device="cpu")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()

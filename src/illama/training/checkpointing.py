@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from illama.checkpoint import Checkpoint, Meta, Saver, kept_tag, load_checkpoint, newest_checkpoint
-from illama.checkpoint.folder import DamagedError
+from illama.checkpoint.folder import DamagedError, checkpoint_folder, stated_meta
 from illama.checkpoint.format import EMA_FILE, MODEL_FILE, STATE_FILE
 from illama.console.text import shown
 from illama.data.sources.splits import difference
@@ -223,8 +223,7 @@ class Keeper:
     def last_step(self) -> int | None:
         """Step of the newest checkpoint on disk; None without one."""
         newest = newest_checkpoint(self.run_dir)
-        saved = None if newest is None else load_checkpoint(self.run_dir, newest.tag, verify=False)
-        return None if saved is None else saved.meta.step
+        return None if newest is None else int(stated_meta(checkpoint_folder(self.run_dir, newest.tag))["step"])
 
     def _load(self, tag: str) -> Checkpoint:
         saved = load_checkpoint(self.run_dir, tag, verify=False)  # rank 0 has compared the checksums

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -311,6 +312,9 @@ class Run:
         evaluation, improved = None, False
         if evaluates:
             evaluation = self._evaluate()
+            bad = [key for key, value in evaluation.items() if isinstance(value, float) and not math.isfinite(value)]
+            if bad:
+                raise self._diverged(f"the evaluation at step {step} gives {bad[0]}={evaluation[bad[0]]}")
             log.write(evaluation)
             log.say(self.validation.in_words(evaluation))
             judged = evaluation[score.judged_key(schedules.ends_soft)]
@@ -353,14 +357,19 @@ class Run:
         bad = self.guard.first_bad_step()
         if bad is None:
             return
+        where = f" on process {self.guard.bad_ranks()}" if self.world.size > 1 else ""
+        lr = self.parts.schedules.lr(bad)
+        raise self._diverged(
+            f"the loss is not finite at step {bad}{where} (learning rate {lr:.3g}); no weight was changed by it"
+        )
+
+    def _diverged(self, what: str) -> UserError:
+        """The error of a run that cannot go on; to be raised by all processes."""
         self.keeper.saver.close()
         last = self.world.lead(self.keeper.last_step)
         good = "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
-        where = f" on process {self.guard.bad_ranks()}" if self.world.size > 1 else ""
-        lr = self.parts.schedules.lr(bad)
-        raise self.world.error(
-            f"the loss is not finite at step {bad}{where} (learning rate {lr:.3g}); no weight was changed by it; "
-            f"{good} ({self.run_dir / 'checkpoints' / 'last'}); "
+        return self.world.error(
+            f"{what}; {good} ({self.run_dir / 'checkpoints' / 'last'}); "
             "lower optimizer.lr or set optimizer.clip_grad=1.0, in a new folder (--out)"
         )
 
