@@ -14,6 +14,7 @@ from illama.data.augment.image_ops import rotation, warp
 from illama.data.rng import Draws, DrawShare
 from illama.errors import UserError
 from illama.optional import import_timm
+from illama.recipes import load_recipe
 
 FILL = (124, 116, 104)
 
@@ -149,9 +150,21 @@ def test_jitter_uses_each_operation_once_with_factors_around_one() -> None:
     assert len({tuple(column) for column in torch.stack([layer.op for layer in layers]).T.tolist()}) == 6
 
 
-def test_unknown_parts_are_named() -> None:
-    with pytest.raises(UserError, match="'w0' is unknown"):
-        RandAugment.parse("rand-m9-w0")
+@pytest.mark.parametrize("text", ["rand-m9-w0", "rand-m9.5", "rand-n2.5", "rand-m9-inc0.5", "rand-mmax1.5", "rand-z1"])
+def test_recipes_refuse_what_timm_does_not_understand(text: str) -> None:
+    with pytest.raises((AssertionError, ValueError)):
+        import_timm().data.auto_augment.rand_augment_transform(text, {})
+    with pytest.raises(UserError, match=r"augment\.randaugment: allowed: text like rand-m9-"):
+        load_recipe("cifar10_micro", [f"augment.randaugment={text}"])
+
+
+@pytest.mark.parametrize(
+    "text", ["rand-m9-mstd0.5-inc1", "rand-n3-p0.5-m0", "rand-mstd101-mmax20", "rand-p1-inc0-m9-m8"]
+)
+def test_what_recipes_accept_both_understand(text: str) -> None:
+    load_recipe("cifar10_micro", [f"augment.randaugment={text}"])
+    theirs = import_timm().data.auto_augment.rand_augment_transform(text, {})
+    assert RandAugment.parse(text).layers == theirs.num_layers
 
 
 def test_every_operation_is_covered() -> None:

@@ -32,8 +32,8 @@ AtLeastZero = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# What timm's reader of RandAugment strings understands: m(agnitude), n(umber), w(eights), p(robability), inc, ...
-_RANDAUGMENT = r"^rand(-(mstd|mmax|inc|m|n|w|p)[0-9]+(\.[0-9]+)?)+$"
+# What timm understands of RandAugment strings: m(agnitude), n(umber), p(robability), mstd, mmax, inc(reasing).
+_RANDAUGMENT = r"^rand(-((m|n|mmax|inc)[0-9]+|(p|mstd)[0-9]+(\.[0-9]+)?))+$"
 # The name of a folder below runs/: no way out of it, and nothing that a terminal acts upon.
 _RUN_NAME = r"^\.*[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$"
 _DATA_NAME = r"^(auto|digits|parquet|folder|manifest|(torch|hfds|hfids|tfds|wds)/.+)$"

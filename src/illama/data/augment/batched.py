@@ -21,7 +21,6 @@ from torch import Tensor
 from illama.data.augment import image_ops
 from illama.data.augment.image_ops import rotation, warp
 from illama.data.rng import Draws
-from illama.errors import UserError
 
 if TYPE_CHECKING:
     from illama.recipes.schema import AugmentConfig, Recipe
@@ -149,11 +148,8 @@ class RandAugment:
 
     @classmethod
     def parse(cls, text: str) -> RandAugment:
-        """Read timm's spelling: rand-m9-mstd0.5-inc1; n (operations), p and mmax may follow.
-
-        Raises:
-            UserError: The string has a part that batches do not know.
-        """
+        """Read timm's spelling: rand-m9-mstd0.5-inc1; n (operations), p and mmax may follow. The recipe's schema has
+        refused every other text."""
         keys: dict[str, tuple[str, Callable[[str], float]]] = {
             "m": ("magnitude", float),
             "n": ("layers", int),
@@ -162,17 +158,10 @@ class RandAugment:
             "mmax": ("magnitude_max", float),
             "inc": ("increasing", lambda value: bool(int(value))),
         }
-        name, *parts = text.split("-")
         settings: dict[str, Any] = {}
-        for part in parts:
-            match = re.fullmatch(r"([a-z]+)(\d+(?:\.\d+)?)", part)
-            if name != "rand" or match is None or match[1] not in keys:
-                raise UserError(
-                    f"augment.randaugment {text!r}: {part!r} is unknown for images in memory; allowed: rand with "
-                    f"-{', -'.join(keys)} and a number; data.storage=stream hands the string to timm"
-                )
-            field, read = keys[match[1]]
-            settings[field] = read(match[2])
+        for key, value in re.findall(r"-([a-z]+)([0-9.]+)", text):
+            field, read = keys[key]
+            settings[field] = read(value)
         if settings.get("magnitude_std", 0) > 100:
             settings["magnitude_std"] = math.inf
         return cls(**settings)

@@ -309,14 +309,8 @@ def _at_once(device: torch.device, batch_bytes: int) -> int:
 
 
 def _augment_on_device(recipe: Recipe, device: torch.device, targets: Targets) -> BatchTransform | None:
-    """What follows the crop, for whole batches on a GPU; None where workers do it: on CPUs, and for RandAugment
-    strings that only timm understands."""
-    if device.type == "cpu":
-        return None
-    try:
-        return targets.batched(recipe, crop="none")
-    except UserError:
-        return None
+    """What follows the crop, for whole batches on a GPU; None on CPUs, where workers do it."""
+    return None if device.type == "cpu" else targets.batched(recipe, crop="none")
 
 
 def _keep_in_memory(recipe: Recipe, source: Source, crop: str, targets: Targets) -> tuple[DecodedImages | None, str]:
