@@ -44,7 +44,7 @@ test: .venv/dev.stamp
 test-faults: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2 -rP -m "faults or not faults" $(addprefix tests/end_to_end/test_,kill.py faults.py \
 	  ranks.py signals.py process_ends.py)
-	$(BIN)/python -m pytest -n 2 -m faults tests/reproduce tests/training
+	$(BIN)/python -m pytest -n 2 -m faults tests/reproduce tests/training tests/models tests/data
 
 # Damaged inputs of every kind, 10,000 of them (CASES=1000 for fewer); ILLAMA_FUZZ_SEED=random for others than always.
 # A slice of it is part of `make test`. What fails is kept in build/fuzz/failures, with the command that repeats it.

@@ -135,8 +135,9 @@ def test_each_draw_batch_keeps_patches_of_its_own(monkeypatch: pytest.MonkeyPatc
 # exact restarts
 
 
-@pytest.mark.parametrize(("storage", "workers"), [("memory", 0), ("stream", 0), ("stream", 2)])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(
+    ("storage", "workers", "accumulation"), [("memory", 0, 1), ("memory", 0, 2), ("stream", 0, 1), ("stream", 2, 2)]
+)
 def test_a_restart_at_any_step_gives_the_same_batches(storage: str, workers: int, accumulation: int) -> None:
     recipe = _recipe(
         *EVERYTHING, f"data.storage={storage}", f"data.workers={workers}", f"train.accumulation={accumulation}"

@@ -278,7 +278,14 @@ def _is_gone(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
-@pytest.mark.parametrize(("method", "end"), [("fork", "exit"), ("fork", "stop"), ("fork", "die"), ("spawn", "exit")])
+@pytest.mark.parametrize(
+    ("method", "end"),
+    [
+        ("fork", "die"),
+        ("spawn", "exit"),
+        *(pytest.param("fork", end, marks=pytest.mark.faults) for end in ("exit", "stop")),
+    ],
+)
 def test_no_worker_outlives_its_parent(method: str, end: str, tmp_path: Path) -> None:
     """Whether the parent ends in the middle of the stream, with a stopped worker, or is killed itself."""
     script = tmp_path / "parent.py"

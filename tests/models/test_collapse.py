@@ -57,8 +57,15 @@ def test_cls_first_and_strictly_causal_stays_at_chance() -> None:
     assert torch.count_nonzero(image_gradient(model)) == 0
 
 
-@pytest.mark.parametrize("mask_mode", ["pre_softmax", "post_softmax"])
-@pytest.mark.parametrize("cure", ["ps_cls", "modified_causal"])
+@pytest.mark.parametrize(
+    ("cure", "mask_mode"),
+    [
+        ("ps_cls", "pre_softmax"),
+        ("modified_causal", "post_softmax"),
+        pytest.param("ps_cls", "post_softmax", marks=pytest.mark.faults),
+        pytest.param("modified_causal", "pre_softmax", marks=pytest.mark.faults),
+    ],
+)
 def test_both_cures_learn(cure: str, mask_mode: str) -> None:
     model, loss = trained_loss(row(cure, mask_mode))
     assert loss < 0.5 * math.log(10)

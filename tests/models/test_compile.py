@@ -173,8 +173,10 @@ def exported(model: ILlama, images: torch.Tensor) -> torch.export.ExportedProgra
     return program
 
 
-@pytest.mark.parametrize("softness", [0.0, 0.5])
-@pytest.mark.parametrize("edits", [{}, {"mask_mode": "pre_softmax"}, VIT], ids=["post", "pre", "vit"])
+@pytest.mark.parametrize(
+    ("edits", "softness"),
+    [({}, 0.0), ({}, 0.5), ({"mask_mode": "pre_softmax"}, 0.0), ({"mask_mode": "pre_softmax"}, 0.5), (VIT, 0.0)],
+)
 def test_exported_without_our_operators(edits: dict[str, Any], softness: float) -> None:
     model, (images, _) = toy(attention_backend="reference", **edits).eval(), batch()
     model.set_softness(softness)

@@ -53,7 +53,10 @@ def crash_before(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("crash_at", "more"), [(1, ()), (4, ()), (7, ()), (13, ()), (9, LEVERS)])
+@pytest.mark.parametrize(
+    ("crash_at", "more"),
+    [(1, ()), (7, ()), (9, LEVERS), *(pytest.param(step, (), marks=pytest.mark.faults) for step in (4, 13))],
+)
 def test_a_crash_changes_nothing(
     crash_at: int,
     more: tuple[str, ...],
