@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from illama.analysis import causality as causality_module
-from illama.analysis.causality import LayerLeak, causality, describe, exact_copy, percent, spread, why_not
+from illama.analysis.causality import LayerLeak, causality, describe, exact_copy, percent_text, spread, why_not
 from illama.analysis.causality.sensitivity import changes_before_cuts, exchange, exchanged, followed_tokens
 from illama.analysis.registry import CausalityOptions
 from illama.data.source import SubsetSource
@@ -105,7 +105,7 @@ def test_sentences() -> None:
     assert layers[-1] == LayerLeak(75, 0, 0.0, 0.0, (0.0, 0.0, 0.0))
     leaky, layers = leak_of()
     assert leaky.startswith("leaks through the softmax denominator: 75 of 75 earlier tokens changed, median relative ")
-    assert leaky.endswith(f"largest {percent(layers[-1].largest)}, from layer 1 on")
+    assert leaky.endswith(f"largest {percent_text(layers[-1].largest)}, from layer 1 on")
     assert leak_of(**KINDS["peer"])[0].startswith("bidirectional: 105 of 105 earlier tokens changed")
     assert leak_of(0.25)[0].startswith("not causal at softness 0.25: ")
     modified = KINDS["modified mask"]
@@ -139,7 +139,7 @@ def test_numbers_of_a_layer_by_hand() -> None:
     [(0.0, "exactly 0"), (0.027, "2.7 %"), (1.5, "150 %"), (3e-5, "0.003 %"), (3.1e-9, "3.1e-09")],
 )
 def test_changes_for_people(change: float, text: str) -> None:
-    assert percent(change) == text
+    assert percent_text(change) == text
 
 
 @pytest.mark.parametrize(

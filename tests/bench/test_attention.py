@@ -11,13 +11,13 @@ from illama.attention import BACKENDS
 from illama.bench import attention
 from illama.bench.attention import SDPA, SDPA_CAUSAL, bench_attention
 from illama.bench.machine import Ceilings
-from illama.bench.options import AttentionOptions
+from illama.bench.options import AttentionBenchOptions
 from illama.errors import UserError
 from tests.bench.conftest import FakeTimer
 
 
-def options(**changes: Any) -> AttentionOptions:
-    return AttentionOptions(**{"device": "cpu", "shape": ("1,2,5,32",), "rounds": 1} | changes)
+def options(**changes: Any) -> AttentionBenchOptions:
+    return AttentionBenchOptions(**{"device": "cpu", "shape": ("1,2,5,32",), "rounds": 1} | changes)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from illama.bench import attention
 from illama.bench.attention import SDPA, SDPA_CAUSAL, bench_attention
 from illama.bench.interleave import GRAPH_CALLS, GRAPH_S, ROUND_S, Case, Effort, measure
 from illama.bench.machine import Ceilings
-from illama.bench.options import AttentionOptions
+from illama.bench.options import AttentionBenchOptions
 from illama.bench.report import as_markdown, print_report
 from illama.device import timers
 from illama.device.timers import CannotCapture, CudaGraphs, graphs_for, timer_for
@@ -102,7 +102,9 @@ def test_attention_is_captured_where_the_device_has_graphs(
     graphs = AllButOne()
     monkeypatch.setattr(attention, "graphs_for", lambda device: asked.append(device) or graphs)
     monkeypatch.setattr(attention, "timer_for", lambda device: FakeTimer(lambda run: 1e-3 * getattr(run, "calls", 2)))
-    options = AttentionOptions(device="cpu", shape=("1,1,5,32",), rounds=1, backend=("reference",), backward=backward)
+    options = AttentionBenchOptions(
+        device="cpu", shape=("1,1,5,32",), rounds=1, backend=("reference",), backward=backward
+    )
     report = bench_attention(options)
     assert set(asked) == {torch.device("cpu")}
     assert [(row.name, row.timed_eagerly) for row in report.groups[0].cases] == [
@@ -233,7 +235,7 @@ def test_on_cuda_what_cannot_be_captured_breaks_nothing() -> None:
 def test_on_cuda_every_backend_is_captured(
     backward: bool, known_ceilings: Ceilings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = AttentionOptions(device="cuda", shape=("2,3,65,64",), dtype=("bf16",), rounds=1, backward=backward)
+    asked = AttentionBenchOptions(device="cuda", shape=("2,3,65,64",), dtype=("bf16",), rounds=1, backward=backward)
     (group,) = bench_attention(asked).groups
     assert {row.name: row.failure for row in group.cases if row.failure is not None} == {}
     assert group.rounds.eager == {}

@@ -23,7 +23,7 @@ from illama.bench.interleave import Case, Effort, measure
 from illama.bench.machine import Ceilings, out_of_memory, unless_out_of_memory
 from illama.bench.model import bench_networks
 from illama.bench.networks import Treatment, build_illama
-from illama.bench.options import AttentionOptions, ModelOptions
+from illama.bench.options import AttentionBenchOptions, ModelOptions
 from illama.bench.report import Report, as_markdown, print_report, write_report
 from illama.cli.main import main
 from illama.errors import UserError
@@ -237,7 +237,7 @@ def test_attention_without_room(failing: str, monkeypatch: pytest.MonkeyPatch) -
             monkeypatch.setattr(attention.F, "scaled_dot_product_attention", no_room)
         else:
             monkeypatch.setattr(attention, "soft_causal_attention_qkvpacked", no_room)
-    asked = AttentionOptions(device="cpu", shape=shapes, rounds=1, backend=("reference",))
+    asked = AttentionBenchOptions(device="cpu", shape=shapes, rounds=1, backend=("reference",))
     found = [[name for name, timed, _, _ in group if timed] for group in rows(bench_attention(asked))]
     expected = {
         "illama reference": [[SDPA, SDPA_CAUSAL]],

@@ -16,7 +16,7 @@ from scipy.io import savemat
 
 from illama.console.text import shown
 from illama.data import write_shards as module
-from illama.data.write_shards import make_plan
+from illama.data.write_shards import plan_shards
 from tests.cli.conftest import Run
 from tests.cli.test_main import one_line
 
@@ -140,7 +140,7 @@ def test_files_that_cannot_be_read_have_exit_code_2(
     lost = folder / "train" / "two" / "1.png"
 
     def listed(*words: object) -> object:
-        plan = make_plan(*words)  # type: ignore[arg-type]
+        plan = plan_shards(*words)  # type: ignore[arg-type]
         lost.unlink(missing_ok=True)
         return plan
 

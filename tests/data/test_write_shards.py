@@ -26,7 +26,7 @@ from sklearn.datasets import load_digits
 from illama.data import write_shards as module
 from illama.data.layout import open_source
 from illama.data.sources.folder import look_at_folder
-from illama.data.write_shards import ShardingResult, make_plan, only_writer, write_shards
+from illama.data.write_shards import ShardingResult, only_writer, plan_shards, write_shards
 from illama.errors import UserError
 from illama.recipes import DataConfig
 
@@ -253,7 +253,7 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.
 def test_too_small_a_disk_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = digit_folders(tmp_path / "a", train=20, val=0)
     layout = look_at_folder(DataConfig(path=str(source)), None)
-    needed = sum(one.tar_bytes for one in make_plan(layout, 7, 0).shards)
+    needed = sum(one.tar_bytes for one in plan_shards(layout, 7, 0).shards)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=needed - 1))
     with pytest.raises(UserError, match=r"needs 41\.0 kB, 41\.0 kB are free; free some"):
         shard(source, tmp_path / "s")
@@ -269,7 +269,7 @@ def losing(monkeypatch: pytest.MonkeyPatch, *files: Path) -> None:
     """Files that vanish when the source has just been listed."""
 
     def listed(*words: Any) -> Any:
-        plan = make_plan(*words)
+        plan = plan_shards(*words)
         for file in files:
             file.unlink(missing_ok=True)
         return plan

@@ -19,8 +19,8 @@ from illama.reproduce.figures import (
     Line,
     Step,
     StudyPanel,
-    draw_curves,
     draw_steps,
+    draw_study_curves,
     far_from_most,
     with_margin,
 )
@@ -67,14 +67,14 @@ def bodies(axes: Axes) -> list[list[float]]:
 
 @pytest.mark.parametrize(("rows", "panels"), [(1, 1), (2, 2), (12, 3)])
 def test_a_study_is_an_svg_and_the_same_twice(rows: int, panels: int) -> None:
-    first = draw_curves([study(rows)] * panels)
+    first = draw_study_curves([study(rows)] * panels)
     assert ElementTree.fromstring(first).tag.endswith("svg")
-    assert first == draw_curves([study(rows)] * panels)
+    assert first == draw_study_curves([study(rows)] * panels)
 
 
 def test_mean_and_standard_deviation(drawn: list[Figure]) -> None:
     line = Line("a", (1, 2, 3, 4), ((1.0, 2.0, NAN, NAN), (3.0, 4.0, 5.0, NAN), (5.0, math.inf, 7.0, NAN)))
-    draw_curves([StudyPanel("", "", (line,))])
+    draw_study_curves([StudyPanel("", "", (line,))])
     axes = drawn[0].axes[0]
     assert bodies(axes)[0] == pytest.approx([3.0, 3.0, 6.0, NAN], nan_ok=True)
     band = axes.collections[0].get_paths()[0].vertices
@@ -84,7 +84,7 @@ def test_mean_and_standard_deviation(drawn: list[Figure]) -> None:
 
 
 def test_one_seed_is_a_thin_line_without_a_band(drawn: list[Figure]) -> None:
-    draw_curves([StudyPanel("", "", (curves("one", 90, seeds=1), curves("three", 91)))])
+    draw_study_curves([StudyPanel("", "", (curves("one", 90, seeds=1), curves("three", 91)))])
     axes = drawn[0].axes[0]
     assert len(axes.collections) == 1
     assert axes.lines[0].get_linewidth() < axes.lines[1].get_linewidth()
@@ -92,7 +92,7 @@ def test_one_seed_is_a_thin_line_without_a_band(drawn: list[Figure]) -> None:
 
 def test_twelve_rows_differ_and_keep_their_look_in_every_panel(drawn: list[Figure]) -> None:
     panel = study(12)
-    draw_curves([panel, StudyPanel("Loss", "nats", panel.lines[::-1])])
+    draw_study_curves([panel, StudyPanel("Loss", "nats", panel.lines[::-1])])
     looks = [
         [(line.get_color(), str(line.get_linestyle()), line._unscaled_dash_pattern) for line in axes.lines[:12]]
         for axes in drawn[0].axes
@@ -106,7 +106,7 @@ def test_twelve_rows_differ_and_keep_their_look_in_every_panel(drawn: list[Figur
 
 def test_the_switch_is_marked_by_a_line_and_a_dot(drawn: list[Figure]) -> None:
     line = Line("soft", (1, 2, 3, 4), ((10.0, 20.0, 30.0, 40.0),), switch=2.5)
-    draw_curves([StudyPanel("", "", (line, Line("hard", (1, 2, 3, 4), ((9.0, 19.0, 29.0, 39.0),))))])
+    draw_study_curves([StudyPanel("", "", (line, Line("hard", (1, 2, 3, 4), ((9.0, 19.0, 29.0, 39.0),))))])
     lines = drawn[0].axes[0].lines
     dots = [(list(mark.get_xdata()), list(mark.get_ydata())) for mark in lines if len(mark.get_xdata()) == 1]
     assert dots == [([2.5], [25.0])]
@@ -115,7 +115,7 @@ def test_the_switch_is_marked_by_a_line_and_a_dot(drawn: list[Figure]) -> None:
 
 
 def test_no_switch_no_mark(drawn: list[Figure]) -> None:
-    draw_curves([StudyPanel("", "", (curves("a", 90),))])
+    draw_study_curves([StudyPanel("", "", (curves("a", 90),))])
     assert len(drawn[0].axes[0].lines) == 1
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["a"]
 
@@ -123,7 +123,7 @@ def test_no_switch_no_mark(drawn: list[Figure]) -> None:
 def test_the_late_part_can_be_read(drawn: list[Figure]) -> None:
     """A cliff of the first epochs takes no room, and what comes later is all in the picture."""
     panel = StudyPanel("", "", tuple(curves(f"{at}", 85 + at) for at in range(5)))
-    draw_curves([panel])
+    draw_study_curves([panel])
     low, high = drawn[0].axes[0].get_ylim()
     late = [value for line in panel.lines for seed in line.seeds for value in seed[15:]]
     assert low < min(late) < max(late) < high
@@ -133,14 +133,14 @@ def test_the_late_part_can_be_read(drawn: list[Figure]) -> None:
 def test_the_drop_after_a_switch_is_in_the_picture(drawn: list[Figure]) -> None:
     values = [float(60 + epoch) for epoch in range(30)]
     values[3] = 40.0
-    draw_curves([StudyPanel("", "", (Line("soft", tuple(range(30)), (tuple(values),), switch=2),))])
+    draw_study_curves([StudyPanel("", "", (Line("soft", tuple(range(30)), (tuple(values),), switch=2),))])
     assert drawn[0].axes[0].get_ylim()[0] < 40
 
 
 def test_a_collapsed_row_is_named_at_the_edge(drawn: list[Figure]) -> None:
     lines = [curves(f"row {at}", 88 + at) for at in range(4)]
     collapsed = Line("$collapsed$", lines[0].epochs, (tuple([10.0] * 30),) * 3)
-    draw_curves([StudyPanel("", "", (*lines, collapsed))])
+    draw_study_curves([StudyPanel("", "", (*lines, collapsed))])
     axes = drawn[0].axes[0]
     assert axes.get_ylim()[0] > 50
     assert texts(axes) == ["$collapsed$ \N{DOWNWARDS ARROW} 10"]
@@ -148,13 +148,13 @@ def test_a_collapsed_row_is_named_at_the_edge(drawn: list[Figure]) -> None:
 
 def test_rows_without_values(drawn: list[Figure]) -> None:
     lines = (Line("nan", (1, 2), ((NAN, NAN),) * 2, 1), Line("never", (1, 2), ()), Line("empty", (), ()))
-    draw_curves([StudyPanel("", "", lines), StudyPanel("none", "", ())])
+    draw_study_curves([StudyPanel("", "", lines), StudyPanel("none", "", ())])
     assert len(drawn[0].legends[0].get_texts()) == 4
 
 
 def test_titles_and_labels_are_no_formulas_and_stay_inside(drawn: list[Figure]) -> None:
     long = "a quantity with a very long name $x_1 of many words " * 3
-    draw_curves([StudyPanel(long, long, (curves("$\\frac{a}{$", 90, epochs=2),))])
+    draw_study_curves([StudyPanel(long, long, (curves("$\\frac{a}{$", 90, epochs=2),))])
     figure = drawn[0]
     figure.draw_without_rendering()
     width, height = figure.get_size_inches() * figure.dpi

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 
 import illama
-from illama.cli.train import summary
+from illama.cli.train import last_line
 from illama.data import TrainLoader
 from illama.errors import UserError
 from illama.recipes import load_recipe, plan_batches
@@ -41,7 +41,7 @@ def test_it_learns_and_is_judged_by_its_own_score(trained: TrainResult) -> None:
     assert trained.best == max(record["miou_causal"] for record in evaluations)
     assert {"miou", "miou_causal", "ema_miou", "loss", "loss_causal", "ema_loss"} <= evaluations[0].keys()
     assert "top1" not in json.dumps(records(trained.run_dir))
-    assert summary(trained).startswith(f"test mIoU {trained.scores['miou']:.2f} % after 80 steps, ")
+    assert last_line(trained).startswith(f"test mIoU {trained.scores['miou']:.2f} % after 80 steps, ")
 
 
 def test_its_run_is_listed_and_drawn(trained: TrainResult) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from illama.analysis.registry import ClassesOptions
-from illama.analysis.report import AnalysisResult, Measure, canvas, open_frame, short, shown
+from illama.analysis.report import AnalysisResult, Measure, canvas, name_text, open_frame, short
 from illama.errors import UserError
 from illama.evaluation.saved_logits import SavedLogits, class_mismatch, logits_for
 from illama.evaluation.scores import Answers
@@ -121,7 +121,7 @@ def most_confident_mistakes(answers: Answers, count: int) -> np.ndarray:
 def _one_class(targets: np.ndarray, names: tuple[str, ...]) -> str | None:
     if len(np.unique(targets)) != 1:
         return None
-    name = shown(names[targets[0]]) if names else str(targets[0])
+    name = name_text(names[targets[0]]) if names else str(targets[0])
     return f"all {len(targets)} images are of class {name}; give a data set with images of two classes at least"
 
 
@@ -156,7 +156,7 @@ def _summary(balanced: float, interval: Interval, per_class: list[dict[str, Any]
 
 
 def _accuracy(row: dict[str, Any]) -> str:
-    return f"{shown(row['class'])}, {row['accuracy']:.1f} % of {row['images']:,}"
+    return f"{name_text(row['class'])}, {row['accuracy']:.1f} % of {row['images']:,}"
 
 
 def _blocks(
@@ -187,7 +187,7 @@ def _blocks(
 
 def _confusion_table(confused: list[dict[str, Any]]) -> Table:
     rows = (
-        (shown(row["truth"]), shown(row["prediction"]), f"{row['images']:,}", f"{row['percent']:.1f} %")
+        (name_text(row["truth"]), name_text(row["prediction"]), f"{row['images']:,}", f"{row['percent']:.1f} %")
         for row in confused
     )
     header = ("true class", "predicted", "images", "of the class's images")
@@ -198,8 +198,8 @@ def _mistake_table(wrong: list[dict[str, Any]]) -> Table:
     rows = (
         (
             " ".join(row["image"].split()),
-            shown(row["truth"]),
-            shown(row["prediction"]),
+            name_text(row["truth"]),
+            name_text(row["prediction"]),
             f"{100 * row['confidence']:.2f} %",
         )
         for row in wrong

@@ -245,12 +245,12 @@ def layers_along(axes: Axes, layers: int) -> range:
     return numbers
 
 
-def shown(name: str) -> str:
+def name_text(name: str) -> str:
     """A name of a class on one line; a WordNet id of ImageNet with its word."""
     return text.shown(" ".join(readable(name).split()))
 
 
 def short(name: str) -> str:
     """The same, where there is room for `LONGEST_NAME` characters."""
-    name = shown(name)
+    name = name_text(name)
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from illama.attention import BACKENDS, AttentionRequest, soft_causal_attention_qkvpacked
 from illama.bench.interleave import Case, Effort, Rounds, measure
 from illama.bench.machine import Ceilings, OtherLoad, peak_bytes, unless_out_of_memory
-from illama.bench.options import AttentionOptions, BenchPrecision
+from illama.bench.options import AttentionBenchOptions, BenchPrecision
 from illama.bench.report import CaseRow, Group, Report, bench_environment, measure_groups
 from illama.console.progress import WorkProgress
 from illama.device import resolve_device
@@ -23,7 +23,7 @@ Attend = Callable[[torch.Tensor], torch.Tensor]
 SDPA, SDPA_CAUSAL = "torch SDPA, no mask", "torch SDPA, is_causal"
 
 
-def bench_attention(options: AttentionOptions, keep: Callable[[Report], None] = lambda report: None) -> Report:
+def bench_attention(options: AttentionBenchOptions, keep: Callable[[Report], None] = lambda report: None) -> Report:
     """Measure attention at every shape and precision asked for, forward or forward and backward.
 
     A backend for which there is no memory says so in its row, and the others go on.
@@ -72,7 +72,7 @@ class _Setting:
     shape: tuple[int, int, int, int]
     precision: BenchPrecision
     device: torch.device
-    options: AttentionOptions
+    options: AttentionBenchOptions
 
     @property
     def title(self) -> str:
@@ -92,7 +92,7 @@ class _Setting:
         return BACKENDS[backend].why_not(request)
 
 
-def _how(options: AttentionOptions, device: torch.device) -> tuple[str, ...]:
+def _how(options: AttentionBenchOptions, device: torch.device) -> tuple[str, ...]:
     lines = (
         f"Softness {options.softness:g}, given as a tensor. q, k and v are views of one packed tensor (B, N, 3, h, d), "
         "as a network's projection makes it; backward gives the gradient of that tensor. Memory: beyond that tensor.",

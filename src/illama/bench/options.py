@@ -89,7 +89,7 @@ class ModelOptions(EffortOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionOptions(EffortOptions):
+class AttentionBenchOptions(EffortOptions):
     """Options of `bench attention`.
 
     Attributes:

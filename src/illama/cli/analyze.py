@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from illama.analysis.registry import ANALYSES, Analysis, ComparisonOptions
-from illama.cli.output import Checkpoint, Json, SubjectOptions, check_targets, hand_over, say
+from illama.cli.output import CheckpointPath, Json, SubjectOptions, check_targets, hand_over, say
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class LookOptions(SubjectOptions):
 
 @analyze_command.command(name="report")
 def report_command(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointPath,
     /,
     *words: str,
     without: Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="")] = (),

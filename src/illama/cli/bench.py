@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from illama.bench.options import AttentionOptions, DataOptions, ModelOptions
+from illama.bench.options import AttentionBenchOptions, DataOptions, ModelOptions
 from illama.cli.output import STDOUT, Json, check_targets, hand_over, write_result
 from illama.console.text import as_json
 from illama.system.files import is_stream
@@ -51,7 +51,7 @@ def train_command(
 
 @bench_command.command(name="attention")
 def attention_command(
-    options: Annotated[AttentionOptions, Parameter(name="*")] = AttentionOptions(),  # noqa: B008 - frozen
+    options: Annotated[AttentionBenchOptions, Parameter(name="*")] = AttentionBenchOptions(),  # noqa: B008 - frozen
     *,
     json: Json = None,
 ) -> None:

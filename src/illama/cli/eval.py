@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from illama.cli.output import Checkpoint, Json, SubjectOptions, check_targets, hand_over, say
+from illama.cli.output import CheckpointPath, Json, SubjectOptions, check_targets, hand_over, say
 from illama.console.text import shown
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ WEAKEST = 10
 
 
 def eval_command(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointPath,
     /,
     *,
     options: SubjectOptions = SubjectOptions(),  # noqa: B008 - frozen

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from illama.cli.output import Checkpoint, SubjectOptions, check_targets, say
+from illama.cli.output import CheckpointPath, SubjectOptions, check_targets, say
 from illama.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ ENDING = ".safetensors"
 
 
 def features_command(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointPath,
     /,
     *,
     out: Path,

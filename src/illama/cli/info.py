@@ -26,10 +26,10 @@ def info_command(weights: Path, /, *, json: Json = None) -> None:
 
     check_targets(json=json)
     loaded = load_weights(weights)
-    hand_over(json, lambda: to_dict(loaded), lambda: print(report(loaded)))
+    hand_over(json, lambda: info_to_dict(loaded), lambda: print(report(loaded)))
 
 
-def to_dict(weights: Weights) -> dict[str, Any]:
+def info_to_dict(weights: Weights) -> dict[str, Any]:
     """Everything as plain values."""
     from illama.models.cost import multiply_adds, needed_multiply_adds, parameters
 
@@ -55,7 +55,7 @@ def to_dict(weights: Weights) -> dict[str, Any]:
 
 def report(weights: Weights) -> str:
     """The same for people, a line for each matter."""
-    values, config, meta = to_dict(weights), weights.meta.config, weights.meta
+    values, config, meta = info_to_dict(weights), weights.meta.config, weights.meta
     height, width = config.height_width
     names = ", ".join(shown(name) for name in meta.classes[:SHOWN_CLASSES])
     more = f", ... ({len(meta.classes):,})" if len(meta.classes) > SHOWN_CLASSES else ""

@@ -91,7 +91,7 @@ def write_result(target: str, text: str) -> None:
         raise UserError(f"cannot write {target}: {error.strerror}; give another name") from error
 
 
-Checkpoint = Annotated[
+CheckpointPath = Annotated[
     str, Parameter(help="A run folder, a checkpoint, a weights file, or the name of published weights.")
 ]
 

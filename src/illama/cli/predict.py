@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from illama.cli.output import STDOUT, Checkpoint, Csv, Device, Json, check_targets, say, write_result
+from illama.cli.output import STDOUT, CheckpointPath, Csv, Device, Json, check_targets, say, write_result
 from illama.console.text import as_json, shown
 from illama.errors import UserError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def predict_command(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointPath,
     image: str,
     /,
     *images: str,

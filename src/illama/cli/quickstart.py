@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from illama.cli.output import Device
-from illama.cli.train import summary
+from illama.cli.train import last_line
 from illama.errors import UserError
 
 RECIPE = "digits_micro"
@@ -27,7 +27,7 @@ def quickstart_command(*overrides: str, out: Path = Path("runs/quickstart"), dev
     recipe = load_recipe(RECIPE, overrides)
     result = train(recipe, out=out, device=device)
     examples = write_examples(result.run_dir / "examples", recipe.data.eval_split)
-    print(f"\n{summary(result)}")
+    print(f"\n{last_line(result)}")
     print(
         f"Pictures: {result.run_dir / 'curves.png'} (the run) and {result.run_dir / 'predictions.png'} (what it sees)"
     )

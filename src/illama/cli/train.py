@@ -51,10 +51,10 @@ def train_command(
 
     result = train(resolved, out=out, device=device, init_from=init_from, track=track)
     if is_main_process():
-        print(summary(result))
+        print(last_line(result))
 
 
-def summary(result: TrainResult) -> str:
+def last_line(result: TrainResult) -> str:
     """The outcome of a run in one line."""
     score, scores, at = result.score, result.scores, ""
     if result.softness:

@@ -169,7 +169,7 @@ class CheckedSplit:
 
 
 @dataclass(frozen=True)
-class Place:
+class ImagePlace:
     """One image.
 
     Attributes:
@@ -236,13 +236,13 @@ class CheckResult:
         """How many images this holds for."""
         return sum(int((split.rows["issues"] & issue > 0).sum()) for split in self.splits)
 
-    def places(self, issue: Issue) -> Iterator[Place]:
+    def places(self, issue: Issue) -> Iterator[ImagePlace]:
         """The images that this holds for, in order."""
         for number, split in enumerate(self.splits):
             for i in np.flatnonzero(split.rows["issues"] & issue):
                 yield self.place(number, int(i), issue)
 
-    def place(self, split: int, i: int, issue: Issue | None = None) -> Place:
+    def place(self, split: int, i: int, issue: Issue | None = None) -> ImagePlace:
         """An image by its position; `issue` decides what the detail is about."""
         checked, detail = self.splits[split], ""
         if issue in (Issue.BROKEN, Issue.WRONG_ENDING):
@@ -250,7 +250,7 @@ class CheckResult:
         elif issue == Issue.TINY:
             detail = f"{checked.rows['width'][i]} x {checked.rows['height'][i]}"
         source = checked.source
-        return Place(checked.name, source.location(i), source.classes[source.labels[i]], detail)
+        return ImagePlace(checked.name, source.location(i), source.classes[source.labels[i]], detail)
 
     def spread(self, column: str) -> tuple[float, float, float] | None:
         """Smallest, median and largest "width", "height" or "bytes" of the readable images; None where not known."""
@@ -321,7 +321,7 @@ class CheckResult:
         return [_plain(place) | {key: place.detail} for place in self.places(issue)]
 
 
-def _plain(place: Place) -> dict[str, str]:
+def _plain(place: ImagePlace) -> dict[str, str]:
     return {"split": place.split, "where": place.where, "class": place.label}
 
 

@@ -163,7 +163,7 @@ class ShardPlan:
         return key, "jpg" if ending in _JPEG_ENDINGS else ending[1:]
 
 
-def make_plan(layout: FolderLayout, images_per_shard: int, seed: int) -> ShardPlan:
+def plan_shards(layout: FolderLayout, images_per_shard: int, seed: int) -> ShardPlan:
     """Decide the order of an image folder's files: training images shuffled by the seed, the others by name.
 
     Raises:
@@ -447,7 +447,7 @@ def _plan(layout: FolderLayout, target: Path, images_per_shard: int, seed: int) 
     if PLAN_FILE not in present:
         if present:
             raise UserError(f"{target} holds something else ({', '.join(present[:3])}); give a new or empty folder")
-        plan = make_plan(layout, images_per_shard, seed)
+        plan = plan_shards(layout, images_per_shard, seed)
         for name in plan.classes:
             if not name.isprintable() or name != name.strip():
                 raise UserError(f"class folder {name!r} cannot be a line of {CLASSES_FILE}; rename it")
@@ -461,7 +461,7 @@ def _plan(layout: FolderLayout, target: Path, images_per_shard: int, seed: int) 
     reasons = [f"it was begun with {option} {then}, not {now}" for option, then, now in options if then != now]
     if not reasons:
         finished = {name: shard.left_out for name, shard in _noted(target).items()}
-        changed = changed_source(plan, make_plan(layout, images_per_shard, seed), finished)
+        changed = changed_source(plan, plan_shards(layout, images_per_shard, seed), finished)
         reasons = [changed] if changed else []
     if reasons:
         raise UserError(f"{target} cannot be continued: {'; '.join(reasons)}; undo that, or give a new folder")

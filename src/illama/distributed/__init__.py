@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from illama.device import resolve_device
-from illama.distributed.rendezvous import PATIENCE, Place, difference, meet
+from illama.distributed.rendezvous import PATIENCE, RunPlace, first_difference, meet
 from illama.errors import ToldElsewhere, UserError
 
 T = TypeVar("T")
@@ -134,7 +134,7 @@ class World:
             return
         first, *others = self.gather({name: str(value) for name, value in mine.items()})
         for rank, other in enumerate(others, 1):
-            said = difference(first, other, 0, rank)
+            said = first_difference(first, other, 0, rank)
             if said is not None:
                 raise self.error(said)
 
@@ -188,12 +188,12 @@ class Vote:
 
 def is_main_process() -> bool:
     """Whether this process, of however many, is the one that prints results."""
-    return Place.of_environment().rank == 0
+    return RunPlace.of_environment().rank == 0
 
 
 def local_size() -> int:
     """Processes of this run on this machine."""
-    return Place.of_environment().local_size
+    return RunPlace.of_environment().local_size
 
 
 @contextmanager
@@ -207,7 +207,7 @@ def join_world(device: str | None, given: Mapping[str, Any] | None = None) -> It
     Raises:
         UserError: No such device, one GPU named for several processes, or the processes were given different things.
     """
-    place = Place.of_environment()
+    place = RunPlace.of_environment()
     if place.size == 1:
         yield ALONE, resolve_device(device)
         return
@@ -254,7 +254,7 @@ def cannot_join(problem: str) -> UserError:
     """
     place = None
     try:
-        place = Place.of_environment()
+        place = RunPlace.of_environment()
         if place.size == 1:
             return UserError(problem)
         meet(place, {}, problem)
@@ -265,7 +265,7 @@ def cannot_join(problem: str) -> UserError:
     return UserError(problem if place is None else f"process {place.rank}: {problem}")
 
 
-def _meet_and_join(place: Place, device: str | None, given: Mapping[str, Any]) -> torch.device:
+def _meet_and_join(place: RunPlace, device: str | None, given: Mapping[str, Any]) -> torch.device:
     try:
         mine, problem = _own_device(device, place), None
     except UserError as error:
@@ -297,7 +297,7 @@ def _all_gather(tensor: torch.Tensor, size: int) -> torch.Tensor:
     return rows.cpu()
 
 
-def _own_device(name: str | None, place: Place) -> torch.device:
+def _own_device(name: str | None, place: RunPlace) -> torch.device:
     if name is not None and ":" in name:
         raise UserError(f"--device {name} names one device for {place.size} processes; give cuda or cpu")
     device = resolve_device(name)

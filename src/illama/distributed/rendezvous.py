@@ -43,7 +43,7 @@ _meetings = 0
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPlace:
     """Which of the processes this is, as the launcher says.
 
     Attributes:
@@ -59,7 +59,7 @@ class Place:
     local_size: int
 
     @classmethod
-    def of_environment(cls) -> Place:
+    def of_environment(cls) -> RunPlace:
         """As `torchrun`, `illama launch` and others say it; rank 0 of 1 where nobody does.
 
         Raises:
@@ -86,7 +86,7 @@ def _number(variable: str, default: int | None, least: int) -> int:
     return int(text)
 
 
-def difference(given: Mapping[str, Any], other: Mapping[str, Any], rank: int, other_rank: int) -> str | None:
+def first_difference(given: Mapping[str, Any], other: Mapping[str, Any], rank: int, other_rank: int) -> str | None:
     """The first thing that two processes were given differently, in words; None where there is none."""
     for name in dict.fromkeys((*given, *other)):
         if (name in given, given.get(name)) != (name in other, other.get(name)):
@@ -121,7 +121,7 @@ def has_met() -> bool:
     return _meetings > 0
 
 
-def meet(place: Place, given: Mapping[str, Any], problem: str | None = None) -> dist.Store:
+def meet(place: RunPlace, given: Mapping[str, Any], problem: str | None = None) -> dist.Store:
     """Wait for the other processes of the run, and compare what each was given as they come.
 
     Args:
@@ -175,13 +175,13 @@ def _trouble(here: Sequence[Mapping[str, Any]]) -> tuple[str | None, int]:
         return f"two processes at this MASTER_ADDR and MASTER_PORT have RANK={rank}; {_USE_LAUNCH}", len(here) - 1
     first = min(here, key=lambda one: one["rank"])
     other = last if last is not first else here[0]
-    return difference(first["given"], other["given"], first["rank"], other["rank"]), here.index(first)
+    return first_difference(first["given"], other["given"], first["rank"], other["rank"]), here.index(first)
 
 
 class _Patience:
     """Waiting in small steps, which a signal ends; says after a while what it waits for."""
 
-    def __init__(self, place: Place, limit_s: float) -> None:
+    def __init__(self, place: RunPlace, limit_s: float) -> None:
         self._place, self._limit_s, self._since, self._said = place, limit_s, time.monotonic(), False
 
     def wait(self, what: str) -> None:

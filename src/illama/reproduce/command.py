@@ -19,7 +19,14 @@ from illama.reproduce.complexity import complexity_records, complexity_sections
 from illama.reproduce.runner import Estimate, Outcome, estimate, open_slots, train_all
 from illama.reproduce.studies import COMPLEXITY, NAMES, STUDIES
 from illama.reproduce.study import Base, PlannedRun, PlannedStudy, all_runs, choose_base, plan_studies
-from illama.reproduce.study_report import StudyResult, collect, environments, how_it_was_made, study_section, to_dict
+from illama.reproduce.study_report import (
+    StudyResult,
+    collect,
+    environments,
+    how_it_was_made,
+    study_section,
+    study_to_dict,
+)
 from illama.system.files import make_folder
 from illama.system.lock import RunLock
 
@@ -160,7 +167,7 @@ def reproduce(plan: Plan) -> tuple[list[StudyResult], list[Path], Outcome]:
             "command": command,
             "recipe": plan.base.shown.to_dict(),
             "environments": environments(results),
-            "studies": [to_dict(result) for result in results],
+            "studies": [study_to_dict(result) for result in results],
         }
     if COMPLEXITY in plan.wanted.names:
         records["complexity"] = complexity_records()

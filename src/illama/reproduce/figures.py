@@ -111,7 +111,7 @@ class Step:
     ours: tuple[float, ...]
 
 
-def draw_curves(panels: Sequence[StudyPanel]) -> bytes:
+def draw_study_curves(panels: Sequence[StudyPanel]) -> bytes:
     """Panels side by side, two in a row, with one legend: the mean over seeds in a band of one standard deviation.
 
     A row has the same colour and dashes in all panels. A dotted vertical line and a dot on the curve mark where its

@@ -18,7 +18,7 @@ from illama.console.text import read_json
 from illama.models.cost import multiply_adds, parameters
 from illama.recipes import Recipe
 from illama.report import Block, Bullets, Code, Figure, Section, Table, Text
-from illama.reproduce.figures import Line, Step, StudyPanel, draw_curves, draw_steps
+from illama.reproduce.figures import Line, Step, StudyPanel, draw_steps, draw_study_curves
 from illama.reproduce.study import (
     METRICS,
     Base,
@@ -315,7 +315,7 @@ def environments(results: Sequence[StudyResult]) -> list[dict[str, Any]]:
     return kinds
 
 
-def to_dict(result: StudyResult) -> dict[str, Any]:
+def study_to_dict(result: StudyResult) -> dict[str, Any]:
     """Plain values for JSON."""
     study, setting = result.planned.study, result.planned.setting
     rows = [
@@ -431,7 +431,7 @@ def _pictures(result: StudyResult) -> Iterator[Figure]:
     panels = [StudyPanel(title, label, tuple(_lines(result, kind, key))) for title, label, kind, key in _CURVES]
     yield Figure(
         f"{study.name}-curves",
-        draw_curves(panels),
+        draw_study_curves(panels),
         f"Curves of training loss, test loss and accuracy of the rows of {study.name}",
         "Mean over seeds, band: one standard deviation. A dotted line and a dot mark the epoch where a row's soft mask "
         "has become causal.",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 SoftnessMode = Literal["soft", "standard"]
 DropPathMode = Literal["standard", "early", "late"]
-Shape = Literal["constant", "linear"]
+ScheduleShape = Literal["constant", "linear"]
 
 
 def linspace(step: int, start: float, stop: float, steps: int) -> float:
@@ -55,7 +55,7 @@ def learning_rate(
 
 
 def softness(
-    step: int, *, value: float, mode: SoftnessMode, shape: Shape, cutoff_steps: int, total_steps: int
+    step: int, *, value: float, mode: SoftnessMode, shape: ScheduleShape, cutoff_steps: int, total_steps: int
 ) -> float:
     """How much of later tokens attention sees: 1 bidirectional, 0 causal.
 
@@ -75,7 +75,7 @@ def softness(
 
 
 def drop_path(
-    step: int, *, rate: float, mode: DropPathMode, shape: Shape, cutoff_steps: int, total_steps: int
+    step: int, *, rate: float, mode: DropPathMode, shape: ScheduleShape, cutoff_steps: int, total_steps: int
 ) -> float:
     """Stochastic-depth rate of the whole model (each block takes its share of it).
 
@@ -114,7 +114,7 @@ def mix_prob(step: int, *, prob: float, mode: DropPathMode, cutoff_steps: int, t
     return drop_path(step, rate=prob, mode=mode, shape="constant", cutoff_steps=cutoff_steps, total_steps=total_steps)
 
 
-def _until(step: int, value: float, shape: Shape, cutoff_steps: int) -> float:
+def _until(step: int, value: float, shape: ScheduleShape, cutoff_steps: int) -> float:
     """`value`, constant or falling to 0, for the first `cutoff_steps` steps; 0 afterwards."""
     if step >= cutoff_steps:
         return 0.0

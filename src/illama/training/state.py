@@ -43,7 +43,7 @@ def shard_like(value: Tensor, example: Tensor) -> Tensor:
     return distribute_tensor(on_device, example.device_mesh, example.placements, src_data_rank=None)
 
 
-def load_weights(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+def put_weights(model: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
     """`load_state_dict` of whole tensors into a model that may be sharded."""
     examples = model.state_dict()
     model.load_state_dict({name: shard_like(tensor, examples[name]) for name, tensor in state.items()})
@@ -164,10 +164,10 @@ class TrainState:
         if state.get("linear_kernel") is not None:
             keep_linear_kernels(state["linear_kernel"])
             native.keep(bool(state.get("native")))  # earlier versions had none
-        load_weights(self.model, saved.model_state)
+        put_weights(self.model, saved.model_state)
         load_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None and saved.ema_state is not None:
-            load_weights(self.average.model, saved.ema_state)
+            put_weights(self.average.model, saved.ema_state)
             self.average.updates = state["average_updates"]
         self.progress = Progress(**state["progress"])
         if self.world.is_main:  # it is the sum of all processes' parts

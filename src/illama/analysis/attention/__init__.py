@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from illama.analysis.attention.figures import Pictures, draw_curves, draw_heads, draw_maps, draw_rows
+from illama.analysis.attention.figures import Pictures, draw_heads, draw_layer_curves, draw_maps, draw_rows
 from illama.analysis.attention.measures import (
     AttentionNumbers,
     attention_distance,
@@ -106,7 +106,7 @@ def _blocks(
     mass = not rows_sum_to_one(config, float(model.softness))
     blocks: list[Block] = [
         Text(_how(model, len(sample.images), options.seed)),
-        draw_curves(numbers, shown_layers(config.depth), options.share),
+        draw_layer_curves(numbers, shown_layers(config.depth), options.share),
         draw_heads(numbers, options.share),
         draw_rows(numbers, baselines, mass=mass),
         _table(numbers, mass=mass),

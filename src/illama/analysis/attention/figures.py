@@ -29,7 +29,7 @@ MOST_POINTS = 200  # of a curve; more cannot be told apart at the width of a pag
 MOST_CELLS = 16 * 16  # of the table of ranks that numbers fit into
 
 
-def draw_curves(numbers: AttentionNumbers, layers: Sequence[int], share: float) -> Figure:
+def draw_layer_curves(numbers: AttentionNumbers, layers: Sequence[int], share: float) -> Figure:
     """The paper's Fig. 4 for all heads of some layers.
 
     Args:

@@ -188,11 +188,11 @@ def describe(model: ILlama, layers: Sequence[LayerLeak]) -> str:
         way = f"leaks through {' and '.join(ways) or 'a mask that should be strict'}"
     return (
         f"{way}: {last.moved:,} of {last.earlier:,} earlier tokens changed, median relative change "
-        f"{percent(last.median)}, largest {percent(last.largest)}, from layer {first} on"
+        f"{percent_text(last.median)}, largest {percent_text(last.largest)}, from layer {first} on"
     )
 
 
-def percent(change: float) -> str:
+def percent_text(change: float) -> str:
     """A relative change for people: "2.7 %", or "3.1e-09" where percent would be all zeros."""
     if change < 1e-6:
         return "exactly 0" if change == 0 else f"{change:.2g}"
@@ -208,7 +208,7 @@ def _blocks(
     how: _How,
 ) -> tuple[Block, ...]:
     rows = tuple(
-        (str(index), f"{layer.moved:,} of {layer.earlier:,}", percent(layer.median), percent(layer.largest))
+        (str(index), f"{layer.moved:,} of {layer.earlier:,}", percent_text(layer.median), percent_text(layer.largest))
         for index, layer in enumerate(layers, start=1)
     )
     what = (
