@@ -144,7 +144,7 @@ def test_files_that_cannot_be_read_have_exit_code_2(
         lost.unlink(missing_ok=True)
         return plan
 
-    monkeypatch.setattr(module, "make_plan", listed)
+    monkeypatch.setattr(module, "plan_shards", listed)
     code, out, err = run("data", "shard", folder, tmp_path / "s")
     assert code == 2
     assert "s: 6 images, 2 classes" in out

@@ -274,7 +274,7 @@ def losing(monkeypatch: pytest.MonkeyPatch, *files: Path) -> None:
             file.unlink(missing_ok=True)
         return plan
 
-    monkeypatch.setattr(module, "make_plan", listed)
+    monkeypatch.setattr(module, "plan_shards", listed)
 
 
 def test_vanished_files_are_named_and_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
