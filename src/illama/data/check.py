@@ -53,7 +53,7 @@ CRASHED = "the decoder crashed or ran out of memory"
 _CHUNK = 64
 _IN_FLIGHT = 4  # chunks for each process: none waits, and memory stays bounded
 Inspected = tuple[np.ndarray, dict[int, str]]
-_sources: list[Source] = []
+_sources: list[Source] = []  # of a process of the pool, as is the next
 _min_side = 0
 
 

@@ -1,5 +1,7 @@
-"""What a process is told when it starts (how to treat memory, to repeat its products, to end with its parent), and what
-a signal does to a command that has nothing to save: it ends in one line, from its first moment on.
+"""What a process is told when it starts, and what a signal does to it.
+
+It is told how to treat memory, to repeat its products, to end with its parent. A signal ends a command that has nothing
+to save in one line, from its first moment on.
 
 SIGTERM and SIGINT raise `Interrupted` in the main thread, so that what is open is closed and half-written files go. No
 import is broken by it: C++ that calls Python while a module is set up (`import torch` does) has no answer to an
@@ -32,7 +34,7 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 _LOOK_AGAIN_S = 0.02
 _came: int | None = None
 _begun = False  # the command itself; before, modules are imported and nothing is open
-_PARENT = os.getppid()
+_PARENT = os.getppid()  # another one later: the starter is gone
 
 
 def keep_freed_memory() -> None:

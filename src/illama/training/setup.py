@@ -147,7 +147,7 @@ def start_from(
     """Read the weights that a run starts from.
 
     Args:
-        weights: As `illama.weights.load`.
+        weights: As `illama.weights.load.locate`.
         model: Gets them; None only tells them apart.
         classes: The model's class names, for its head.
 
